@@ -163,6 +163,11 @@ def capture_section(seconds: float) -> Iterator[str]:
             )
         )
     yield from table(("body", "connections", "capture", *HEADER[1:], "processor µs"), rows)
+    yield "\nWhat one thread takes for a request that does nothing else, in µs of processor time:\n"
+    yield from table(
+        ("body", "all", "of it in the kernel", "without the spool"),
+        [(body, *(f"{us:.1f}" for us in astuple(alone))) for body, alone in capture.measure_alone().items()],
+    )
     yield "\n(`python -m tests.benchmarks --only capture`)"
 
 

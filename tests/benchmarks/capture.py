@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import psutil
 
 from tests.benchmarks import load
 from tests.benchmarks.scoring_runtime import CONNECTIONS, SCRIPT
-from tests.local.scoring_environment import Replica, environment_python, start_replica
+from tests.local.scoring_environment import RUNTIME, Replica, environment_python, start_replica
 from tests.unit.scoring.spool_reader import counts, segments
 
 # As the router sends it.
@@ -59,6 +60,31 @@ def measure(*, rounds: int = 9, seconds: float = 1.0) -> dict[tuple[str, int], d
         assert captured > 0
         assert dropped == 0, f"{dropped} of {captured} requests were dropped: that costs less than to capture them"
         return measured
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The processor time of capturing one request in a thread that does nothing else, in microseconds."""
+
+    all_us: float
+    kernel_us: float
+    without_spool_us: float
+
+
+def measure_alone() -> dict[str, Alone]:
+    """Return by body what capturing takes a thread."""
+    measured = {}
+    for name, body in BODIES.items():
+        with tempfile.TemporaryDirectory() as folder, shipped(Path(folder)):
+            done = subprocess.run(
+                [environment_python(), Path(__file__).with_name("capture_alone.py"), folder],
+                env={"PYTHONPATH": str(RUNTIME)},
+                input=body.encode(),
+                stdout=subprocess.PIPE,
+                check=True,
+            )
+        measured[name] = Alone(**json.loads(done.stdout))
+    return measured
 
 
 def side_by_side(

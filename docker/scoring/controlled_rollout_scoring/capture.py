@@ -16,8 +16,11 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+
+# A text as JSON.
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NamedTuple, cast
 
 from controlled_rollout_scoring.request_queue import Reply, Request
@@ -33,8 +36,6 @@ MAX_ID = 200
 # The router's header that says how it chose this version; nobody else can set it.
 ROUTED_BY_VARIABLE = "HTTP_X_CONTROLLED_ROLLOUT_ROUTED_BY"
 BY_WEIGHTS = "weights"
-# A text as JSON, in ASCII.
-quoted = json.JSONEncoder().encode
 TRACE_ID = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-")
 
 
@@ -78,34 +79,49 @@ class Capture:
 
     def watch(self, request: Request) -> None:
         """Let a request that this thread is about to score, or to refuse, be captured when it is answered."""
-        CURRENT.set(None)
         try:
             environ = request.environ
             if environ["PATH_INFO"] != SCORE_PATH or environ["REQUEST_METHOD"] == NOT_KEPT:
+                CURRENT.set(None)
                 return
             identity = identify(environ, self.share)
             CURRENT.set(identity)
             if identity.is_kept:
-                request.reply = Recorder(self, request, identity, time.time() - (self._clock() - request.arrived))
+                request.reply = Recorder(self, request, identity)
         except Exception as error:
+            CURRENT.set(None)
             self._drop(error)
 
-    def keep(self, recorder: Recorder, response: Response, answer: Body, *, complete: bool = True) -> None:
-        """Append what is kept of a request and its answer; whatever fails is counted."""
+    def keep(
+        self, recorder: Recorder, response: Response, streamed: Body | None = None, *, complete: bool = True
+    ) -> None:
+        """Append what is kept of a request and its answer; whatever fails is counted.
+
+        Args:
+            recorder: The request.
+            response: Its answer.
+            streamed: What was sent of it, if it is streamed.
+            complete: Whether that is all of it.
+        """
         try:
-            identity = recorder.identity
-            asked = Body(self._max_body_bytes)
-            asked.add(recorder.body)
+            elapsed_s = self._clock() - recorder.arrived
+            request_id, correlation, _, is_addressed = recorder.identity
+            asked, body = self._whole(recorder.content_type, recorder.body)
+            content_type = _content_type(response.headers)
+            parts: Sequence[bytes]
+            if streamed is None:
+                answered, *parts = self._whole(content_type, cast("bytes", response.body))
+            else:
+                answered, parts = streamed.description(content_type, complete=complete), streamed.parts
             # Written out, as JSON's own encoder takes more time than all the rest.
             head = (
-                f'{{"kind":"exchange","id":{quoted(identity.id)},"correlation":{quoted(identity.correlation)},'
-                f'"time":{recorder.time:.6f},"duration_ms":{(self._clock() - recorder.arrived) * 1000:.3f},'
+                f'{{"kind":"exchange","id":{quoted(request_id)},"correlation":{quoted(correlation)},'
+                f'"time":{time.time() - elapsed_s:.6f},"duration_ms":{elapsed_s * 1000:.3f},'
                 f'"status":{response.status},"method":{quoted(recorder.method)},"path":"{SCORE_PATH}",'
-                f'"query":{quoted(recorder.query)},"addressed":{"true" if identity.is_addressed else "false"},'
-                f'"request":{asked.description(recorder.content_type)},'
-                f'"response":{answer.description(_content_type(response.headers), complete=complete)}}}'
+                f'"query":{quoted(recorder.query)},"addressed":{"true" if is_addressed else "false"},'
+                f'"request":{asked},"response":{answered}}}'
             )
-            self.spool.append(head.encode(), *asked.parts, *answer.parts)
+            self.spool.append(head.encode(), body, *parts)
         except Exception as error:
             self._drop(error)
 
@@ -143,6 +159,15 @@ class Capture:
         """Return an empty body with the bound of this capture."""
         return Body(self._max_body_bytes)
 
+    def _whole(self, content_type: str, content: bytes) -> tuple[str, bytes]:
+        """Return what a record says of a body that is there as a whole, as JSON, and what it keeps of it."""
+        size = len(content)
+        if size <= self._max_body_bytes:
+            return f'{{"type":{quoted(content_type)},"size":{size},"kept":{size}}}', content
+        body = self.body()
+        body.add(content)
+        return body.description(content_type), b""
+
     def _drop(self, error: Exception) -> None:
         """Count a record that could not be made."""
         with contextlib.suppress(Exception):
@@ -170,12 +195,9 @@ def identify(environ: dict[str, Any], share: float) -> Identity:
     if not correlation:
         trace = TRACE_ID.match(environ.get("HTTP_TRACEPARENT", ""))
         correlation = trace[1] if trace else request_id
-    return Identity(
-        request_id,
-        correlation[:MAX_ID],
-        is_kept=share >= 1 or is_in_share(request_id, share),
-        is_addressed=environ.get(ROUTED_BY_VARIABLE, BY_WEIGHTS) != BY_WEIGHTS,
-    )
+    is_kept = share >= 1 or is_in_share(request_id, share)
+    is_addressed = environ.get(ROUTED_BY_VARIABLE, BY_WEIGHTS) != BY_WEIGHTS
+    return Identity(request_id, correlation[:MAX_ID], is_kept, is_addressed)
 
 
 def is_in_share(request_id: str, share: float) -> bool:
@@ -226,7 +248,6 @@ class Recorder:
         identity: The request's ids.
         body: Its body. It is not referred to itself: a circle would keep bodies in memory for some time.
         arrived: When it arrived, by the clock of the queue.
-        time: The same in seconds since 1970.
         method, query, content_type: What the script may change in its environ.
     """
 
@@ -242,15 +263,13 @@ class Recorder:
         "identity",
         "method",
         "query",
-        "time",
     )
 
-    def __init__(self, capture: Capture, request: Request, identity: Identity, time: float) -> None:
+    def __init__(self, capture: Capture, request: Request, identity: Identity) -> None:
         environ = request.environ
         self.identity = identity
         self.body = request.body
         self.arrived = request.arrived
-        self.time = time
         self.method: str = environ["REQUEST_METHOD"]
         self.query: str = environ["QUERY_STRING"]
         self.content_type: str = environ.get("CONTENT_TYPE", "")
@@ -268,10 +287,8 @@ class Recorder:
         if not first and not self._streams:
             close_body(response.body)
             return
-        if first and isinstance(response.body, bytes):
-            answer = self._capture.body()
-            answer.add(response.body)
-            self._capture.keep(self, response, answer)
+        if first and not self._streams:
+            self._capture.keep(self, response)
         elif first:
             response = response._replace(body=RecordedStream(self._capture, self, response))
         self._reply(response)

@@ -79,13 +79,15 @@ class Spool:
 
     def append(self, head: bytes, *bodies: bytes) -> bool:
         """Append a record; return whether it is kept, which is counted."""
-        if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
+        # A timed wait costs more than all the rest, also where there is nothing to wait for.
+        if not self._lock.acquire(blocking=False) and not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
             self._count_dropped("another record was being written")
             return False
         try:
-            self._write_record(head, bodies)
+            now = self._clock()
+            self._write_record(head, bodies, now)
             self._captured += 1
-            if self._clock() - self._counted_at >= COUNTS_INTERVAL_S:
+            if now - self._counted_at >= COUNTS_INTERVAL_S:
                 self._write_counts()
             return True
         except Exception as error:
@@ -148,17 +150,18 @@ class Spool:
 
     # Records
 
-    def _write_record(self, head: bytes, bodies: tuple[bytes, ...]) -> None:
+    def _write_record(self, head: bytes, bodies: tuple[bytes, ...], now: float) -> None:
         """Append a record to the open segment or to a new one.
 
         Raises:
             NoRoomError: The spool is full.
             OSError: The disk is, or fails.
         """
-        length = len(head) + sum(map(len, bodies))
+        length = len(head)
+        for body in bodies:
+            length += len(body)
         size = HEADER.size + length
         checksum = zlib.crc32(last_bytes(head, *bodies), zlib.crc32(head))
-        now = self._clock()
         if (
             self._segment < 0
             or self._segment_bytes >= SEGMENT_BYTES
