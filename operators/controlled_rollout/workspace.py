@@ -284,6 +284,11 @@ class Workspace(BaseModel):
         """The folder or the address of the storage."""
         return self.storage or str(self.root / "storage")
 
+    @property
+    def has_collector(self) -> bool:
+        """Whether versions can collect: locally always, in a cluster with the collector's image and a blob storage."""
+        return self.target == "local" or bool(self.collector_image and self.storage and is_url(self.storage))
+
     def local_command(self, action: str) -> str:
         """Return the command that starts or ends this local workspace, for a message: `controlled-rollout local …`.
 

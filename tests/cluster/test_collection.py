@@ -7,11 +7,13 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from controlled_rollout.errors import EndpointError
 from controlled_rollout.target.kubernetes.collector_sidecar import CREDENTIAL, SALT
 from tests.azurite import KEY
 from tests.cluster.lab import Lab
@@ -217,3 +219,25 @@ async def test_the_model_and_the_descriptions_of_its_pod_have_nothing_of_the_sto
     assert "No such file" in found
     # That the collector has both shows that the files are looked for in the right place.
     assert KEY in read and "sodium" in read
+
+
+async def test_whoever_goes_back_from_a_workspace_without_a_collector_leaves_the_pods_as_they_are(
+    collecting: Sandbox,
+) -> None:
+    sandbox = collecting
+    absent = replace(sandbox, workspace=sandbox.workspace.model_copy(update={"collector_secret": "absent"}))
+    with pytest.raises(EndpointError, match=r"names 'absent' as its collector_secret.*there is no such Secret"):
+        await absent.roll_out("one", collect_model_data=True)
+    await sandbox.roll_out("one", collect_model_data=True)
+    [before] = pods(sandbox, "one")
+    unset = {"collector_image": None, "collector_secret": None, "storage": None}
+    elsewhere = replace(sandbox, workspace=sandbox.workspace.model_copy(update=unset))
+
+    await elsewhere.roll_out("two")
+    await elsewhere.roll_back("two", "to see")
+
+    status = await elsewhere.target.status(sandbox.endpoint)
+    assert (status.weight_ppm, status.warnings) == ({"one": 1_000_000}, ())
+    [after] = pods(sandbox, "one")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert [container["name"] for container in after["spec"]["initContainers"]] == ["collector"]

@@ -24,8 +24,10 @@ from controlled_rollout.target.kubernetes.permissions import as_yaml
 from tests.cluster.lab import Lab, LabError
 from tests.cluster.lab.images import base_image
 from tests.cluster.lab.programs import chart, program
+from tests.cluster.pod_storage import SECRET, PodStorage, serving_pods
 from tests.cluster.sandbox import delete_roles
 from tests.cluster.scoring_images import build, project
+from tests.collector_image import collector_image
 
 PROJECT = Path(__file__).parents[2]
 PAGE = PROJECT / "docs" / "aks.md"
@@ -34,6 +36,10 @@ LAB = Path(__file__).with_name("lab")
 SOURCES = PROJECT / "operators" / "controlled_rollout"
 AIRFLOW_ROOT = "/opt/airflow/rollout"
 DEADLINE_S = 200
+CREATE_SECRET = (
+    f"kubectl --namespace $NAMESPACE create secret generic {SECRET} "
+    '--from-literal=connection_string="$CONNECTION_STRING" --from-file=ca.crt=$CA_FILE'
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,14 @@ class Shell:
 
 
 @pytest.fixture
+def storage(lab: Lab, tmp_path: Path) -> Iterator[PodStorage]:
+    """A storage that the cluster's pods reach; the collector's image is built before the test's own time begins."""
+    collector_image(lab.registry)
+    with serving_pods(lab, tmp_path / "storage") as storage:
+        yield storage
+
+
+@pytest.fixture
 def fresh(lab: Lab) -> Iterator[str]:
     """The name of a namespace that is not there; whatever a failed test has made for it goes at the end."""
     name = f"test-{secrets.token_hex(4)}"
@@ -144,7 +158,9 @@ def test_cluster_accepts_the_gateway_and_the_collector_of_the_page(lab: Lab, fre
     }  # fmt: skip
 
 
-def test_commands_of_the_page_lead_from_the_role_to_a_promoted_version(lab: Lab, fresh: str, tmp_path: Path) -> None:
+def test_commands_of_the_page_lead_from_the_role_to_a_promoted_version_and_to_one_that_collects(
+    lab: Lab, storage: PodStorage, fresh: str, tmp_path: Path
+) -> None:
     shell = Shell(lab, tmp_path, fresh, lab.gateway)
     # The lab's telemetry store replaces Azure's, which needs no more than its own workspace's id.
     store = f'"telemetry_endpoint": "{lab.telemetry_url}", "telemetry_token_file": "{lab.telemetry_token_file}",'
@@ -158,9 +174,19 @@ def test_commands_of_the_page_lead_from_the_role_to_a_promoted_version(lab: Lab,
         if block.says != "dry-run"
     ]
     endpoint = f"digits-{secrets.token_hex(3)}"
+    # There is no workload identity: the collector signs in to the lab's storage by a Secret.
+    first, *others = (number for number, block in enumerate(to_run) if "serviceaccount collector" in block.text)
+    assert not others
+    signing_in = to_run[first].text.replace("EOF\ncontrolled", f"collector_secret: {SECRET}\nEOF\ncontrolled")
+    to_run[first] = Block("bash", "", f"{CREATE_SECRET}\n{signing_in}")
 
     output = shell.run(
         to_run,
+        STORAGE=storage.address,
+        CONNECTION_STRING=storage.azurite.connection_string,
+        CA_FILE=str(storage.authority),
+        COLLECTOR_IMAGE=collector_image(lab.registry),
+        COLLECTOR_CLIENT_ID="11111111-2222-4333-8444-555555555555",
         AIRFLOW="airflow",
         ENDPOINT=endpoint,
         ENDPOINT_URL=lab.gateway_url,
@@ -176,6 +202,7 @@ def test_commands_of_the_page_lead_from_the_role_to_a_promoted_version(lab: Lab,
     assert '{"version": "steady"' in output
     assert re.search(r"^two\s+Treatment\s+10 %\s+10 %\s+2 of 2\s+ready", output, re.MULTILINE)
     assert "Connection success!" in output
+    assert re.search(r"^three has captured \d+ requests; dropped 0, unreadable 0", output, re.MULTILINE)
     assert re.search(rf"^endpoint '{endpoint}' is deleted$", output, re.MULTILINE)
     with pytest.raises(LabError, match="not found"):
         lab.kubectl("get", "clusterrole", f"controlled-rollout-{fresh}")

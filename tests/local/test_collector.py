@@ -210,6 +210,13 @@ def test_in_a_pod_a_collector_that_dies_is_started_again_and_its_container_goes_
     assert "the collector has ended (exit code -9): it starts again in 0.5 s" in process.log.read_text()
 
 
+def test_in_a_pod_settings_that_cannot_be_used_end_the_container(tmp_path: Path) -> None:
+    with collector(tmp_path / "spools", str(tmp_path / "storage"), {}, "--sidecar") as process:
+        assert process.process.wait(30) == 2
+
+    assert "COLLECTOR_SPOOL and COLLECTOR_REPLICA do not describe the spool" in process.log.read_text()
+
+
 def child_of(parent: int) -> int:
     """Return the process id of a process's only child."""
     found: list[int] = []

@@ -1,17 +1,26 @@
 """What the versions of an endpoint have captured, where the target itself does not know it: read from the storage."""
 
 import asyncio
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.errors import EvidenceUnavailableError, StorageError, WorkspaceError
 from controlled_rollout.target.protocol import CollectedCounts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from controlled_rollout.endpoint import Endpoint
+    from controlled_rollout.evidence.collected.completeness import ReplicaState
     from controlled_rollout.target.protocol import EndpointStatus
     from controlled_rollout.workspace import Workspace
 
 __all__ = ["with_collected"]
+
+COUNTS: Final = ("captured", "dropped", "unreadable", "pending_bytes")
+# Collectors write to the storage every half minute, also if nothing was captured.
+SILENT: Final = timedelta(minutes=2)
+LOG: Final = "look at the log of the container collector in its pod"
 
 
 async def with_collected(
@@ -20,7 +29,7 @@ async def with_collected(
     """Return a status with what each version that collects has captured, dropped and not shipped yet.
 
     The local supervisor counts that itself. On Kubernetes the collectors write it to the storage; one that cannot be
-    read, and a version of which nothing is there, are warnings.
+    read, a version of which nothing is there, and a replica that has stopped writing are warnings.
 
     Args:
         workspace: The workspace.
@@ -32,24 +41,27 @@ async def with_collected(
         if version.collected is None or name not in versions or versions[name].collected is not None:
             continue
         try:
-            counts = await asyncio.to_thread(_counts, workspace, status.name, name)
+            states = await asyncio.to_thread(_read, workspace, status.name, name)
         except (EvidenceUnavailableError, StorageError, WorkspaceError) as error:
             warnings.append(f"what version {name!r} has captured is not known: {error}")
             continue
-        if counts is None:
-            warnings.append(
-                f"no replica of version {name!r} has reported what it has captured: look at the log of the container "
-                "collector in its pods"
-            )
+        if not states:
+            warnings.append(f"no replica of version {name!r} has reported what it has captured: {LOG}")
             continue
+        counts = CollectedCounts(**{count: sum(getattr(one, count) for one in states) for count in COUNTS})
+        running = {replica.name for replica in versions[name].replicas}
+        silent_since = datetime.now(UTC) - SILENT
+        warnings += [
+            f"replica {one.replica} has not said since {one.updated:%Y-%m-%d %H:%M:%S %Z} what it has captured: {LOG}"
+            for one in states
+            if one.replica in running and one.updated < silent_since
+        ]
         versions[name] = versions[name].model_copy(update={"collected": counts})
     return status.model_copy(update={"versions": versions, "warnings": tuple(warnings)})
 
 
-def _counts(workspace: "Workspace", endpoint: str, version: str) -> CollectedCounts | None:
-    """Return the sums over a version's replicas; None if none has reported."""
+def _read(workspace: "Workspace", endpoint: str, version: str) -> "Sequence[ReplicaState]":
+    """Return what the collectors of a version's replicas say in the storage."""
     from controlled_rollout.evidence.collected.version_data import read_states
 
-    states = read_states(workspace, endpoint, version)
-    names = ("captured", "dropped", "unreadable", "pending_bytes")
-    return CollectedCounts(**{name: sum(getattr(one, name) for one in states) for name in names}) if states else None
+    return read_states(workspace, endpoint, version)

@@ -7,7 +7,7 @@ from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
 from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
 from controlled_rollout.target.protocol import Revision
-from controlled_rollout.workspace import Workspace, is_url
+from controlled_rollout.workspace import Workspace
 
 __all__ = [
     "already_stored",
@@ -83,7 +83,7 @@ def check_collection(endpoint: Endpoint, newest: Endpoint | None, workspace: Wor
     Raises:
         EndpointError: The workspace is on Kubernetes and names no image of the collector, or no storage in Azure.
     """
-    if workspace.target == "local" or (workspace.collector_image and workspace.storage and is_url(workspace.storage)):
+    if workspace.has_collector:
         return
     for name, version in endpoint.versions.items():
         if version.collect_model_data and (newest is None or name not in newest.versions):

@@ -1,13 +1,20 @@
 """What `status` says of collected data where the target does not count it itself."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from controlled_rollout.cli.collected import with_collected
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.target.protocol import CollectedCounts, EndpointStatus, VersionStatus
+from controlled_rollout.target.protocol import (
+    CollectedCounts,
+    EndpointStatus,
+    ReplicaState,
+    ReplicaStatus,
+    VersionStatus,
+)
 from controlled_rollout.workspace import Workspace
 
 IMAGE = "registry.example/digits@sha256:" + "0" * 64
@@ -15,8 +22,9 @@ ENDPOINT = Endpoint(name="digits").create_version("one", image=IMAGE, collect_mo
 STATE = {"shipped_until": 1.0, "unreadable": 0, "watched_since": 1.0, "updated": 1.0}
 
 
-def status(collected: CollectedCounts | None = None) -> EndpointStatus:
-    version = VersionStatus(name="one", ready=True, collected=collected)
+def status(collected: CollectedCounts | None = None, running: tuple[str, ...] = ()) -> EndpointStatus:
+    replicas = tuple(ReplicaStatus(name=name, state=ReplicaState.READY) for name in running)
+    version = VersionStatus(name="one", ready=True, collected=collected, replicas=replicas)
     return EndpointStatus(name="digits", url="", revision=1, served_revision=1, versions={"one": version})
 
 
@@ -31,6 +39,20 @@ async def test_the_counts_of_all_replicas_are_summed_from_the_storage(tmp_path: 
 
     assert seen.versions["one"].collected == CollectedCounts(captured=14, dropped=4, unreadable=0, pending_bytes=6)
     assert seen.warnings == ()
+
+
+async def test_a_running_replica_that_has_stopped_writing_is_a_warning(tmp_path: Path) -> None:
+    folder = tmp_path / "storage" / "collected" / "digits" / "one" / "_state"
+    folder.mkdir(parents=True)
+    # The second has ended without saying so, as on a lost node.
+    for replica, updated in (("running", 1.0), ("gone", 1.0), ("at-work", time.time())):
+        state = {**STATE, "replica": replica, "captured": 1, "dropped": 0, "pending_bytes": 0, "final": False}
+        (folder / f"{replica}.json").write_text(json.dumps(state | {"updated": updated}))
+
+    seen = await with_collected(Workspace.local(tmp_path), ENDPOINT, status(running=("running", "at-work")))
+
+    [warning] = seen.warnings
+    assert warning.startswith("replica running has not said since 1970-01-01 00:00:01 UTC what it has captured")
 
 
 @pytest.mark.parametrize(

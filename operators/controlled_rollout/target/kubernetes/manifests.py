@@ -116,7 +116,7 @@ def deployment(endpoint: Endpoint, version: Version, workspace: Workspace, *, ow
     if workspace.image_pull_secret:
         pod["imagePullSecrets"] = [{"name": workspace.image_pull_secret}]
     metadata: Object = {"labels": labels}
-    if version.collected is not None and workspace.collector_image:
+    if version.collected is not None and workspace.has_collector:
         add_collector(pod, metadata, endpoint.name, version, workspace)
     name = version_object_name(endpoint.name, version.name)
     return {

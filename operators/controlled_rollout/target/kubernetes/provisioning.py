@@ -211,6 +211,10 @@ async def _apply_version(
         if dry_run:
             return found
         before = await api.merge_patch(path, {"metadata": {"labels": labels}})
+    if before is not None and version.collected is not None and not workspace.has_collector:
+        # Who goes back from a workspace that names no collector must not take it from the pods, with what it has not
+        # shipped.
+        return found
     try:
         deployment = await api.apply(path, manifest, dry_run=dry_run)
     except ConflictError as error:

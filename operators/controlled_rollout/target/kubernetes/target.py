@@ -95,6 +95,7 @@ class KubernetesTarget:
             await check_cluster(self._api, self._workspace, endpoint.name, is_forward=is_forward)
             refusals.check_collection(endpoint, newest, self._workspace)
             await own_secrets.check_references(self._api, self._namespace, endpoint, newest)
+            await own_secrets.check_collector_secret(self._api, self._workspace, endpoint, newest)
             if newest is not None and is_forward:
                 await self._check_nothing_is_left_edited(newest)
         owner = await provisioning.apply_root(self._api, self._workspace, endpoint.name)
