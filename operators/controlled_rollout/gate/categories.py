@@ -1,6 +1,6 @@
 """A categorical metric, treatment against control: that the two differ at all, or by more than is tolerated."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
@@ -11,13 +11,26 @@ from controlled_rollout.gate.means import log_mixture
 from controlled_rollout.gate.ratio import BOTH_SIDES, OddsRatio
 from controlled_rollout.gate.shift import TILT_WEIGHTS, TILTS, Shift, scores
 
-__all__ = ["any_difference", "difference_beyond", "difference_beyond_in_order", "shift_of_buckets", "total_variation"]
+__all__ = [
+    "BOTH_TILTS",
+    "BOTH_TILT_WEIGHTS",
+    "any_difference",
+    "bucket_scores",
+    "category_weights",
+    "difference_beyond",
+    "difference_beyond_in_order",
+    "shift_of_buckets",
+    "total_variation",
+]
 
 Floats = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 
 # The mixture of `difference_beyond` is aimed at 10 points beyond the tolerance: l = S / V = 4 * 0.1.
 SCALE: Final = (4 * 0.1) ** 2
+# A number may be higher or lower.
+BOTH_TILTS: Final = (*(-tilt for tilt in TILTS), *TILTS)
+BOTH_TILT_WEIGHTS: Final = tuple(weight / 2 for weight in TILT_WEIGHTS) * 2
 
 
 def any_difference(counts: Mapping[str, Metric]) -> tuple[list[Floats], list[float]]:
@@ -34,7 +47,7 @@ def any_difference(counts: Mapping[str, Metric]) -> tuple[list[Floats], list[flo
     """
     treatment, control = _totals_by_bin(counts)
     bins = len(treatment)
-    weights = _category_weights(counts)
+    weights = category_weights(counts)
     paths, shares = [], []
     for category, metric in counts.items():
         if category in weights:
@@ -48,20 +61,29 @@ def shift_of_buckets(counts: Mapping[str, Metric], buckets: int) -> tuple[list[F
     """Return the evidence that a number as a whole is higher or lower: its paths and their weights.
 
     Buckets have an order, and one bucket by itself says little of a small shift: each counts with its normal score
-    (shift.py). The scores are known beforehand, those of buckets that are equally frequent with control; what is no
-    number counts as the middle.
+    (shift.py).
 
     Args:
         counts: By bucket how often each version had it, per bin; a bucket's name begins with its number, from 1.
-        buckets: How many the author asked for; where control has few values there are others, and the last scores
-            stand for those beyond.
+        buckets: How many the author asked for.
+    """
+    treatment, control = _counts_by_version(counts)
+    paths = Shift(treatment, control, bucket_scores(counts, buckets)).paths(treatment.shape[1], BOTH_TILTS)
+    return paths, list(BOTH_TILT_WEIGHTS)
+
+
+def bucket_scores(counts: Iterable[str], buckets: int) -> Floats:
+    """Return the score of each bucket: known beforehand, that of buckets that are equally frequent with control.
+
+    What is no number counts as the middle. Where control has few values there are other buckets than were asked for:
+    the last score stands for those beyond.
+
+    Args:
+        counts: The buckets' names.
+        buckets: How many the author asked for.
     """
     values = scores([number / buckets for number in range(1, buckets)])
-    of_buckets = np.array([values[min(number, buckets) - 1] if number else 0.0 for number in _bucket_numbers(counts)])
-    treatment, control = _counts_by_version(counts)
-    tilts = (*(-tilt for tilt in TILTS), *TILTS)
-    paths = Shift(treatment, control, of_buckets).paths(treatment.shape[1], tilts)
-    return paths, [weight / 2 for weight in TILT_WEIGHTS] * 2
+    return np.array([values[min(number, buckets) - 1] if number else 0.0 for number in _bucket_numbers(counts)])
 
 
 def difference_beyond(counts: Mapping[str, Metric], tolerance: float) -> Floats:
@@ -131,7 +153,7 @@ def total_variation(counts: Mapping[str, Metric]) -> float | None:
     return 0.5 * float(np.abs(treatment / treatment.sum() - control / control.sum()).sum())
 
 
-def _bucket_numbers(counts: Mapping[str, Metric]) -> list[int]:
+def _bucket_numbers(counts: Iterable[str]) -> list[int]:
     """Return the number with which each bucket's name begins, from 1; 0 for what is no bucket, such as null."""
     return [int(number) if (number := name.partition(" ")[0]).isdecimal() else 0 for name in counts]
 
@@ -152,7 +174,7 @@ def _totals_by_bin(counts: Mapping[str, Metric]) -> tuple[Floats, Floats]:
     )
 
 
-def _category_weights(counts: Mapping[str, Metric]) -> dict[str, float]:
+def category_weights(counts: Mapping[str, Metric]) -> dict[str, float]:
     """Return the mixture weight of each category that occurs, from the bin in which it occurs first."""
     first: dict[int, list[str]] = {}
     for category, metric in counts.items():

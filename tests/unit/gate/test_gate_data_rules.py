@@ -24,7 +24,7 @@ from tests.benchmarks.gate.data.rollouts import (
     normal,
     seen_numbers,
 )
-from tests.benchmarks.gate.data.run import bins_of, deciding_bin
+from tests.benchmarks.gate.data.run import bins_of, deciding_bin, deciding_bins
 
 
 def labels(seed: int) -> Seen:
@@ -90,11 +90,13 @@ def test_numbers_are_compared_as_the_sources_compare_them(distribution: Distribu
 def test_simulated_rollouts_are_decided_as_judge_decides_them(family: str) -> None:
     bad = [cell for cell in CELLS if cell.family == family and cell.kind == "bad"][-1]
     rng = np.random.default_rng(2)
-    drawn = (bad.draw(rng).columns for _ in range(20))
-    columns, decided = next(
-        (columns, last) for columns in drawn if (last := deciding_bin(columns, bad.gate)) is not None
-    )  # fmt: skip
+    rollouts = [bad.draw(rng) for _ in range(10)]
+    decisions = deciding_bins(rollouts, bad.gate)
 
+    assert decisions == [deciding_bin(rollout.columns, bad.gate) for rollout in rollouts]
+    columns, decided = next(
+        (rollout.columns, bin_) for rollout, bin_ in zip(rollouts, decisions, strict=True) if bin_ is not None
+    )
     bins, stopped = bins_of(columns), {"fail", "split_is_wrong"}
     assert judge(bins[: decided + 1], bad.gate).outcome in stopped
     assert decided == 0 or judge(bins[:decided], bad.gate).outcome not in stopped

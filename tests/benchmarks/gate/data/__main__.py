@@ -19,7 +19,7 @@ from tests.benchmarks.gate.data.run import Results, chunk
 
 ROOT = Path(__file__).parents[4]
 RESULTS = ROOT / ".work" / "gate-benchmark-data.json"
-CHUNK = 250
+CHUNK = 100
 
 
 def main() -> None:

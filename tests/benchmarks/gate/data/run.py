@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,9 +14,11 @@ from controlled_rollout.gate.expectation_claims import expectation_claims
 from controlled_rollout.gate.metric_claims import metric_claims
 from controlled_rollout.gate.model import Gate
 from tests.benchmarks.gate.data.cells import CELLS, FAMILIES, Cell
+from tests.benchmarks.gate.data.many_inputs import deciding_bins_of_inputs
+from tests.benchmarks.gate.data.rollouts import Rollout
 from tests.benchmarks.gate.data.rules import ENOUGH
 
-__all__ = ["CHECKED", "GATE", "NEVER", "Results", "bins_of", "chunk", "deciding_bin"]
+__all__ = ["CHECKED", "GATE", "NEVER", "Results", "bins_of", "chunk", "deciding_bin", "deciding_bins"]
 
 GATE = "this gate"
 NEVER = math.inf
@@ -50,9 +53,8 @@ def chunk(index: int, runs: int, part: int) -> Results:
     cell, rng, begin = CELLS[index], np.random.default_rng((index, part)), time.process_time()
     rules = FAMILIES[cell.family].rules
     results = Results({name: [] for name in (GATE, *rules)})
-    for run in range(runs):
-        rollout = cell.draw(rng)
-        bin_ = deciding_bin(rollout.columns, cell.gate)
+    rollouts = [cell.draw(rng) for _ in range(runs)]
+    for run, (rollout, bin_) in enumerate(zip(rollouts, deciding_bins(rollouts, cell.gate), strict=True)):
         if part == 0 and run < CHECKED:
             check(cell, rollout.columns, bin_)
             results.checked += 1
@@ -65,6 +67,13 @@ def chunk(index: int, runs: int, part: int) -> Results:
             results.minutes[name].append(float(fails.argmax()) + 1 if fails.any() else NEVER)
     results.seconds = time.process_time() - begin
     return results
+
+
+def deciding_bins(rollouts: Sequence[Rollout], gate: Gate) -> list[int | None]:
+    """Return for each rollout the index of the bin after which a claim is established; None if none is."""
+    if any(not category.tolerance for category in gate.categories.values()) and not gate.events:
+        return deciding_bins_of_inputs(rollouts, gate)
+    return [deciding_bin(rollout.columns, gate) for rollout in rollouts]
 
 
 def deciding_bin(columns: Columns, gate: Gate) -> int | None:
