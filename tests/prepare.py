@@ -12,6 +12,8 @@ from tests.cluster.lab.existing import Existing
 from tests.needs import is_ci
 from tests.spark_server import install_spark, why_no_spark
 
+DEBIAN = packages.CLUSTER | packages.POSTGRESQL | packages.PROMETHEUS
+
 
 def main() -> int:
     """Prepare the machine; return 1 where a step failed, or where CI cannot run every test."""
@@ -32,11 +34,13 @@ def _prepare() -> list[str]:
         LabError: A step failed.
     """
     skipped = []
-    if why_not := packages.why_not_here(packages.CLUSTER | packages.PROMETHEUS):
+    if why_not := packages.why_not_here(DEBIAN):
         cluster = "" if Existing.of() else " and on a cluster"
-        skipped.append(f"tests of images in registries, with Prometheus{cluster} will be skipped: {why_not}")
+        skipped.append(
+            f"tests of images in registries, with Prometheus, with PostgreSQL{cluster} will be skipped: {why_not}"
+        )
     else:
-        preparation.install(packages.CLUSTER | packages.PROMETHEUS)
+        preparation.install(DEBIAN)
         if Existing.of():
             preparation.make_base_image()
         else:

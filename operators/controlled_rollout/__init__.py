@@ -34,11 +34,15 @@ if TYPE_CHECKING:
         WorkspaceError,
     )
     from controlled_rollout.gate import Category, Gate, MaxLatency, Mean
+    from controlled_rollout.hooks.sql_labels import SqlLabels
+    from controlled_rollout.labels.settings import LabelMetric, Labels
+    from controlled_rollout.labels.stored import StoredLabels
     from controlled_rollout.operators.approval import ApproveRolloutOperator
     from controlled_rollout.operators.collected_data import CollectedDataGateOperator
     from controlled_rollout.operators.connectivity import CheckConnectivityOperator
     from controlled_rollout.operators.image_build import BuildImageOperator
     from controlled_rollout.operators.image_scan import ScanImageOperator
+    from controlled_rollout.operators.labels import JudgeByLabelsOperator
     from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator, control_asset
     from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
     from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
@@ -68,6 +72,9 @@ __all__ = [
     "EvidenceUnavailableError",
     "Gate",
     "ImageError",
+    "JudgeByLabelsOperator",
+    "LabelMetric",
+    "Labels",
     "MaxLatency",
     "Mean",
     "ModelStoreUnavailableError",
@@ -84,8 +91,10 @@ __all__ = [
     "ScanImageOperator",
     "ScanUnavailableError",
     "ShiftTrafficOperator",
+    "SqlLabels",
     "StorageError",
     "StoredFileNotFoundError",
+    "StoredLabels",
     "TargetUnavailableError",
     "TreatmentGateSensor",
     "WorkspaceError",
@@ -116,6 +125,9 @@ _MODULES = {
     "EvidenceUnavailableError": "controlled_rollout.errors",
     "Gate": "controlled_rollout.gate",
     "ImageError": "controlled_rollout.errors",
+    "JudgeByLabelsOperator": "controlled_rollout.operators.labels",
+    "LabelMetric": "controlled_rollout.labels.settings",
+    "Labels": "controlled_rollout.labels.settings",
     "MaxLatency": "controlled_rollout.gate",
     "Mean": "controlled_rollout.gate",
     "ModelStoreUnavailableError": "controlled_rollout.errors",
@@ -132,8 +144,10 @@ _MODULES = {
     "ScanImageOperator": "controlled_rollout.operators.image_scan",
     "ScanUnavailableError": "controlled_rollout.errors",
     "ShiftTrafficOperator": "controlled_rollout.operators.traffic_shift",
+    "SqlLabels": "controlled_rollout.hooks.sql_labels",
     "StorageError": "controlled_rollout.errors",
     "StoredFileNotFoundError": "controlled_rollout.errors",
+    "StoredLabels": "controlled_rollout.labels.stored",
     "TargetUnavailableError": "controlled_rollout.errors",
     "TreatmentGateSensor": "controlled_rollout.sensors.treatment_gate",
     "WorkspaceError": "controlled_rollout.errors",

@@ -29,6 +29,7 @@ def get_provider_info() -> dict[str, Any]:
                     "controlled_rollout.operators.connectivity",
                     "controlled_rollout.operators.image_build",
                     "controlled_rollout.operators.image_scan",
+                    "controlled_rollout.operators.labels",
                     "controlled_rollout.operators.promotion",
                     "controlled_rollout.operators.rollout",
                     "controlled_rollout.operators.rollout_check",

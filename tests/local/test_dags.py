@@ -130,7 +130,7 @@ def states(answer: dict[str, Any]) -> dict[str, str]:
 
 def test_all_dag_files_are_loaded_without_errors(dags: Dags) -> None:
     assert dags.loaded["import_errors"] == {}
-    assert set(dags.loaded["dags"]) == {"retrain_and_deploy", "promote", "roll_back"}
+    assert set(dags.loaded["dags"]) == {"judge_by_labels", "retrain_and_deploy", "promote", "roll_back"}
     assert sorted(path.stem for path in DAGS.glob("*.py")) == sorted(dags.loaded["dags"])
 
 
@@ -220,3 +220,33 @@ def test_promote_and_roll_back_dags_work_by_hand(lab: Lab, dags: Dags) -> None:
         "not today", "better after all", "retire v1a",
     ]  # fmt: skip
     assert history[-2].change.who == f"promote/{promoted['run_id']}/promote"
+
+
+def test_judge_by_labels_keeps_a_version_without_labels_in_time_and_changes_nothing_if_it_is_asked_wrongly(
+    lab: Lab, dags: Dags
+) -> None:
+    name = "labelled"
+
+    async def promoted() -> None:
+        first = Endpoint(name=name).create_version("v1a", is_control=True, image=await lab.image("first"))
+        stored = await lab.apply(first.create_version("v2a", image=await lab.image("second")))
+        await asyncio.gather(lab.ready(name, "v1a"), lab.ready(name, "v2a"))
+        stored, _ = await lab.serve(stored.shift("v2a", 50))
+        await lab.serve(stored.promote("v2a"))
+
+    asyncio.run(promoted())
+    given: dict[str, Any] = {"endpoint": name, "prefix": "labels/none/", "decision_timeout": "0 s", "interval": "1 s"}
+
+    kept = dags.run("judge_by_labels", **given, on_deadline="roll_back")
+    assert kept["state"] == "success"
+    assert kept["tasks"] == {
+        "judge": "success", "result": "success",
+        "is_undecided": "success", "ask": "skipped", "keep": "skipped", "roll_back": "skipped",
+    }  # fmt: skip
+    assert endpoint(lab, name).effective_traffic() == {"v1a": 0.0, "v2a": 100.0}
+
+    wrong = dags.run("judge_by_labels", **given, query="labels/absent.sql", conn_id="nowhere")
+    assert (wrong["state"], wrong["tasks"]["judge"], wrong["tasks"]["roll_back"]) == (
+        "failed", "failed", "upstream_failed",
+    )  # fmt: skip
+    assert endpoint(lab, name).effective_traffic() == {"v1a": 0.0, "v2a": 100.0}

@@ -10,13 +10,13 @@ from controlled_rollout import record
 from controlled_rollout.defaults import SERVED_TIMEOUT
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import EndpointNotFoundError, RecordUnavailableError, TargetUnavailableError
-from controlled_rollout.gate import Verdict
+from controlled_rollout.gate import Verdict, verdict_to_dict
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.target.waiting import Progress, retry_until_available
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["record_answer", "record_going_on"]
+__all__ = ["record_answer", "record_confirmation", "record_going_on"]
 
 
 async def record_going_on(workspace: Workspace, endpoint: Endpoint, version: str, verdict: Verdict, *, who: str) -> str:
@@ -87,3 +87,44 @@ async def record_answer(
         if step == "approve":
             raise
     await _append(workspace, Decision.about(document, version, step=step, who=who, why=why))
+
+
+async def record_confirmation(
+    workspace: Workspace, endpoint: str, version: str, verdict: Verdict, *, who: str, why: str
+) -> None:
+    """Append to the record, once, that labels which came late have shown a version to be good enough.
+
+    Args:
+        workspace: Where the endpoint and its record are.
+        endpoint: The endpoint's name.
+        version: The version.
+        verdict: What the labels have shown.
+        who: The task that has judged.
+        why: The verdict's reason, with the numbers.
+
+    Raises:
+        RecordUnavailableError: It cannot be stored.
+        TargetUnavailableError: The target does not answer.
+    """
+    from controlled_rollout.target.connect import connect
+
+    async with connect(workspace) as target:
+        document = await target.endpoint(endpoint)
+    decision = Decision.about(
+        document,
+        version,
+        step="confirm",
+        who=who,
+        why=why,
+        outcome=verdict.outcome.value,
+        verdict=verdict_to_dict(verdict),
+    )
+
+    def append_once() -> None:
+        """Append the line, unless a try of this task that was killed has."""
+        earlier = record.read_newest_first(workspace, endpoint, version)
+        newest = next((one for one in earlier if one.step != "judge_labels"), None)
+        if newest is None or (newest.step, newest.who) != (decision.step, decision.who):
+            record.append(workspace, decision)
+
+    await within_time(record.storage_of(workspace, endpoint).name, append_once)

@@ -4,16 +4,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from controlled_rollout.errors import EvidenceUnavailableError, StorageError
-from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine, _as_patterns
-from controlled_rollout.evidence.collected.part_files import PartFiles
 from controlled_rollout.labels.source import LabelRow, LabelSource, arrival_of, label_of
-from controlled_rollout.storage import StoredFile, open_storage
-from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from controlled_rollout.evidence.collected.part_files import PartFiles
+    from controlled_rollout.storage import StoredFile
+    from controlled_rollout.workspace import Workspace
 
 __all__ = ["StoredLabels"]
 
@@ -54,8 +55,11 @@ class StoredLabels(BaseModel):
     label: Annotated[str, Field(min_length=1, max_length=200)] = "label"
     arrived: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
-    def source(self, workspace: Workspace) -> LabelSource:
+    def source(self, workspace: "Workspace") -> LabelSource:
         """Return the source of these labels in a workspace's storage; nothing is read yet."""
+        from controlled_rollout.evidence.collected.part_files import PartFiles
+        from controlled_rollout.storage import open_storage
+
         return _StoredSource(self, PartFiles(open_storage(workspace), workspace.cache_folder / "labels"))
 
 
@@ -69,7 +73,7 @@ class _StoredSource:
     """
 
     settings: StoredLabels
-    files: PartFiles
+    files: "PartFiles"
 
     @property
     def description(self) -> str:
@@ -107,8 +111,10 @@ class _StoredSource:
                         )
                     yield row
 
-    def _rows_of(self, file: StoredFile) -> Iterator[LabelRow]:
+    def _rows_of(self, file: "StoredFile") -> Iterator[LabelRow]:
         """Yield the labels of one file."""
+        from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine, _as_patterns
+
         try:
             (path,) = self.files.paths([file])
         except StorageError as error:

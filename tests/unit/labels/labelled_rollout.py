@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from controlled_rollout.labels import LabelLook, LabelMetric, LabelRow, Labels, LabelSource, judge_labels
+from controlled_rollout.labels import LabelMetric, LabelRow, Labels, LabelSource
+from controlled_rollout.labels.judgement import LabelLook, judge_labels
 from controlled_rollout.workspace import Workspace
 from controlled_rollout_collector.shipping import SpoolShipper
 from controlled_rollout_collector.storage import FolderStorage

@@ -10,7 +10,9 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ArgumentError, ConflictError
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.gate import Outcome
-from controlled_rollout.labels import LabelLook, LabelSource, look_at_labels
+from controlled_rollout.labels import LabelSource
+from controlled_rollout.labels.judgement import LabelLook
+from controlled_rollout.labels.look import look_at_labels
 from controlled_rollout.record.summary import summarize
 from controlled_rollout.target.protocol import Change, Revision, Target
 from tests.unit.labels.labelled_rollout import (
