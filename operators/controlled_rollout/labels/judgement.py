@@ -15,7 +15,7 @@ from controlled_rollout.labels.bins import EPOCH, LabelBins, Requests, interval_
 from controlled_rollout.labels.joined import JoinCounts, joined
 from controlled_rollout.labels.measures import Measures
 from controlled_rollout.labels.periods import Period, periods_of
-from controlled_rollout.labels.settings import Labels
+from controlled_rollout.labels.settings import LABELLED, Labels
 from controlled_rollout.labels.source import LabelSource
 from controlled_rollout.storage import open_storage
 from controlled_rollout.workspace import Workspace
@@ -47,12 +47,16 @@ class LabelCounts:
     labels: JoinCounts = field(default_factory=JoinCounts)
     problems: dict[str, int] = field(default_factory=dict)
 
-    def text(self) -> str:
-        """Return the counts in a sentence; what is 0 is left out."""
-        parts = [
+    def shares(self) -> str:
+        """Return how many of each version's requests are labelled, as text."""
+        return (
             f"{_part(self.treatment_labelled, self.treatment)} of the treatment's {self.treatment:,} requests are "
             f"labelled, {_part(self.control_labelled, self.control)} of control's {self.control:,}"
-        ]
+        )
+
+    def text(self) -> str:
+        """Return the counts in a sentence; what is 0 is left out."""
+        parts = [self.shares()]
         joined_counts = self.labels
         for number, what in (
             (self.waiting, "wait for others to be judged with them"),
@@ -193,10 +197,15 @@ def verdict_of(bins: Sequence[Bin], labels: Labels, counts: LabelCounts, unseen:
     if unseen:
         return cannot_see(unseen)
     verdict = judge(bins, labels.gate())
-    reason = verdict.reason
+    reason, claims = verdict.reason, list(verdict.claims)
+    for number, claim in enumerate(claims):
+        if claim.name.startswith(LABELLED) and claim.kind == "split":
+            # The gate adds up what has no label yet at each bin: of all requests it is told better.
+            reason = reason.replace(claim.detail, counts.shares())
+            claims[number] = replace(claim, detail=counts.shares())
     if not bins and verdict.outcome is Outcome.NOT_ENOUGH_EVIDENCE:
         reason = "no label has arrived yet" if not counts.labels.read else "not enough labels to be judged yet"
-    return replace(verdict, reason="; ".join(filter(None, (reason, counts.text()))))
+    return replace(verdict, claims=tuple(claims), reason="; ".join((reason, counts.text())))
 
 
 def check_time(since: datetime | None, until: datetime | None) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from controlled_rollout import record
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.errors import ConflictError, RecordUnavailableError
-from controlled_rollout.evaluation.conclusion import conclude, verdict_without_record
+from controlled_rollout.evaluation.conclusion import verdict_without_record
 from controlled_rollout.evaluation.splits import splits_since
 from controlled_rollout.evidence import Evidence, EvidenceWindow
 from controlled_rollout.gate import cannot_see, verdict_to_dict
@@ -111,18 +111,14 @@ def _record(
     workspace: Workspace, recorded: LookInput, decision: Decision, look: LabelLook, history: Sequence[Revision]
 ) -> LabelLook:
     """Append a look to the record; return it with what its verdict counts if it cannot be recorded."""
-
-    def decide(complete: LookInput) -> Decision:
-        """Return the decision, with the verdict that a replay of the record computes again."""
-        verdict = replace(conclude(complete), reason=look.verdict.reason)
-        return decision.model_copy(
-            update={"outcome": verdict.outcome.value, "why": verdict.reason, "verdict": verdict_to_dict(verdict)}
-        )
-
     try:
         if changed := _changed_since_before(workspace, recorded):
             look = replace(look, verdict=replace(look.verdict, reason=f"{look.verdict.reason}; {changed}"))
-        record.append_look(workspace, recorded, decide, history=history)
+        verdict = look.verdict
+        decided = decision.model_copy(
+            update={"outcome": verdict.outcome.value, "why": verdict.reason, "verdict": verdict_to_dict(verdict)}
+        )
+        record.append_look(workspace, recorded, lambda _: decided, history=history)
     except RecordUnavailableError as error:
         return replace(look, verdict=verdict_without_record(look.verdict, str(error)))
     return look

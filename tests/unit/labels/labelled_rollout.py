@@ -54,10 +54,10 @@ class LabelledRollout:
         return Path(self.workspace.storage_place)
 
     def collect(
-        self, version: str, requests: Iterable[tuple[str, datetime, Any]], *, clock: datetime = UNTIL, **head: Any
+        self, version: str, requests: Iterable[tuple[str, datetime, Any]], *, name: str = "one", **head: Any
     ) -> None:
         """Let a version answer requests, each with its id, its arrival and its answer, and ship them."""
-        spool = make_spool(self.workspace.root / "spools" / version, replica=f"{version}-r", version=version)
+        spool = make_spool(self.workspace.root / "spools" / version, replica=f"{version}-{name}", version=version)
         writer = SpoolWriter(spool)
         for id_, at, answer in requests:
             asked, answered = b'{"data": [[1]]}', json.dumps(answer).encode()
@@ -74,7 +74,7 @@ class LabelledRollout:
             )  # fmt: skip
         (spool / "ended").touch()
         writer.end()
-        SpoolShipper(spool, FolderStorage(self.storage), clock=clock.timestamp).ship()
+        SpoolShipper(spool, FolderStorage(self.storage), clock=UNTIL.timestamp).ship()
 
     def look(self, source: LabelSource, labels: Labels = ACCURACY, **changes: Any) -> LabelLook:
         """Judge v2a against v1a, long after the last label."""

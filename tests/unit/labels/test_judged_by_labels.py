@@ -1,14 +1,22 @@
 """What two versions have answered, shipped by the collector's own code, judged by labels that arrive later."""
 
-from dataclasses import replace
-from datetime import timedelta
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
+import pytest
+
+from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import SplitChange
 from controlled_rollout.gate import Outcome, describe, judge
-from controlled_rollout.labels import LabelRow
+from controlled_rollout.labels import LabelRow, Labels, LabelSource
 from tests.unit.labels.labelled_rollout import ACCURACY, HOUR, T0, UNTIL, LabelledRollout, Rows, S, answered_requests
 
+FEW = ACCURACY.model_copy(update={"max_labels": 10})
 EVEN = (SplitChange(T0 - HOUR, 0.5),)
 
 
@@ -21,7 +29,8 @@ def test_a_version_that_is_wrong_more_often_fails_once_enough_labels_have_arrive
     assert "accuracy is worse: e-value" in late.verdict.reason
     assert late.counts.treatment == late.counts.control == 400
     assert late.counts.treatment_labelled + late.counts.control_labelled + late.counts.waiting == 800
-    assert judge(late.bins, ACCURACY.gate()).claims == late.verdict.claims
+    again = judge(late.bins, ACCURACY.gate())
+    assert [(one.name, one.e_value) for one in again.claims] == [(one.name, one.e_value) for one in late.verdict.claims]
     assert "treatment " in describe(late.verdict)
 
 
@@ -59,7 +68,8 @@ def test_versions_whose_requests_are_not_labelled_alike_are_not_compared(rollout
     hidden = [row for number, row in enumerate(rows) if not row.correlation_id.startswith("c-v2a") or number % 3 == 0]
     look = rollout.look(Rows(hidden), splits=EVEN)
     assert look.verdict.outcome is Outcome.SPLIT_IS_WRONG
-    assert "share of labelled requests differs" in look.verdict.reason
+    assert "share of labelled requests differs: e-value" in look.verdict.reason
+    assert re.search(r"\(\d[\d.]* % of the treatment's 400 requests are labelled, 9\d[\d.]* % of", look.verdict.reason)
 
 
 def test_no_label_at_all_waits_until_there_should_be_one_and_then_cannot_be_seen(rollout: LabelledRollout) -> None:
@@ -80,3 +90,127 @@ def test_of_requests_with_one_correlation_id_the_first_counts(rollout: LabelledR
     look = rollout.look(Rows([LabelRow("shared", 2, UNTIL)]))
     assert look.counts.labels.shared_ids == 2
     assert "no request of both versions" in look.unseen  # v2's was the first
+
+
+def change_state(rollout: LabelledRollout, **changes: Any) -> None:
+    """Change what v2a's replica says of what it has shipped."""
+    (path,) = (rollout.storage / "collected/digits/v2a/_state").glob("*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"dropped": 3, "lost_at": (T0 + HOUR).timestamp()}, "3 records of version 'v2a' were dropped"),
+        ({"dropped": 3, "lost_at": (UNTIL + HOUR).timestamp()}, ""),
+        ({"unreadable": 1, "lost_at": None}, "1 were unreadable"),
+        (
+            {
+                "final": False,
+                "pending_bytes": 9,
+                "shipped_until": (UNTIL - HOUR).timestamp(),
+                "updated": (UNTIL + 72 * HOUR).timestamp(),
+            },
+            "collected data of version 'v2a' is late",
+        ),
+    ],
+)
+def test_what_was_collected_in_the_time_has_to_be_all_there(
+    rollout: LabelledRollout, changes: dict[str, Any], problem: str
+) -> None:
+    rows = answered_requests(rollout, wrong={"v1a": 0.05, "v2a": 0.5}, each=200)
+    change_state(rollout, watched_since=T0.timestamp(), **changes)
+    look = rollout.look(Rows(rows))
+    assert problem in look.unseen
+    assert look.verdict.outcome is (Outcome.CANNOT_SEE if problem else Outcome.FAIL)
+
+
+def test_requests_that_no_caller_got_an_answer_to_by_the_split_are_left_out(rollout: LabelledRollout) -> None:
+    at = [T0 + number * S for number in range(4)]
+    rollout.collect("v1a", [("c", at[0], [1])])
+    rollout.collect("v2a", [("t", at[0], [1])])
+    for number, head in enumerate(({"addressed": True}, {"status": 500}, {"status": 401})):
+        rollout.collect("v2a", [(f"left-out-{number}", at[1], [0])], name=f"more-{number}", **head)
+    look = rollout.look(Rows([LabelRow(f"c-left-out-{number}", 1, UNTIL) for number in range(3)]), splits=EVEN)
+    assert (look.counts.control, look.counts.treatment, look.counts.labels.unknown) == (1, 1, 3)
+
+
+def test_a_request_of_several_rows_is_one_observation_and_may_have_a_label_for_each(rollout: LabelledRollout) -> None:
+    rows = []
+    for version, answer in (("v1a", [1, 2, 3]), ("v2a", [9, 9, 9])):
+        requests = [(f"{version}-{number}", T0 + number * S, answer) for number in range(200)]
+        rollout.collect(version, requests)
+        rows += [LabelRow(f"c-{id_}", (1, 2, 3), at + HOUR) for id_, at, _ in requests]
+    labels = Labels.model_validate({"metrics": ["accuracy", "absolute_error"]})
+    look = rollout.look(Rows(rows), labels, splits=EVEN)
+    assert look.verdict.outcome is Outcome.FAIL
+    assert sum(bin_.treatment.categories["accuracy"]["yes"] for bin_ in look.bins) == 200
+    means = [bin_.treatment.means["absolute_error"] for bin_ in look.bins]
+    assert {one.mean for one in means} == {7.0}
+    assert sum(one.count for one in means) == 200
+
+
+def test_answers_of_several_types_are_compared_one_by_one(rollout: LabelledRollout) -> None:
+    answers: list[Any] = ["1", 1, True, None, {"class": 1}]
+    rows = []
+    for version in ("v1a", "v2a"):
+        requests = [(f"{version}-{number}", T0 + number * S, [answers[number % 5]]) for number in range(100)]
+        rollout.collect(version, requests)
+        rows += [LabelRow(f"c-{id_}", 1, at + HOUR) for id_, at, _ in requests]
+    look = rollout.look(Rows(rows), splits=EVEN)
+    right = [sum(bin_.control.categories["accuracy"][name] for bin_ in look.bins) for name in ("no", "yes")]
+    assert right == [60, 40]
+
+
+def test_not_one_right_answer_of_either_version_is_a_fault_of_the_settings(rollout: LabelledRollout) -> None:
+    answered_requests(rollout, wrong={"v1a": 0.1, "v2a": 0.1}, each=100)
+    rows = [LabelRow(id_, "digit", UNTIL) for id_ in rollout.truth]
+    look = rollout.look(Rows(rows), splits=EVEN)
+    assert look.verdict.outcome is Outcome.CANNOT_SEE
+    assert "not one of 200 answers is right, of neither version" in look.unseen
+
+
+@dataclass
+class Broken:
+    """A source that fails after its first label."""
+
+    description: str = "a database"
+
+    def read(self, *, since: datetime, until: datetime, limit: int) -> Iterator[LabelRow]:
+        yield LabelRow("c-v1a-0", 1, since)
+        raise EvidenceUnavailableError("the database does not answer")
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "problem"),
+    [
+        (Broken(), {}, "the database does not answer"),
+        (Rows([LabelRow("x" * 1_001, 1, UNTIL)]), {}, "a label has the correlation id 'xxx"),
+        (
+            Rows([LabelRow("a", 1, UNTIL)] * 11),
+            {"labels": ACCURACY.model_copy(update={"max_labels": 10})},
+            "more than 10",
+        ),
+        (Rows([]), {"now": UNTIL + S}, "and that is not over"),
+        (Rows([]), {"splits": (SplitChange(T0, 1.0),)}, "had no traffic at the same time"),
+        (Rows([]), {"treatment": "v9a"}, "version 'v9a' has no answered request in 'predictions'"),
+        (
+            Rows([]),
+            {"labels": Labels.model_validate({"metrics": ["accuracy"], "prediction": "predictions.label"})},
+            "predictions.label is in nothing that version 'v1a' has collected .*; there are prediction",
+        ),
+        (
+            Rows([]),
+            {"labels": Labels.model_validate({"metrics": ["accuracy"], "prediction": "scores.label"})},
+            "no answered request in 'scores'",
+        ),
+    ],
+)
+def test_what_cannot_be_read_cannot_be_seen(
+    rollout: LabelledRollout, source: LabelSource, changes: dict[str, Any], problem: str
+) -> None:
+    answered_requests(rollout, wrong={"v1a": 0.1, "v2a": 0.1}, each=5)
+    look = rollout.look(source, **changes)
+    assert look.verdict.outcome is Outcome.CANNOT_SEE
+    assert re.search(problem, look.unseen)
+    assert look.bins == ()
