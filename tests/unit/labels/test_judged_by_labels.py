@@ -129,7 +129,8 @@ def test_requests_that_no_caller_got_an_answer_to_by_the_split_are_left_out(roll
     at = [T0 + number * S for number in range(4)]
     rollout.collect("v1a", [("c", at[0], [1])])
     rollout.collect("v2a", [("t", at[0], [1])])
-    for number, head in enumerate(({"addressed": True}, {"status": 500}, {"status": 401})):
+    heads: list[dict[str, Any]] = [{"addressed": True}, {"status": 500}, {"status": 401}]
+    for number, head in enumerate(heads):
         rollout.collect("v2a", [(f"left-out-{number}", at[1], [0])], name=f"more-{number}", **head)
     look = rollout.look(Rows([LabelRow(f"c-left-out-{number}", 1, UNTIL) for number in range(3)]), splits=EVEN)
     assert (look.counts.control, look.counts.treatment, look.counts.labels.unknown) == (1, 1, 3)
