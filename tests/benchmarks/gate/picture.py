@@ -28,7 +28,7 @@ def bars(
     bar = (GROUP - 24) / len(series)
     parts = [_text(LEFT, 20, title, size=15, anchor="start")]
     for index, name in enumerate(series):
-        left, top = LEFT + index % 4 * 180, 34 + index // 4 * 20
+        left, top = LEFT + index % 4 * 195, 34 + index // 4 * 20
         parts.append(f'<rect x="{left}" y="{top}" width="12" height="12" fill="{COLOURS[index]}"/>')
         parts.append(_text(left + 17, top + 10, name, anchor="start"))
     for tick in range(5):

@@ -3,10 +3,12 @@
 import math
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.gate.data.cells import CELLS, FAMILIES, Cell
+from tests.benchmarks.gate.data.clusters import TIMES, USERS_REQUESTS
 from tests.benchmarks.gate.data.rollouts import BASELINE_VALUES, LOOKS, SHARE
 from tests.benchmarks.gate.data.rules import COMPARISONS, ENOUGH, LABELLED_RULES, VALIDATIONS
 from tests.benchmarks.gate.data.run import GATE, NEVER, Results
@@ -17,48 +19,88 @@ __all__ = ["write"]
 # What a healthy treatment may be taken back by rules that have no level of their own.
 ALPHA = 0.05
 MOST_MINUTES = 5
-PICTURES = {
-    "gate-benchmark-data-false-roll-backs.svg": (
-        "Healthy treatments taken back or held, %",
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of some cells: the rates at which they are stopped, or the median minutes.
+
+    Attributes:
+        name: The file's name.
+        family: The family in whose section it stands, and whose rules it shows.
+        title: What it shows.
+        groups: By words, with a line for each part between commas, the cell.
+        delays: Whether it shows minutes.
+    """
+
+    name: str
+    family: str
+    title: str
+    groups: Mapping[str, str]
+    delays: bool = False
+
+
+PICTURES = (
+    Picture(
+        "gate-benchmark-data-false-roll-backs.svg",
+        "predictions",
+        "Healthy treatments taken back, %",
         {
             "labels, alike, 30/min": "predictions: labels, total variation 0, 30/min",
             "labels, alike, 300/min": "predictions: labels, total variation 0, 300/min",
             "labels, alike, 3,000/min": "predictions: labels, total variation 0, 3,000/min",
             "labels, within tolerance, 300/min": "predictions: labels, total variation 0.05, 300/min",
-            "numbers, alike, 300/min": "means: normal, 0 sd higher, 300/min",
-            "heavy tail, clipped, 300/min": "means: Pareto, shape 1.5, clipped, worse: higher, 300/min",
+            "means, alike, 300/min": "means: normal, 0 sd higher, 300/min",
+            "batches, alike, 30/min": "clusters: batches, labels, total variation 0, one row of each request, 30/min",
         },
     ),
-    "gate-benchmark-data-delays.svg": (
+    Picture(
+        "gate-benchmark-data-delays.svg",
+        "predictions",
         "Bad treatments: median minute at which they are taken back (full height: not within the hour)",
         {
             "labels, variation 0.4, 30/min": "predictions: labels, total variation 0.4, 30/min",
             "labels, variation 0.4, 300/min": "predictions: labels, total variation 0.4, 300/min",
             "labels, variation 0.15, 3,000/min": "predictions: labels, total variation 0.15, 3,000/min",
-            "numbers, mean 0.1 sd higher, 3,000/min": "means: normal, 0.1 sd higher, 3,000/min",
-            "numbers, mean 0.3 sd higher, 300/min": "means: normal, 0.3 sd higher, 300/min",
+            "buckets, 0.5 sd higher, 300/min": "predictions: numbers in ten buckets, 0.5 sd higher, 300/min",
+            "means, 0.1 sd higher, 3,000/min": "means: normal, 0.1 sd higher, 3,000/min",
+            "means, 0.3 sd higher, 300/min": "means: normal, 0.3 sd higher, 300/min",
+        },
+        delays=True,
+    ),
+    Picture(
+        "gate-benchmark-data-expectations.svg",
+        "expectations",
+        "Healthy treatments taken back because of an expectation, %",
+        {
+            "0.5 % unexpected, mostly 99 %, 300/min": "expectations: 0.5 % unexpected, mostly 99 %, 300/min",
+            "3 % in both, mostly 99 %, 300/min": "expectations: 3 % unexpected in both, mostly 99 %, 300/min",
+            "30 % in both, for 20 min, 300/min": (
+                "expectations: 30 % unexpected in both for 20 min, mostly 99 %, 300/min"
+            ),
+            "1 % null, mostly 97 %, 300/min": "expectations: null 1 %, mostly 97 %, 300/min",
         },
     ),
-}
+)
 
 
 def write(docs: Path, results: Mapping[str, Results]) -> None:
     """Write the page and its pictures into the folder of the documentation."""
     (docs / "gate-benchmark-data.md").write_text(text(results), encoding="utf-8")
-    for number, (name, (title, groups)) in enumerate(PICTURES.items()):
-        (docs / name).write_text(_picture(title, groups, results, delays=number == 1), encoding="utf-8")
+    for picture in PICTURES:
+        (docs / picture.name).write_text(_drawn(picture, results), encoding="utf-8")
 
 
 def text(results: Mapping[str, Results]) -> str:
     """Return the page."""
-    lines = [*_introduction(), *_requirements(results)]
+    lines = [*_introduction(), *_requirements(results), *_findings(results)]
     for key, family in FAMILIES.items():
         cells = [cell for cell in CELLS if cell.family == key and _name(cell) in results]
         if cells:
             rules = (GATE, *family.rules)
             lines += ["", f"## {family.title}", "", family.words, ""]
-            if key == "predictions":
-                lines += [f"![{title}]({name})" for name, (title, _) in PICTURES.items()] + [""]
+            for picture in PICTURES:
+                lines += [f"![{picture.title}]({picture.name})", ""] if picture.family == key else []
             lines += ["| | " + " | ".join(rules) + " |", "|---" * (len(rules) + 1) + "|"]
             lines += [_row(cell, results[_name(cell)], rules) for cell in cells]
     return "\n".join([*lines, *_ending(results)]) + "\n"
@@ -116,6 +158,77 @@ def _requirements(results: Mapping[str, Results]) -> list[str]:
     return lines + [f"| {a} | {b} | {c} | {'met' if met else '**not met**'} |" for a, b, c, met in rows]
 
 
+def _findings(results: Mapping[str, Results]) -> Iterator[str]:
+    """Yield what the tables show, once all cells are measured."""
+    if len(results) == len(CELLS):
+        yield from ("", "## What it shows", "", *_about_rules(results), *_about_validity(results))
+
+
+def _about_rules(results: Mapping[str, Results]) -> Iterator[str]:
+    """Yield which other rules keep their level, and what that costs them."""
+    healthy = [cell for cell in CELLS if cell.kind == "healthy" and cell.family in ("predictions", "means", "inputs")]
+    valid = [
+        rule
+        for rule in COMPARISONS
+        if all(_rate(of) <= _most(ALPHA, len(of)) for cell in healthy for of in [results[_name(cell)].minutes[rule]])
+    ]
+    yield f"- Other rules that keep 5 % in every healthy cell of independent rows: {', '.join(valid) or 'none'}."
+    buckets = results["predictions: numbers in ten buckets, 0.5 sd higher, 300/min"].minutes
+    gate, robust = (_minutes(statistics.median(buckets[rule])) for rule in (GATE, "SageMaker, Robust"))
+    labels = _per_cent(results["predictions: labels, total variation 0.4, 300/min"].minutes["SageMaker, Robust"])
+    yield (
+        f"- SageMaker's `Robust` finds a number in buckets that is half a standard deviation higher after {robust} "
+        f"(the gate: {gate}), but {labels} of treatments that predict half of ten labels almost never: no share "
+        "differs by 0.1 then."
+    )
+    yield (
+        "- A distance above a threshold happens by chance while there are few values, and a small difference that is "
+        "real is below it. A test at each look finds whatever is there, tolerated or not, and in time what is not."
+    )
+
+
+def _about_validity(results: Mapping[str, Results]) -> Iterator[str]:
+    """Yield where the gate's claims are not valid, and by how much."""
+
+    def rate(cell: str) -> str:
+        return _per_cent(results[cell].minutes[GATE])
+
+    def tails(suffix: str) -> str:
+        names = ("log-normal, sigma 1", "log-normal, sigma 2", "Pareto, shape 2.5", "Pareto, shape 1.5")
+        return ", ".join(f"{name}: {rate(f'means: {name}{suffix}, worse: lower, 300/min')}" for name in names)
+
+    yield (
+        "- **Heavy tails.** Healthy treatments that are taken back because the mean is lower, where 2.5 % are allowed: "
+        f"{tails('')}. With `clip`: {tails(', clipped')}. A mean that is worse if higher is on the safe side: the few "
+        "values that make a mean high make its variance high too."
+    )
+    batches = "clusters: batches, {}, every row, 30/min"
+    yield (
+        "- **Rows of one request** are not independent. With every row counted, healthy treatments would be stopped in "
+        f"{rate(batches.format('labels, total variation 0'))} of the rollouts because of predictions, "
+        f"{rate(batches.format('mean 0 sd higher'))} because of a mean, {rate(batches.format('inputs alike'))} because "
+        "of inputs. The gate takes one row, or the mean, of each request."
+    )
+    users = "clusters: users, {} alike, split by user, {}, 300/min"
+    of_users = "; ".join(
+        f"{times}, {rate(users.format('predictions', times))} because of predictions, "
+        f"{rate(users.format('means', times))} because of a mean, {rate(users.format('inputs', times))} because of "
+        "inputs"
+        for times in TIMES
+    )
+    yield (
+        "- **A split by user**, made by something in front of the router, is not covered: users are the unit then. "
+        f"Healthy treatments that are stopped, with {USERS_REQUESTS} requests of a user {of_users}. The router splits "
+        "by request, and users who differ do no harm."
+    )
+    late = rate("late labels: the same, and all requests of the day together")
+    yield (
+        "- **Labels that come late** are judged by their arrival, apart for times with another split. All requests of "
+        f"a day together would stop {late} of healthy treatments, where the rate of wrong answers has changed with the "
+        "split."
+    )
+
+
 def _row(cell: Cell, results: Results, rules: Sequence[str]) -> str:
     """Return a cell's row of its table."""
     texts = [f"{cell.name}{'' if cell.kind == 'healthy' else f', **{cell.kind}**'}"]
@@ -152,16 +265,15 @@ def _ending(results: Mapping[str, Results]) -> list[str]:
     ]
 
 
-def _picture(title: str, groups: Mapping[str, str], results: Mapping[str, Results], *, delays: bool) -> str:
-    """Return a picture of the rates or the median minutes of some cells."""
-    series: dict[str, list[float]] = {rule: [] for rule in (GATE, *COMPARISONS)}
-    for cell in groups.values():
+def _drawn(picture: Picture, results: Mapping[str, Results]) -> str:
+    """Return a picture of the rates or the median minutes of some cells, as SVG."""
+    series: dict[str, list[float]] = {rule: [] for rule in (GATE, *FAMILIES[picture.family].rules)}
+    for cell in picture.groups.values():
         for rule, values in series.items():
             minutes = results[cell].minutes[rule] if cell in results else [NEVER]
-            values.append(min(statistics.median(minutes), float(LOOKS)) if delays else 100 * _rate(minutes))
-    return bars(
-        title, list(groups), series, highest=float(LOOKS) if delays else 100.0, line=None if delays else 100 * ALPHA
-    )
+            values.append(min(statistics.median(minutes), float(LOOKS)) if picture.delays else 100 * _rate(minutes))
+    highest, line = (float(LOOKS), None) if picture.delays else (100.0, 100 * ALPHA)
+    return bars(picture.title, list(picture.groups), series, highest=highest, line=line)
 
 
 def _name(cell: Cell) -> str:
@@ -172,6 +284,11 @@ def _name(cell: Cell) -> str:
 def _rate(minutes: Sequence[float]) -> float:
     """Return which part of the rollouts was taken back or held."""
     return sum(minute < NEVER for minute in minutes) / len(minutes)
+
+
+def _per_cent(minutes: Sequence[float]) -> str:
+    """Return which part of the rollouts was taken back or held, as text."""
+    return f"{100 * _rate(minutes):.2g} %"
 
 
 def _most(level: float, runs: int) -> float:
