@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -19,10 +20,11 @@ from controlled_rollout.evidence import (
     SplitChange,
     evidence_source,
 )
-from controlled_rollout.gate import Category, Counts, Gate, Mean, Moments
+from controlled_rollout.gate import Category, Counts, Gate, Mean, Moments, judge
 from controlled_rollout.workspace import Workspace
 from tests.local.telemetry_lab import Process, source
 
+DOCS = Path(__file__).parents[2] / "docs"
 STARTED = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
 STARTED -= timedelta(seconds=STARTED.timestamp() % 60)
 S = timedelta(seconds=1)
@@ -266,6 +268,28 @@ def test_custom_metrics_are_read_by_bin_and_a_failing_query_affects_its_own_gate
     assert first.control.requests == 10
     with pytest.raises(EvidenceUnavailableError, match=r"the query of the metric 'revenue'.*answered 400"):
         read(source(store), name, gate=broken)
+
+
+@pytest.mark.parametrize(("refused", "outcome"), [(1.0, "fail"), (0.05, "not_enough_evidence")])
+def test_a_model_that_refuses_what_control_takes_fails_the_gate_that_the_docs_give_for_it(
+    store: Process, refused: float, outcome: str
+) -> None:
+    name = f"refuses-{outcome.replace('_', '-')}"
+    [kql] = re.findall(r'"refusals": Category\(.*?kql="""(.*?)"""', (DOCS / "gate.md").read_text(), re.DOTALL)
+    asked = Category(kql=kql.replace("'digits'", f"'{name}'"), tolerance=0.02, on_difference="fail")
+    for version, share in (("control", 0.05), ("treatment", refused)):
+        codes = ["400" if number % 20 < 20 * share else "200" for number in range(200)]
+        base = {"endpoint": name, "version": version}
+        store.send(*({**base, "at": STARTED + (0.1 * n + 5) * S, "code": code} for n, code in enumerate(codes)))
+
+    without, with_it = (
+        judge(read(source(store), name, gate=gate, splits=[SplitChange(STARTED - 60 * S, 0.5)]).bins, gate)
+        for gate in (Gate(latency_quantiles=()), Gate(latency_quantiles=(), categories={"refusals": asked}))
+    )
+
+    assert str(without.outcome) == "not_enough_evidence"
+    assert str(with_it.outcome) == outcome
+    assert outcome != "fail" or "refusals" in with_it.reason
 
 
 def test_custom_categories_are_counted_by_bin_and_version(store: Process) -> None:

@@ -325,6 +325,27 @@ def test_what_the_collector_writes_is_what_the_gate_reads(tmp_path: Path) -> Non
             assert (counts.means["age"].count, counts.means["age"].mean) == (60, 60 * number + 29.5)
 
 
+def test_a_model_that_refuses_what_control_takes_fails_by_its_collected_statuses(tmp_path: Path) -> None:
+    rollout = Rollout(tmp_path / "storage", {"v1": requests("v1"), "v2": requests("v2")})
+    for version, status in (("v1", 200), ("v2", 400)):
+        spool = make_spool(tmp_path / version, replica=f"{version}-1", version=version)
+        writer = SpoolWriter(spool)
+        for number in range(300):
+            head, asked, answered = exchange(number)
+            own = {"id": f"{version}-{number}", "time": (T0 + number * S).timestamp(), "status": status}
+            writer.append(head | own, asked, answered)
+        SpoolShipper(spool, FolderStorage(rollout.folder), clock=(UNTIL + MINUTE).timestamp).ship()
+        writer.end()
+    asked_for = Category(column="predictions.$status", tolerance=0.02, on_difference="fail")
+    gate = Gate(latency_quantiles=(), categories={"statuses": asked_for})
+
+    evidence = rollout.read(gate)
+
+    assert evidence.unseen == ""
+    assert evidence.bins[0].treatment.categories == {"statuses": {"400": 60}}
+    assert judge(evidence.bins, gate).outcome is Outcome.FAIL
+
+
 def suite(kind: str, **kwargs: Any) -> Gate:
     expectation = {"type": f"expect_column_{kind}", "kwargs": {"column": "predictions.label", **kwargs}}
     return Gate.model_validate({"expectations": {"expectations": [expectation]}})
