@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         TargetUnavailableError,
         WorkspaceError,
     )
+    from controlled_rollout.evidence.collected.joined_rows import read_collected
     from controlled_rollout.gate import Category, Gate, MaxLatency, Mean
     from controlled_rollout.hooks.sql_labels import SqlLabels
     from controlled_rollout.labels.settings import LabelMetric, Labels
@@ -99,6 +100,7 @@ __all__ = [
     "TreatmentGateSensor",
     "WorkspaceError",
     "control_asset",
+    "read_collected",
     "version_of_run",
 ]
 
@@ -152,6 +154,7 @@ _MODULES = {
     "TreatmentGateSensor": "controlled_rollout.sensors.treatment_gate",
     "WorkspaceError": "controlled_rollout.errors",
     "control_asset": "controlled_rollout.operators.promotion",
+    "read_collected": "controlled_rollout.evidence.collected.joined_rows",
     "version_of_run": "controlled_rollout.version_name",
 }
 

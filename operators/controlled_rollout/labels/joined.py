@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import CLOCKS_DIFFER
-from controlled_rollout.evidence.collected.duckdb_engine import PARTS_PER_QUERY, DuckDBEngine, _alike, _as_patterns
+from controlled_rollout.evidence.collected.duckdb_engine import (
+    PARTS_PER_QUERY,
+    DuckDBEngine,
+    alike_in_duckdb,
+    as_patterns,
+)
 from controlled_rollout.evidence.collected.engine import Observation
 from controlled_rollout.evidence.collected.part_columns import PartColumns
 from controlled_rollout.evidence.collected.part_files import PartFiles
@@ -120,11 +125,13 @@ class Joined:
         observations = [Observation(column, column, "category") for column in (*self._columns, "$truncated")]
         known: set[str] = set()
         for first in range(0, len(parts), PARTS_PER_QUERY):
-            for alike, columns, data in _alike(self._connection, parts[first : first + PARTS_PER_QUERY], observations):
+            for alike, columns, data in alike_in_duckdb(
+                self._connection, parts[first : first + PARTS_PER_QUERY], observations
+            ):
                 self._connection.execute(
                     'INSERT INTO request SELECT coalesce("$correlation_id", "$request_id"), epoch_us("$time"), '
                     f'"$request_id", {arm}, "$part" FROM {self._rows(columns)} AND "$row" = 0',
-                    [_as_patterns(alike)],
+                    [as_patterns(alike)],
                 )
                 self._groups.append((arm, alike, columns))
                 known.update(columns.types)
@@ -215,7 +222,7 @@ class Joined:
                     f'"$row" AS number, {", ".join(values)} FROM {self._rows(columns)}) AS answer JOIN known '
                     f"ON known.arm = {arm} AND known.id = answer.id AND known.arrived = answer.arrived "
                     "GROUP BY known.id, known.arrived, known.known, known.label",
-                    [_as_patterns(read)],
+                    [as_patterns(read)],
                 )
         width = self._labels.bin_width // MICROSECOND
         result = self._connection.execute(f"SELECT * FROM answered ORDER BY known // {width}, arrived, id, arm")
@@ -324,7 +331,7 @@ def joined(
         EvidenceUnavailableError: The collected data or the labels cannot be read, or it takes too long.
         StorageError: The storage cannot be read.
     """
-    with DuckDBEngine(timeout=TIMEOUT)._connection() as connection:
+    with DuckDBEngine(timeout=TIMEOUT).connection() as connection:
         result = Joined(connection, labels, since, until)
         result.add_labels(rows, limit=labels.max_labels)
         for arm, version in enumerate(versions):

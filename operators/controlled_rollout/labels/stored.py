@@ -113,7 +113,7 @@ class _StoredSource:
 
     def _rows_of(self, file: "StoredFile") -> Iterator[LabelRow]:
         """Yield the labels of one file."""
-        from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine, _as_patterns
+        from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine, as_patterns
 
         try:
             (path,) = self.files.paths([file])
@@ -121,8 +121,8 @@ class _StoredSource:
             raise EvidenceUnavailableError(f"labels cannot be read: {error}") from error
         names = [self.settings.correlation_id, self.settings.label]
         names += [self.settings.arrived] if self.settings.arrived is not None else []
-        reader, patterns = _reader(file.name), [_as_patterns([path])]
-        with DuckDBEngine(timeout=TIMEOUT)._connection() as connection:
+        reader, patterns = _reader(file.name), [as_patterns([path])]
+        with DuckDBEngine(timeout=TIMEOUT).connection() as connection:
             described = connection.execute(f"DESCRIBE SELECT * FROM {reader.format('')}", patterns).fetchall()
             types = {name: kind for name, kind, *_ in described}
             if missing := [name for name in names if name not in types]:

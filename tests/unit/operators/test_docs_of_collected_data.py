@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import pytest
 
 from controlled_rollout import CollectedDataGateOperator, CollectedDataSensor
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout_collector.layouts import ParquetLayout
+from controlled_rollout_collector.parts import Replica, make_parts
+from tests.unit.collector.spools import entry
 from tests.unit.scoring.spool_reader import records
 
 ROOT = Path(__file__).parents[3]
@@ -48,7 +53,7 @@ def test_the_page_on_expectations_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_page_on_what_versions_collect_runs(tmp_path: Path) -> None:
-    settings, script = blocks("collected-data.md")
+    settings, script, _ = blocks("collected-data.md")
     names: dict[str, Any] = {}
     exec(settings, names)  # noqa: S102 - this repository's own documentation
     version = Endpoint(name="digits").create_version("one", image=IMAGE, **names["settings"]).version("one")
@@ -69,3 +74,25 @@ def test_the_page_on_what_versions_collect_runs(tmp_path: Path) -> None:
         "predictions",
         inputs.head["correlation"],
     )
+
+
+def test_the_page_says_how_collected_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one request, which the collector's own code has shipped."""
+    monkeypatch.setenv("CONTROLLED_ROLLOUT_HOME", str(tmp_path))
+    now = datetime.now(UTC) - timedelta(minutes=1)
+    replica = Replica("digits", "v1", "r1", subscription="sub", resource_group="group", workspace="ws")
+    entries = [
+        replace(entry(collection, rows=rows), time_us=int(now.timestamp() * 1e6))
+        for collection, rows in (("inputs", ({"age": 30},)), ("predictions", ({"prediction": 7},)))
+    ]
+    for part in make_parts(entries, replica, ParquetLayout(), "1"):
+        path = tmp_path / "storage" / part.name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(part.content)
+    _, _, reading = blocks("collected-data.md")
+    exec(reading, {})  # noqa: S102 - this repository's own documentation
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 [")
+    assert "7" in printed

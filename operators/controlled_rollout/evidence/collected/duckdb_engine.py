@@ -28,7 +28,7 @@ from controlled_rollout.evidence.collected.parts_sql import categories_sql, mean
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["DuckDBEngine"]
+__all__ = ["PARTS_PER_QUERY", "DuckDBEngine", "alike_in_duckdb", "as_patterns", "columns_in_duckdb"]
 
 # So many parts are read by one query: each has the types of its columns looked up first.
 PARTS_PER_QUERY: Final = 1_000
@@ -55,9 +55,9 @@ class DuckDBEngine:
     ) -> list[PartSummary]:
         """Return the summary of each part; see `SummaryEngine.summaries`."""
         results: dict[str, PartSummary] = {}
-        with self._connection() as connection:
+        with self.connection() as connection:
             for start in range(0, len(parts), PARTS_PER_QUERY):
-                for alike in _alike(connection, parts[start : start + PARTS_PER_QUERY], observations):
+                for alike in alike_in_duckdb(connection, parts[start : start + PARTS_PER_QUERY], observations):
                     results.update(_summaries(connection, alike, observations, since, bin_width))
         return [results[part] for part in parts]
 
@@ -72,15 +72,15 @@ class DuckDBEngine:
         """Return each observation's quantiles over all parts; see `SummaryEngine.quantiles`."""
         if not parts or not wanted:
             return [BaselineQuantiles(0, ()) for _ in wanted]
-        with self._connection() as connection:
-            groups = _alike(connection, parts, [observation for observation, _ in wanted])
+        with self.connection() as connection:
+            groups = alike_in_duckdb(connection, parts, [observation for observation, _ in wanted])
             return [
                 _quantiles(connection, groups, observation, quantiles, since, until)
                 for observation, quantiles in wanted
             ]
 
     @contextmanager
-    def _connection(self) -> "Iterator[DuckDBPyConnection]":
+    def connection(self) -> "Iterator[DuckDBPyConnection]":
         """Context manager: a DuckDB of its own in memory; its errors become EvidenceUnavailableError."""
         try:
             import duckdb
@@ -128,12 +128,19 @@ class DuckDBEngine:
             wait_s = INTERRUPT_EVERY_S
 
 
-def _alike(connection: "DuckDBPyConnection", parts: Sequence[str], observations: Sequence[Observation]) -> list[Alike]:
-    """Return the parts in groups in which each observed column has one type; see `alike_parts`.
+def alike_in_duckdb(
+    connection: "DuckDBPyConnection", parts: Sequence[str], observations: Sequence[Observation]
+) -> list[Alike]:
+    """Return the parts in groups in which each observed column has one type; see `alike_parts`."""
+    return alike_parts(columns_in_duckdb(connection, parts), [one.column for one in observations])
+
+
+def columns_in_duckdb(connection: "DuckDBPyConnection", parts: Sequence[str]) -> dict[str, PartColumns]:
+    """Return the columns of each part.
 
     DuckDB takes `Age` for `age`: where a part has both, it renames one of them.
     """
-    patterns = _as_patterns(parts)
+    patterns = as_patterns(parts)
     json_columns: dict[str, list[str]] = defaultdict(list)
     metadata = "SELECT file_name, value FROM parquet_kv_metadata(?) WHERE key = ?"
     for file, value in connection.execute(metadata, [patterns, JSON_COLUMNS]).fetchall():
@@ -143,26 +150,22 @@ def _alike(connection: "DuckDBPyConnection", parts: Sequence[str], observations:
     for file, name, physical, converted in connection.execute(schema, [patterns]).fetchall():
         kind = "json" if name in json_columns[file] else column_type(physical, converted)
         types[file][name] = (f"{physical} {converted}", kind)
-    wanted = [*{observation.column for observation in observations}, "$addressed", "$status"]
-    columns = {part: PartColumns(types[part], _renamed(connection, part, list(types[part]), wanted)) for part in parts}
-    return alike_parts(columns, observations)
+    return {part: PartColumns(types[part], _renamed(connection, part, list(types[part]))) for part in parts}
 
 
-def _renamed(
-    connection: "DuckDBPyConnection", part: str, columns: Sequence[str], wanted: Sequence[str]
-) -> dict[str, str]:
-    """Return what DuckDB calls the wanted columns of a part that has others whose names differ only in upper case."""
+def _renamed(connection: "DuckDBPyConnection", part: str, columns: Sequence[str]) -> dict[str, str]:
+    """Return what DuckDB calls the columns of a part that has others whose names differ only in upper case."""
     same = Counter(map(str.lower, columns))
-    ambiguous = {column for column in wanted if same[column.lower()] > 1}
+    ambiguous = {column for column in columns if same[column.lower()] > 1}
     if not ambiguous:
         return {}
     described = connection.execute(
-        "DESCRIBE SELECT * FROM read_parquet(?, hive_partitioning = false)", [_as_patterns([part])]
+        "DESCRIBE SELECT * FROM read_parquet(?, hive_partitioning = false)", [as_patterns([part])]
     ).fetchall()
     return {column: row[0] for column, row in zip(columns, described, strict=True) if column in ambiguous}
 
 
-def _as_patterns(parts: Sequence[str]) -> list[str]:
+def as_patterns(parts: Sequence[str]) -> list[str]:
     """Return paths as DuckDB's patterns that match themselves."""
     return [re.sub(r"([*?\[])", r"[\1]", part) for part in parts]
 
@@ -177,7 +180,7 @@ def _summaries(
     """Return the summaries of parts whose columns have the same types."""
     parts, columns, data = group
     sums = PartSums(data, columns, observations)
-    patterns = _as_patterns(parts)
+    patterns = as_patterns(parts)
     query = categories_sql(columns, sums.categories, since=since, bin_width=bin_width)
     sums.add_categories(_fetched(connection, query, [patterns]))
     if sums.means:
@@ -207,7 +210,7 @@ def _quantiles(
     for parts, columns, _ in groups:
         query, times = observed_sql(columns, observation, since=since, until=until)
         queries.append(query)
-        parameters += [_as_patterns(parts)] * times
+        parameters += [as_patterns(parts)] * times
     counting, _ = values_sql(DUCKDB, queries, part=1.0)
     (row,) = connection.execute(counting, parameters).fetchall()
     count = int(row[0])

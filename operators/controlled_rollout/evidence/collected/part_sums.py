@@ -29,17 +29,17 @@ DIGITS: Final = 12
 Alike = tuple[list[str], PartColumns, dict[str, frozenset[str]]]
 
 
-def alike_parts(columns: Mapping[str, PartColumns], observations: Sequence[Observation]) -> list[Alike]:
-    """Return parts in groups in which each observed column has one type, with those types and each part's columns.
+def alike_parts(columns: Mapping[str, PartColumns], names: Iterable[str]) -> list[Alike]:
+    """Return parts in groups in which each of some columns has one type, with those types and each part's columns.
 
     A column may be a number in one part and text in the next; read together, an engine would make all of them text, or
     fail.
 
     Args:
         columns: By part its columns.
-        observations: What is observed.
+        names: The columns that are read, besides those that say whether a request counts.
     """
-    wanted = sorted({one.column for one in observations} | {"$addressed", "$status"})
+    wanted = sorted({*names, "$addressed", "$status"})
     groups: dict[object, list[str]] = {}
     for part, found in columns.items():
         key = tuple((found.types.get(name), found.renamed.get(name)) for name in wanted)

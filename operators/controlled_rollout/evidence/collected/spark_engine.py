@@ -112,7 +112,7 @@ class SparkEngine:
     ) -> Iterator[Alike]:
         """Yield the parts in groups in which each observed column has one type, each as a view of the session."""
         columns_of = columns_of_parts(parts, self.read_end)
-        for alike, columns, data in alike_parts(columns_of, observations):
+        for alike, columns, data in alike_parts(columns_of, [one.column for one in observations]):
             view = f"parts_{uuid.uuid4().hex}"
             wanted = dict.fromkeys((*OWN_COLUMNS, *(one.column for one in observations)))
             _rows_of(session, alike, [name for name in wanted if name in columns.types]).createOrReplaceTempView(view)
