@@ -137,16 +137,13 @@ def _requirements(results: Mapping[str, Results]) -> list[str]:
     """Return what is required of the gate, and what was measured."""
     rows = []
     healthy = [cell for cell in CELLS if cell.kind == "healthy" and _name(cell) in results]
-    for words, cells in (
-        ("healthy predictions, means and expectations", [cell for cell in healthy if cell.family != "inputs"]),
-        ("healthy inputs", [cell for cell in healthy if cell.family == "inputs"]),
-    ):
-        if cells:
-            worst = max(cells, key=lambda cell: _rate(results[_name(cell)].minutes[GATE]))
-            minutes = results[_name(worst)].minutes[GATE]
-            most, rate = _most(worst.level, len(minutes)), _rate(minutes)
-            where = f"worst of {len(cells)} cells: {worst.family}, {worst.name}" if rate else f"{len(cells)} cells"
-            rows.append((f"{words} ({where})", f"<= {100 * most:.2g} %", f"{100 * rate:.2g} %", rate <= most))
+    for level in sorted({cell.level for cell in healthy}, reverse=True):
+        cells = [cell for cell in healthy if cell.level == level]
+        worst = max(cells, key=lambda cell: _rate(results[_name(cell)].minutes[GATE]) / _most_of(cell, results))
+        rate, most = _rate(results[_name(worst)].minutes[GATE]), _most_of(worst, results)
+        where = f"worst of {len(cells)}: {_name(worst)}" if rate else f"{len(cells)} cells"
+        words = f"healthy, {100 * level:.2g} % allowed ({where})"
+        rows.append((words, f"<= {100 * most:.2g} %", f"{100 * rate:.2g} %", rate <= most))
     collapse = results.get("predictions: labels, total variation 0.4, 300/min")
     if collapse:
         median = statistics.median(collapse.minutes[GATE])
@@ -289,6 +286,11 @@ def _rate(minutes: Sequence[float]) -> float:
 def _per_cent(minutes: Sequence[float]) -> str:
     """Return which part of the rollouts was taken back or held, as text."""
     return f"{100 * _rate(minutes):.2g} %"
+
+
+def _most_of(cell: Cell, results: Mapping[str, Results]) -> float:
+    """Return how many of a healthy cell's rollouts the gate may stop: its level and three standard errors."""
+    return _most(cell.level, len(results[_name(cell)].minutes[GATE]))
 
 
 def _most(level: float, runs: int) -> float:
