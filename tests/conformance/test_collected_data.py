@@ -39,7 +39,10 @@ RULES = {
 }
 GATE = Gate(
     latency_quantiles=(),
-    categories={"label": Category(column="predictions.label", tolerance=0.1, on_difference="fail")},
+    categories={
+        "label": Category(column="predictions.label", tolerance=0.1, on_difference="fail"),
+        "age": Category(column="inputs.age"),
+    },
 )
 WINDOW = EvidenceWindow(bin_width=timedelta(seconds=1), allowed_lag=timedelta(seconds=10))
 
@@ -181,6 +184,8 @@ async def test_predictions_that_collapse_are_rolled_back_by_the_data_claim_and_m
         assert last.outcome is Outcome.FAIL, [one.verdict.reason for one in looks]
         assert last.reason.startswith("label differs by more than 0.1"), last.reason
         assert "'a' 100 % against control's" in last.reason
+        claims = {claim.name: claim for claim in last.claims}
+        assert not claims["age differs"].reached and not claims["errors are higher"].reached
 
         # What of a version is gone from the storage is not judged by what is left.
         storage = open_storage(lab.workspace)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout_collector.collector import Collector
-from controlled_rollout_collector.settings import SpoolSettingError, write_settings
+from controlled_rollout_collector.settings import SpoolSettingError, SpoolSettings
 from controlled_rollout_collector.storage import Storage, StorageSettingError, open_storage
 from controlled_rollout_collector.supervision import SETTING_ERROR, supervise
 
@@ -59,12 +59,11 @@ def _ship(options: argparse.Namespace, storage: Storage, *, is_ending: bool) -> 
     except BlockingIOError:
         log.error("another collector ships the spools in %s", options.spools)
         return SETTING_ERROR
-    if options.sidecar:
-        try:
-            write_settings(options.spools, os.environ)
-        except (SpoolSettingError, OSError) as error:
-            log.error("%s", error)
-            return SETTING_ERROR
+    try:
+        of_pod = SpoolSettings.from_environment(os.environ) if options.sidecar else None
+    except SpoolSettingError as error:
+        log.error("%s", error)
+        return SETTING_ERROR
     log.info("ships %s to %s every %g s", options.spools, storage, options.interval)
     Collector(
         options.spools,
@@ -72,7 +71,7 @@ def _ship(options: argparse.Namespace, storage: Storage, *, is_ending: bool) -> 
         interval_s=options.interval,
         grace_s=options.grace,
         end=end,
-        is_sidecar=options.sidecar,
+        of_pod=of_pod,
     ).run()
     return 0
 

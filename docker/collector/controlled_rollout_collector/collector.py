@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from controlled_rollout_collector.atomic_files import write_atomically
 from controlled_rollout_collector.ended_replicas import keep_state
-from controlled_rollout_collector.settings import SETTINGS_FILE, SpoolSettingError
+from controlled_rollout_collector.settings import SETTINGS_FILE, SpoolSettingError, SpoolSettings
 from controlled_rollout_collector.shipping import SpoolShipper, SpoolState
 from controlled_rollout_collector.storage import Storage, StorageError
 
@@ -59,8 +59,8 @@ class Collector:
         grace_s: How long shipping goes on after `end` is set, in seconds.
         end: Set by whoever wants the collector to ship what is there and to end.
         clock: A monotonic clock, in seconds.
-        is_sidecar: Whether the only spool is that of this pod, whose other containers have ended when this one is told
-            to: its replica's last state is then final.
+        of_pod: The settings of the only spool if that is this pod's, whose other containers have ended when this one is
+            told to: its replica's last state is then final.
     """
 
     folder: Path
@@ -69,7 +69,7 @@ class Collector:
     grace_s: float = 20.0
     end: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], float] = time.monotonic
-    is_sidecar: bool = False
+    of_pod: SpoolSettings | None = None
     _shippers: dict[Path, SpoolShipper] = field(default_factory=dict)
     _states: dict[Path, SpoolState] = field(default_factory=dict)
     _logged_at: dict[str, float] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class Collector:
         faults: list[str] = []
         for spool in spools:
             try:
-                self._ship(spool, is_final=is_last and self.is_sidecar)
+                self._ship(spool, is_final=is_last and self.of_pod is not None)
             except StorageError as error:
                 problem = str(error)
                 # The others wait for the same storage.
@@ -129,17 +129,17 @@ class Collector:
 
     def _spools(self) -> list[Path]:
         """Return the folders of all spools."""
-        if (self.folder / SETTINGS_FILE).exists():
+        if self.of_pod is not None or (self.folder / SETTINGS_FILE).exists():
             return [self.folder]
         return sorted(path.parent for path in self.folder.glob(f"*/*/*/{SETTINGS_FILE}"))
 
     def _ship(self, spool: Path, *, is_final: bool) -> None:
         """Ship one spool; delete it if its replica has ended."""
         if spool not in self._shippers:
-            self._shippers[spool] = SpoolShipper(spool, self.storage, on_batch=self._report_again)
+            self._shippers[spool] = SpoolShipper(spool, self.storage, settings=self.of_pod, on_batch=self._report_again)
         shipper = self._shippers[spool]
         state = self._states[spool] = shipper.ship(is_final=is_final)
-        if shipper.has_ended and state.final:
+        if shipper.has_ended and state.final and self.of_pod is None:
             keep_state(spool, state)
             shipper.remove()
             log.info("%s: shipped %s records in all; the replica has ended", spool, f"{state.shipped:,}")

@@ -6,38 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from controlled_rollout_collector.atomic_files import write_atomically
 from controlled_rollout_collector.layouts import LAYOUTS
 from controlled_rollout_collector.parts import Layout, Replica
 from controlled_rollout_collector.selection import Selection
 
-__all__ = ["SETTINGS_FILE", "SpoolSettingError", "SpoolSettings", "write_settings"]
+__all__ = ["SETTINGS_FILE", "SpoolSettingError", "SpoolSettings"]
 
 SETTINGS_FILE: Final = "spool.json"
+# What reading settings that are missing or wrong raises.
+UNUSABLE: Final = (OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 class SpoolSettingError(Exception):
     """The settings of a spool cannot be used: nothing of it is shipped, and nothing of it is lost."""
-
-
-def write_settings(spool: Path, environment: Mapping[str, str]) -> None:
-    """Write the settings that a pod's environment has into the spool: beside a sidecar there is no target that could.
-
-    They stay the same for as long as the spool is there: a later start needs no room on its disk.
-
-    Raises:
-        SpoolSettingError: They are missing or wrong.
-        OSError: The spool cannot be written.
-    """
-    try:
-        settings = json.loads(environment["COLLECTOR_SPOOL"]) | {"replica": environment["COLLECTOR_REPLICA"]}
-    except (KeyError, ValueError, TypeError) as error:
-        raise SpoolSettingError(
-            f"COLLECTOR_SPOOL and COLLECTOR_REPLICA do not describe the spool ({error!r}): a version's pod sets them"
-        ) from error
-    path, content = spool / SETTINGS_FILE, json.dumps(settings).encode()
-    if not (path.exists() and path.read_bytes() == content):
-        write_atomically(path, content)
 
 
 @dataclass(frozen=True)
@@ -63,16 +44,36 @@ class SpoolSettings:
         """
         path = spool / SETTINGS_FILE
         try:
-            settings = json.loads(path.read_bytes())
-            names = ("subscription", "resource_group", "workspace")
-            replica = Replica(
-                *(_required(settings, name) for name in ("endpoint", "version", "replica")),
-                **{name: _required(settings, name) for name in names if settings.get(name)},
-            )
-            layout = LAYOUTS[settings.get("layout") or "parquet"]
-            return cls(replica, layout, Selection.from_settings(settings, _salt(settings)))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            return cls._of(json.loads(path.read_bytes()))
+        except UNUSABLE as error:
             raise SpoolSettingError(f"{path} cannot be used ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Return the settings that a pod's description gives its collector.
+
+        A file in the spool would be the model's to write, too: it could choose what is kept, and whose data it seems.
+
+        Raises:
+            SpoolSettingError: They are missing or wrong, or the salt of columns to hash cannot be read.
+        """
+        try:
+            return cls._of(json.loads(environment["COLLECTOR_SPOOL"]) | {"replica": environment["COLLECTOR_REPLICA"]})
+        except UNUSABLE as error:
+            raise SpoolSettingError(
+                f"COLLECTOR_SPOOL and COLLECTOR_REPLICA do not describe the spool ({error!r}): the pod sets them"
+            ) from error
+
+    @classmethod
+    def _of(cls, settings: Mapping[str, Any]) -> Self:
+        """Return the settings by name; raise an error of `UNUSABLE` if one is missing or wrong."""
+        names = ("subscription", "resource_group", "workspace")
+        replica = Replica(
+            *(_required(settings, name) for name in ("endpoint", "version", "replica")),
+            **{name: _required(settings, name) for name in names if settings.get(name)},
+        )
+        layout = LAYOUTS[settings.get("layout") or "parquet"]
+        return cls(replica, layout, Selection.from_settings(settings, _salt(settings)))
 
 
 def _required(settings: Mapping[str, Any], name: str) -> str:

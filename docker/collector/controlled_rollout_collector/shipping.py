@@ -77,6 +77,7 @@ class SpoolShipper:
     Args:
         spool: The folder of the spool.
         storage: Where parts are written.
+        settings: Of the spool; None for those in its own file.
         clock: The time, in seconds since 1970.
         batch_bytes: The most bytes of records in a batch.
         on_batch: Called after each batch: a spool that has grown while the storage was away takes minutes.
@@ -91,12 +92,13 @@ class SpoolShipper:
         spool: Path,
         storage: Storage,
         *,
+        settings: SpoolSettings | None = None,
         clock: Callable[[], float] = time.time,
         batch_bytes: int = BATCH_BYTES,
         on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.spool = spool
-        self.settings = SpoolSettings.read(spool)
+        self.settings = settings or SpoolSettings.read(spool)
         self._storage = storage
         self._clock = clock
         self._batch_bytes = batch_bytes

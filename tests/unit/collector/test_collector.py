@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from controlled_rollout_collector.collector import Collector, PauseAfterFailures
+from controlled_rollout_collector.settings import SpoolSettings
 from controlled_rollout_collector.storage import StorageError
 from controlled_rollout_scoring.spool import Spool
 from tests.unit.collector.spools import SpoolWriter, exchange, make_spool
@@ -223,7 +224,28 @@ def test_in_a_pod_the_last_state_is_final(tmp_path: Path) -> None:
     end = threading.Event()
     end.set()
 
-    Collector(writer.spool, storage, end=end, is_sidecar=True).run()
+    Collector(writer.spool, storage, end=end, of_pod=SpoolSettings.read(writer.spool)).run()
 
     writer.end()
     assert json.loads(storage.files["collected/digits/v1/_state/a.json"])["final"]
+
+
+def test_in_a_pod_nothing_that_the_model_writes_into_its_spool_makes_its_data_another_versions(tmp_path: Path) -> None:
+    writer = filled_spool(tmp_path, "a")
+    described = {
+        "COLLECTOR_SPOOL": json.dumps({"endpoint": "digits", "version": "v1", "mask": ["age"]}),
+        "COLLECTOR_REPLICA": "pod-1",
+    }
+    forged = {"endpoint": "digits", "version": "control", "replica": "a"}
+    make_spool(writer.spool / "digits")
+    for folder in (writer.spool, writer.spool / "digits" / "digits" / "v1" / "replica-1"):
+        (folder / "spool.json").write_text(json.dumps(forged))
+    (writer.spool / "ended").touch()
+    storage = MemoryStorage()
+
+    assert Collector(writer.spool, storage, of_pod=SpoolSettings.from_environment(described)).ship_all() is None
+
+    assert writer.spool.exists()
+    assert {name.split("/")[2] for name in storage.files} == {"v1"}
+    assert "collected/digits/v1/_state/pod-1.json" in storage.files
+    writer.end()
