@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["StoredLabels"]
 
 # By the end of a file's name the SQL that reads it. Of CSV everything is text, or "007" would become a number.
-CSV: Final = "read_csv(?, header = true, all_varchar = true, compression = '{}')"
-JSON_LINES: Final = "read_json(?, format = 'newline_delimited', compression = '{}'{{}})"
+# A folder called `label=1` makes no column.
+CSV: Final = "read_csv(?, header = true, all_varchar = true, compression = '{}', hive_partitioning = false)"
+JSON_LINES: Final = "read_json(?, format = 'newline_delimited', compression = '{}', hive_partitioning = false{{}})"
 READERS: Final = {
-    ".parquet": "read_parquet(?)",
+    ".parquet": "read_parquet(?, hive_partitioning = false)",
     ".csv": CSV.format("none"),
     ".csv.gz": CSV.format("gzip"),
     ".jsonl": JSON_LINES.format("none"),

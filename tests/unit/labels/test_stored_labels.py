@@ -38,7 +38,7 @@ CSV = 'correlation_id,label,at\n007,1,2026-03-01T12:00:00Z\nb,"[1, 2]",2026-03-0
 
 
 def test_csv_keeps_texts_as_they_are(rollout: LabelledRollout) -> None:
-    write(rollout, "labels/a.csv", CSV)
+    write(rollout, "labels/label=9/a.csv", CSV)
     assert read(rollout, arrived="at") == [LabelRow("007", "1", NOON), LabelRow("b", (1, 2), NOON)]
     assert [row.arrived for row in read(rollout)] == [LATER, LATER]
 
@@ -53,7 +53,7 @@ def test_json_lines_keep_their_types(rollout: LabelledRollout, end: str) -> None
         {"correlation_id": "e", "at": "2026-03-01 12:00:00"},
     ]
     content = "\n".join(map(json.dumps, lines)).encode()
-    write(rollout, f"labels/2026/a.{end}", gzip.compress(content) if end.endswith("gz") else content)
+    write(rollout, f"labels/label=9/a.{end}", gzip.compress(content) if end.endswith("gz") else content)
     assert read(rollout, arrived="at") == [
         LabelRow("6F9D8BB8-8E54-4D53-8F9E-5F4D8A2F0001", "2026-01-01", NOON),
         LabelRow("b", (1, None), NOON),
@@ -74,7 +74,7 @@ def test_parquet_has_times_with_and_without_a_zone(rollout: LabelledRollout, tmp
         }
     )
     parquet.write_table(table, tmp_path / "t.parquet")
-    write(rollout, "labels/t.parquet", (tmp_path / "t.parquet").read_bytes())
+    write(rollout, "labels/truth=9/t.parquet", (tmp_path / "t.parquet").read_bytes())
     for column in ("zoned", "plain"):
         found = read(rollout, correlation_id="id", label="truth", arrived=column)
         assert found == [LabelRow("a", 0.5, NOON)]
