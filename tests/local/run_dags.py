@@ -21,11 +21,11 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         os.environ.update(request["environment"])
-        print(json.dumps(_run(bag.dags[request["dag"]], request["conf"])), file=answers)
+        print(json.dumps(_run(bag.dags[request["dag"]], request["conf"], request["done_by_hand"])), file=answers)
 
 
-def _run(dag: Any, conf: dict[str, Any]) -> dict[str, Any]:
-    run = dag.test(run_conf=conf, logical_date=datetime.now(UTC))
+def _run(dag: Any, conf: dict[str, Any], done_by_hand: str | None) -> dict[str, Any]:
+    run = dag.test(run_conf=conf, logical_date=datetime.now(UTC), mark_success_pattern=done_by_hand)
     return {
         "run_id": run.run_id,
         "state": str(run.state),
