@@ -6,6 +6,7 @@ its first label arrived, and a bin is complete once it is there: later labels on
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -158,7 +159,8 @@ def label_bins(
 
 def _period_of(moment: datetime, periods: Sequence[Period]) -> int | None:
     """Return the index of the period that a moment lies in; None if in none."""
-    return next((index for index, period in enumerate(periods) if period.begin <= moment < period.end), None)
+    index = bisect_right(periods, moment, key=lambda period: period.begin) - 1
+    return index if index >= 0 and moment < periods[index].end else None
 
 
 def _complete_bins(state: _OfPeriod, labels: Labels) -> Iterator[tuple[Counts, Counts]]:

@@ -271,8 +271,8 @@ def _checked_id(row: LabelRow) -> str:
     if isinstance(row.correlation_id, str) and 0 < len(row.correlation_id) <= LONGEST_ID:
         return row.correlation_id
     raise EvidenceUnavailableError(
-        f"a label has the correlation id {str(row.correlation_id)[:60]!r}: name the column with the request's "
-        f"x-ms-client-request-id, trace id or request id, a text of at most {LONGEST_ID:,} characters"
+        f"the correlation id of a label is empty, no text, or longer than {LONGEST_ID:,} characters: name the column "
+        "with the request's x-ms-client-request-id, trace id or request id"
     )
 
 

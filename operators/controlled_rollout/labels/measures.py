@@ -2,9 +2,11 @@
 
 import hashlib
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import PurePath
 from typing import Any, Final, TypeAlias
 
 from pydantic import ImportString, TypeAdapter, ValidationError
@@ -141,7 +143,8 @@ class Measures:
             return None
         if not abs(value) <= LARGEST_LOSS:
             raise EvidenceUnavailableError(
-                f"{name} of a labelled request is {value!r}, which is no loss to be averaged"
+                f"{name} of a labelled request is beyond {LARGEST_LOSS:g} or no number, and cannot be averaged: see "
+                "that predictions and labels are what is meant, or give a limit"
             )
         return value if metric.limit is None else min(value, metric.limit)
 
@@ -152,10 +155,11 @@ class Measures:
             value = self._functions[name](prediction, label)
             return None if value is None else float(value)
         except Exception as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
             raise EvidenceUnavailableError(
-                f"the metric {name!r}: {function}({_shown(prediction)}, {_shown(label)}) failed with "
-                f"{type(error).__name__}: {str(error)[:200]}; it has to return a number, or None for a row that does "
-                "not count"
+                f"the metric {name!r}: {function} failed with {type(error).__name__} in line {at.lineno} of "
+                f"{PurePath(at.filename).name} for {_kind(prediction)} as prediction and {_kind(label)} as label; it "
+                "has to return a number, or None for a row that does not count"
             ) from error
 
     def _probability(self, row: Row, label: Label) -> float | None:
@@ -165,15 +169,16 @@ class Measures:
             negative, right = right != self._positive, self._positive
         if right not in self._classes:
             raise EvidenceUnavailableError(
-                f"log_loss: a label is {_shown(label)}, and probability has columns for "
-                f"{', '.join(map(str, self._classes))}: name the column of each class"
+                f"log_loss: a label is another class than {', '.join(map(str, self._classes))}, for which probability "
+                "has columns: name the column of each class"
             )
         value = self._number(row[self._classes[right]], "probability")
         if value is None:
             return None
         if not 0 <= value <= 1:
             raise EvidenceUnavailableError(
-                f"log_loss: {self._labels.classes[right]} of a labelled request is {value!r}, which is no probability"
+                f"log_loss: {self._labels.classes[right]} of a labelled request is not between 0 and 1: name a column "
+                "with probabilities"
             )
         return 1 - value if negative else value
 
@@ -185,7 +190,8 @@ class Measures:
         if isinstance(number, int | float) and abs(number) <= LARGEST_LOSS:
             return float(number)
         raise EvidenceUnavailableError(
-            f"the {what} of a labelled request is {_shown(value)}, and {', '.join(self._labels.metrics)} need a number"
+            f"the {what} of a labelled request is {_kind(value)}, and of the metrics "
+            f"{', '.join(self._labels.metrics)} one needs a finite number"
         )
 
 
@@ -208,6 +214,8 @@ def _scalar(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
-def _shown(value: Any) -> str:
-    """Return a value as text for a message."""
-    return repr(value)[:60]
+def _kind(value: Any) -> str:
+    """Return what a value is, for a message that must not show it: it may be a person's."""
+    return {bool: "true or false", int: "a number", float: "a number", str: "a text", type(None): "nothing"}.get(
+        type(value), "a list or an object"
+    )

@@ -122,6 +122,7 @@ class Labels(BaseModel):
             if metric.margin >= 1 and (name in ANSWERS or name == AUC):
                 raise ValueError(f"{name}: margin={metric.margin:g} is not below 1: it is a fraction, not per cent")
             self._check_needs(name)
+            self._check_used(name, metric)
         if unknown := self.weights.keys() - self.metrics.keys():
             raise ValueError(f"weights for {', '.join(sorted(unknown))}, which is not among the metrics")
         return self
@@ -142,6 +143,25 @@ class Labels(BaseModel):
             )
         if name == AUC and isinstance(self.probability, Mapping) and class_of(self.positive) not in self.classes:
             raise ValueError(f"auc needs a column in probability for the positive class {self.positive!r}")
+
+    def _check_used(self, name: str, metric: LabelMetric) -> None:
+        """Raise ValueError if a setting of a metric says nothing about that metric."""
+        used = {"margin"}
+        if name in ANSWERS:
+            used |= {"ratio", "pass_ratio"}
+        else:
+            used |= {
+                "pass_margin",
+                *(() if name == AUC else ("limit",)),
+                *(("function", "worse") if metric.function else ()),
+            }
+        standard = LabelMetric()
+        for field in LabelMetric.model_fields.keys() - used:
+            if getattr(metric, field) != getattr(standard, field):
+                raise ValueError(
+                    f"{name} has {field}={getattr(metric, field)!r}, which says nothing about it: it has "
+                    f"{', '.join(sorted(used))}"
+                )
 
     @model_validator(mode="after")
     def _check_columns(self) -> Self:

@@ -132,10 +132,11 @@ def arrival_of(value: Any) -> datetime:
             return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     except (ValueError, OverflowError, OSError) as error:
         raise EvidenceUnavailableError(
-            f"the arrival of a label is {str(value)[:100]!r}, which is no time ({error}): name a column with times"
+            f"the arrival of a label is a {type(value).__name__} that is no time: name a column with times, such as "
+            "2026-03-01T12:00:00Z"
         ) from error
     raise EvidenceUnavailableError(
-        f"the arrival of a label is {str(value)[:100]!r}, which is no time: name a column with times"
+        f"the arrival of a label is a {type(value).__name__}, which is no time: name a column with times"
     )
 
 

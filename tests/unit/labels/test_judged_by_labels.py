@@ -186,7 +186,7 @@ class Broken:
     ("source", "changes", "problem"),
     [
         (Broken(), {}, "the database does not answer"),
-        (Rows([LabelRow("x" * 1_001, 1, UNTIL)]), {}, "a label has the correlation id 'xxx"),
+        (Rows([LabelRow("x" * 1_001, 1, UNTIL)]), {}, "the correlation id of a label is empty, no text, or longer"),
         (
             Rows([LabelRow("a", 1, UNTIL)] * 11),
             {"labels": ACCURACY.model_copy(update={"max_labels": 10})},

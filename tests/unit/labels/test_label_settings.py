@@ -58,6 +58,9 @@ def test_the_gate_has_an_event_or_a_mean_for_each_metric_and_shares_alpha_over_t
         ({"prediction": "label"}, "prediction"),
         ({"metrics": ["auc"], "positive": 1, "probability": "scores.p"}, "columns of several collections"),
         ({"metrics": {"accuracy": {"margin": 2}}}, "it is a fraction, not per cent"),
+        ({"metrics": {"accuracy": {"pass_margin": 0.1}}}, "accuracy has pass_margin=0.1, which says nothing about it"),
+        ({"metrics": {"absolute_error": {"ratio": 2}}}, "it has limit, margin, pass_margin"),
+        ({"metrics": {"squared_error": {"worse": "lower"}}}, "squared_error has worse='lower'"),
         ({"weights": {"recall": 2}}, "weights for recall"),
         ({"bin_width": "7 h"}, "does not divide a day"),
         ({"metrics": {"share of labelled requests": {"function": "m:f"}}}, "cannot be the name of a metric"),
@@ -140,5 +143,5 @@ def test_a_day_is_an_arrival_at_its_begin() -> None:
 
 @pytest.mark.parametrize("value", ["soon", True, None, 1e30, "12.3.2026"])
 def test_an_arrival_that_is_no_time_is_said(value: Any) -> None:
-    with pytest.raises(EvidenceUnavailableError, match="is no time"):
+    with pytest.raises(EvidenceUnavailableError, match="no time: name a column"):
         arrival_of(value)
