@@ -49,7 +49,7 @@ class Counted(BaseModel):
 
     Attributes:
         by_bin: By expectation and number of the bin (how many widths after 1970 it begins).
-        columns: All columns that some part has.
+        columns: The columns of the expectations that some part has.
         faults: What went wrong inside an expectation, by its name.
     """
 

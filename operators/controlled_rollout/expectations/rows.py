@@ -17,6 +17,8 @@ CHUNK_ROWS: Final = 250_000
 JSON_COLUMNS: Final = b"controlled_rollout.json_columns"
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
+# The collector's own columns that say which rows are read.
+OWN: Final = frozenset(("$request_id", "$row", "$rows", "$time", "$addressed", "$status"))
 # Refused before the version saw them: no evidence in the metric store either.
 REFUSED: Final = (401, 403)
 FIRST_ERROR: Final = 400
@@ -52,6 +54,7 @@ def read_rows(
     until: datetime | None,
     drawn: bool,
     part_of_requests: float = 1.0,
+    columns: frozenset[str] | None = None,
     at_once: int = CHUNK_ROWS,
 ) -> Iterator[Rows]:
     """Yield the rows of requests that were split by weight, some parts at a time.
@@ -63,6 +66,7 @@ def read_rows(
         until: Requests that arrived before; None for no end.
         drawn: Only one row of each request, the one that its id draws: rows of one request are not independent.
         part_of_requests: Only requests whose ids have the lowest hashes, this part of them.
+        columns: Only these columns, as the author knows them, those that a part has; None for all of them.
         at_once: About how many rows are yielded together.
     """
     import pandas as pd
@@ -70,7 +74,7 @@ def read_rows(
     tables: list[pd.DataFrame] = []
     held = 0
     for part in parts:
-        table = _selected(_read(part), collection, since, until)
+        table = _selected(_read(part, columns), collection, since, until)
         if drawn:
             table = table[_is_drawn(table)]
         if part_of_requests < 1:
@@ -86,11 +90,19 @@ def read_rows(
         yield _rows(tables)
 
 
-def _read(part: str) -> "pd.DataFrame":
+def _read(part: str, columns: frozenset[str] | None) -> "pd.DataFrame":
     """Return a part as a table; columns that hold JSON because their values differ in type are decoded."""
-    from pyarrow import parquet
+    from pyarrow import ArrowInvalid, parquet
 
-    table = parquet.read_table(part)
+    try:
+        with parquet.ParquetFile(part) as file:
+            names = file.schema_arrow.names
+            if columns is not None:
+                # Callers may send others by the thousand.
+                names = [name for name in names if name in OWN or _authors_name(name) in columns]
+            table = file.read(columns=names)
+    except (OSError, ArrowInvalid) as error:
+        raise ValueError(f"{part}: {error}") from error
     encoded = json.loads((table.schema.metadata or {}).get(JSON_COLUMNS, b"[]"))
     result: pd.DataFrame = table.to_pandas()
     for column in encoded:
@@ -138,7 +150,11 @@ def _rows(tables: "list[pd.DataFrame]") -> Rows:
 
     table = pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0].reset_index(drop=True)
     data = table[[name for name in table.columns if not name.startswith("$") or name.startswith("$$")]]
-    # The collector writes one more $ before an author's column that begins with one.
-    data = data.rename(columns={name: name[1:] for name in data.columns if name.startswith("$$")})
+    data = data.rename(columns={name: _authors_name(name) for name in data.columns})
     microseconds = (table["$time"] - pd.Timestamp(EPOCH)) // pd.Timedelta(microseconds=1)
     return Rows(data, table["$request_id"], microseconds)
+
+
+def _authors_name(column: str) -> str:
+    """Return what the author calls a column: the collector writes one more $ before one that begins with it."""
+    return column[1:] if column.startswith("$$") else column

@@ -34,7 +34,7 @@ ABOUT_NULL: Final = ("expect_column_values_to_be_null", "expect_column_values_to
 def count(request: ValidationRequest) -> Counted:
     """Count the rows and the unexpected rows of each row-wise expectation by bin, one row of each request.
 
-    A column that some parts lack is null there; which columns there are at all is in the result.
+    A column that some parts lack is null there; which of the columns there are at all is in the result.
     """
     expectations = [one for one in request.suite.of(request.collection) if one.is_row_wise]
     assert request.bin_width is not None  # noqa: S101 - the caller asks for bins
@@ -42,7 +42,14 @@ def count(request: ValidationRequest) -> Counted:
     counts: dict[str, dict[int, list[int]]] = {one.name: defaultdict(lambda: [0, 0]) for one in expectations}
     columns: set[str] = set()
     faults: dict[str, str] = {}
-    parts = read_rows(request.parts, request.collection, since=request.since, until=request.until, drawn=True)
+    parts = read_rows(
+        request.parts,
+        request.collection,
+        since=request.since,
+        until=request.until,
+        drawn=True,
+        columns=_columns_of(expectations),
+    )
     for rows in parts:
         columns |= set(map(str, rows.data.columns))
         data = _with_columns(rows.data, expectations)
@@ -84,6 +91,7 @@ def validate(request: ValidationRequest) -> Validation:
             until=request.until,
             drawn=False,
             part_of_requests=part,
+            columns=_columns_of(expectations),
         )
     )
     if not chunks:
@@ -171,6 +179,13 @@ def _asked(expectation: Expectation, data: "pd.DataFrame") -> "pd.Series[bool]":
     if expectation.type in ABOUT_NULL or how in LEAVES_OUT_NONE or not len(known.columns):
         return data.index >= 0
     return known.all(axis=1) if how in LEAVES_OUT_ANY else known.any(axis=1)
+
+
+def _columns_of(expectations: Sequence[Expectation]) -> frozenset[str] | None:
+    """Return the columns that expectations name; None for all if one of them is about the table."""
+    if not all(one.columns for one in expectations):
+        return None
+    return frozenset(name for one in expectations for name in one.columns)
 
 
 def _with_columns(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> "pd.DataFrame":

@@ -92,6 +92,17 @@ def test_a_column_is_not_taken_for_one_whose_name_differs_in_upper_case(tmp_path
             assert (one.means["age"][BIN].count, one.means["age"][BIN].mean, one.not_numbers["age"]) == (3, 5.0, 0)
 
 
+def test_of_a_callers_many_columns_only_some_are_remembered(tmp_path: Path) -> None:
+    odd = [f"odd{number}" for number in range(300)]
+    names = [*odd, "label"]
+    part = write_part(
+        tmp_path / "p.parquet", [Exchange("r", 0, [dict.fromkeys(names, "x")])], dict.fromkeys(names, "VARCHAR")
+    )
+    found = summary(part, LABEL)
+    assert found.columns == {*odd[:20], "label"}
+    assert found.categories["label"] == {BIN: {"x": 1}}
+
+
 def test_columns_are_those_of_the_file_whatever_folder_it_is_in(tmp_path: Path) -> None:
     """In `label=ml/` too, which other programs take for a column and its value."""
     part = write_part(tmp_path / "label=ml" / "p.parquet", rows_of(1.0, 2.0), {"label": "DOUBLE"})

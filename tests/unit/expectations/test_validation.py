@@ -15,6 +15,7 @@ from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.expectations import process, read_suite, server, validation
 from controlled_rollout.expectations.process import count_in_process, validate_in_process
 from controlled_rollout.expectations.result import Counted, ExpectationResult, RowCounts, Validation, ValidationRequest
+from controlled_rollout.expectations.rows import read_rows
 from tests.polling import wait_until
 
 T0 = datetime(2026, 1, 5, tzinfo=UTC)
@@ -129,6 +130,22 @@ def test_only_expectations_of_rows_are_counted_and_columns_that_no_part_has_are_
     assert set(counted.by_bin) == {AGE, LABEL, PAIR, REGEX, GONE}
     assert counted.columns == {"age", "low", "$label"}
     assert counted.by_bin[GONE] == {}
+
+
+def test_columns_that_no_expectation_names_are_not_read(tmp_path: Path) -> None:
+    """Callers may send others by the thousand, which together would make a table that no memory holds."""
+    more = {f"odd{number}": 1.0 for number in range(100)}
+    first = row("one", 0) | more | {"left.x": 2.0, "$$label": '"a"', "$$other": "b"}
+    paths = [write_part(tmp_path / "1.parquet", [first], json_columns=("$$label",))]
+    paths.append(write_part(tmp_path / "2.parquet", [row("two", 0, age=3.0)]))
+
+    def columns(asked: frozenset[str] | None) -> set[str]:
+        (rows,) = read_rows(paths, "inputs", since=T0, until=None, drawn=True, columns=asked)
+        assert list(rows.ids) == ["one", "two"]
+        return set(rows.data.columns)
+
+    assert columns(frozenset({"age", "left.x", "$label", "gone"})) == {"age", "left.x", "$label"}
+    assert columns(None) == {*more, "age", "left.x", "$label", "$other"}
 
 
 def test_an_exception_inside_an_expectation_is_told_with_its_text_and_leaves_the_others(counted: Counted) -> None:

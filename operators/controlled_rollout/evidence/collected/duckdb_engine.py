@@ -6,7 +6,7 @@ import re
 import tempfile
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,6 +18,7 @@ from controlled_rollout.evidence.collected.engine import BaselineQuantiles, Obse
 from controlled_rollout.evidence.collected.part_columns import JSON_COLUMNS, ColumnType, PartColumns, column_type
 from controlled_rollout.evidence.collected.part_sums import (
     MOST_FOR_QUANTILES,
+    MOST_NAMED,
     Alike,
     PartSums,
     alike_parts,
@@ -32,6 +33,8 @@ __all__ = ["PARTS_PER_QUERY", "DuckDBEngine", "alike_in_duckdb", "as_patterns", 
 
 # So many parts are read by one query: each has the types of its columns looked up first.
 PARTS_PER_QUERY: Final = 1_000
+# Of each part's columns the first ones are the collector's own, which are fewer.
+MOST_OWN_COLUMNS: Final = 20
 ROWS_AT_ONCE: Final = 20_000
 INTERRUPT_EVERY_S: Final = 0.05
 
@@ -132,37 +135,65 @@ def alike_in_duckdb(
     connection: "DuckDBPyConnection", parts: Sequence[str], observations: Sequence[Observation]
 ) -> list[Alike]:
     """Return the parts in groups in which each observed column has one type; see `alike_parts`."""
-    return alike_parts(columns_in_duckdb(connection, parts), [one.column for one in observations])
+    observed = [one.column for one in observations]
+    return alike_parts(columns_in_duckdb(connection, parts, [*observed, "$addressed", "$status"]), observed)
 
 
-def columns_in_duckdb(connection: "DuckDBPyConnection", parts: Sequence[str]) -> dict[str, PartColumns]:
+def columns_in_duckdb(
+    connection: "DuckDBPyConnection", parts: Sequence[str], wanted: Sequence[str] | None = None
+) -> dict[str, PartColumns]:
     """Return the columns of each part.
 
     DuckDB takes `Age` for `age`: where a part has both, it renames one of them.
+
+    Args:
+        connection: A connection.
+        parts: The parts.
+        wanted: Of other columns only the first ones: callers may send any number of them. None for all.
     """
     patterns = as_patterns(parts)
     json_columns: dict[str, list[str]] = defaultdict(list)
     metadata = "SELECT file_name, value FROM parquet_kv_metadata(?) WHERE key = ?"
     for file, value in connection.execute(metadata, [patterns, JSON_COLUMNS]).fetchall():
-        json_columns[file] = json.loads(value)
+        try:
+            json_columns[file] = json.loads(value)
+        except ValueError as error:
+            raise EvidenceUnavailableError(
+                f"collected data cannot be read: {file} is no part of a collector's; the gate waits until it is gone"
+            ) from error
     types: dict[str, dict[str, tuple[str, ColumnType]]] = {part: {} for part in parts}
-    schema = "SELECT file_name, name, type, converted_type FROM parquet_schema(?) WHERE type IS NOT NULL"
-    for file, name, physical, converted in connection.execute(schema, [patterns]).fetchall():
+    places: dict[str, dict[str, int]] = {part: {} for part in parts}
+    schema = "SELECT file_name, name, type, converted_type, column_id FROM parquet_schema(?) WHERE type IS NOT NULL"
+    parameters: list[Any] = [patterns]
+    if wanted is not None:
+        schema += " AND (column_id <= ? OR list_contains(?, lower(name)))"
+        parameters += [MOST_OWN_COLUMNS + MOST_NAMED, [column.lower() for column in wanted]]
+    for file, name, physical, converted, place in connection.execute(schema, parameters).fetchall():
         kind = "json" if name in json_columns[file] else column_type(physical, converted)
         types[file][name] = (f"{physical} {converted}", kind)
-    return {part: PartColumns(types[part], _renamed(connection, part, list(types[part]))) for part in parts}
+        places[file][name] = place - 1
+    return {part: PartColumns(types[part], _renamed(connection, part, places[part], wanted)) for part in parts}
 
 
-def _renamed(connection: "DuckDBPyConnection", part: str, columns: Sequence[str]) -> dict[str, str]:
-    """Return what DuckDB calls the columns of a part that has others whose names differ only in upper case."""
-    same = Counter(map(str.lower, columns))
-    ambiguous = {column for column in columns if same[column.lower()] > 1}
+def _renamed(
+    connection: "DuckDBPyConnection", part: str, places: Mapping[str, int], wanted: Sequence[str] | None
+) -> dict[str, str]:
+    """Return what DuckDB calls the wanted columns of a part that has others whose names differ only in upper case.
+
+    Args:
+        connection: A connection.
+        part: The part.
+        places: By name the places of columns among all columns of the part, from 0.
+        wanted: The columns that are read; None for all.
+    """
+    same = Counter(map(str.lower, places))
+    ambiguous = [name for name in places if same[name.lower()] > 1 and (wanted is None or name in wanted)]
     if not ambiguous:
         return {}
     described = connection.execute(
         "DESCRIBE SELECT * FROM read_parquet(?, hive_partitioning = false)", [as_patterns([part])]
     ).fetchall()
-    return {column: row[0] for column, row in zip(columns, described, strict=True) if column in ambiguous}
+    return {name: described[places[name]][0] for name in ambiguous}
 
 
 def as_patterns(parts: Sequence[str]) -> list[str]:

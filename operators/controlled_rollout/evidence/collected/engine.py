@@ -46,7 +46,7 @@ class PartSummary:
         means: By metric the moments of the requests' values.
         categories: By metric how often each category was drawn.
         not_numbers: By metric how many rows hold something for a mean or bucket that is no finite number.
-        columns: All columns of the part that are data.
+        columns: Columns of the part that are data: the observed ones that it has, and the first others.
     """
 
     requests: Mapping[BinNumber, int] = field(default_factory=dict)

@@ -37,9 +37,9 @@ class PartColumns:
         return self.types[column][1] if column in self.types else "missing"
 
     @property
-    def data(self) -> frozenset[str]:
+    def data(self) -> list[str]:
         """The columns that are data; those of the collector begin with one `$`."""
-        return frozenset(name for name in self.types if not name.startswith("$") or name.startswith("$$"))
+        return [name for name in self.types if not name.startswith("$") or name.startswith("$$")]
 
 
 def column_type(physical: str, converted: str | None) -> ColumnType:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["MOST_FOR_QUANTILES", "Alike", "PartSums", "alike_parts", "quantiles_of"]
+__all__ = ["MOST_FOR_QUANTILES", "MOST_NAMED", "Alike", "PartSums", "alike_parts", "quantiles_of"]
 
 # Quantiles are known well enough from so many requests; of more, those whose ids have the lowest hashes are taken.
 MOST_FOR_QUANTILES: Final = 1_000_000
@@ -25,7 +25,11 @@ MOST_CATEGORIES: Final = 10_000
 # Sums of many numbers depend on their order in the digits after these.
 DIGITS: Final = 12
 
-# Parts in which each observed column has one type, those types, and by part all columns that are data.
+# Of a part's columns that are not observed so many are remembered, for messages: callers may send any number of them.
+MOST_NAMED: Final = 20
+
+# Parts in which each observed column has one type, those types, and by part the columns that are data: the observed
+# ones and the first others.
 Alike = tuple[list[str], PartColumns, dict[str, frozenset[str]]]
 
 
@@ -44,7 +48,14 @@ def alike_parts(columns: Mapping[str, PartColumns], names: Iterable[str]) -> lis
     for part, found in columns.items():
         key = tuple((found.types.get(name), found.renamed.get(name)) for name in wanted)
         groups.setdefault(key, []).append(part)
-    return [(alike, columns[alike[0]], {part: columns[part].data for part in alike}) for alike in groups.values()]
+    return [
+        (alike, columns[alike[0]], {part: _named(columns[part], wanted) for part in alike}) for alike in groups.values()
+    ]
+
+
+def _named(columns: PartColumns, wanted: Sequence[str]) -> frozenset[str]:
+    """Return the columns of a part that are data: the wanted ones, and the first others."""
+    return frozenset([*columns.data[:MOST_NAMED], *(name for name in columns.data if name in wanted)])
 
 
 class PartSums:

@@ -55,6 +55,8 @@ class Totals:
     def add_expectations(self, counted: Counted) -> None:
         """Add the rows of expectations in some parts, as categories, and what went wrong inside of one."""
         self.faults = {**counted.faults, **self.faults}
+        # As they are called in parts.
+        self.columns |= {f"${name}" if name.startswith("$") else name for name in counted.columns}
         for name, by_bin in counted.by_bin.items():
             counts = self.categories.setdefault(name, {})
             for number, rows in by_bin.items():
