@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,8 @@ CLAIMS: Final = {
 }
 # e-values beyond are drawn here: what matters is where they cross their thresholds.
 LARGEST: Final = 1e6
+# Steps so much later than the last look, or as much as the looks lasted, are not in the picture.
+LATER_STEPS: Final = timedelta(hours=1)
 
 
 def draw(summary: RolloutSummary, file: Path) -> None:
@@ -48,6 +51,10 @@ def draw(summary: RolloutSummary, file: Path) -> None:
         raise ControlledRolloutError(
             "pictures need the package matplotlib: install airflow-provider-controlled-rollout with the extra report"
         ) from error
+    # Labels may come weeks after the rollout: it would be a line beside them.
+    last = summary.looks[-1].time
+    shown = last + max(last - summary.started, LATER_STEPS)
+    summary = replace(summary, steps=tuple(step for step in summary.steps if step.time <= shown))
     panels = [
         _draw_traffic,
         _draw_errors,

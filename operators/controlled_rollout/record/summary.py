@@ -1,7 +1,7 @@
 """The summary of a rollout from its record: its bins, looks and steps over time. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +11,7 @@ from controlled_rollout.gate import Bin, Counts, Gate, Moments, Verdict, verdict
 from controlled_rollout.record.decision import Decision
 from controlled_rollout.record.reconstruction import RecordedLook, recorded_looks
 
-__all__ = ["RolloutSummary", "Span", "SummaryLook", "SummaryStep", "spans_of", "summarize"]
+__all__ = ["RolloutSummary", "Span", "SummaryLook", "SummaryStep", "spans_of", "summarize", "without_repetitions"]
 
 END_WORDS = {"promote": "promoted", "roll back": "rolled back", "hold": "on hold", "ask": "a person is asked"}
 
@@ -47,7 +47,8 @@ class RolloutSummary:
         thresholds_ms: Control's latency quantiles before the rollout.
         bins: The bins of the last look that could see.
         looks: All looks, oldest first.
-        steps: The steps, oldest first.
+        steps: The steps, oldest first; of the looks at labels those whose outcome was a new one.
+        by_labels: The last look at labels; None if there is none.
     """
 
     endpoint: str
@@ -60,6 +61,7 @@ class RolloutSummary:
     bins: tuple[Bin, ...]
     looks: tuple[SummaryLook, ...]
     steps: tuple[SummaryStep, ...]
+    by_labels: SummaryLook | None = None
 
     @property
     def end(self) -> str:
@@ -111,6 +113,7 @@ def summarize(decisions: Iterable[Decision], *, version: str | None = None) -> R
         bins=evidence.bins,
         looks=_looks_since(looks, settings.treatment, settings.started),
         steps=_steps_since(all_decisions, settings.treatment, settings.started),
+        by_labels=_last_by_labels(all_decisions, settings.treatment, settings.started),
     )
 
 
@@ -138,18 +141,33 @@ def _steps_since(decisions: Sequence[Decision], version: str, started: datetime)
 
     Of the looks at labels, of which there may be one an hour for weeks, those are taken whose outcome was a new one.
     """
-    steps = []
-    outcome: str | None = None
+    # The record's line of a roll-out is a moment later than the version's creation.
+    own = [one for one in decisions if one.version == version and one.step != "look" and one.time >= started]
+    return tuple(SummaryStep(one.time, _step_label(one), one.who, one.why) for one in without_repetitions(own))
+
+
+def without_repetitions(decisions: Iterable[Decision]) -> Iterator[Decision]:
+    """Yield decisions without the looks at labels whose outcome was that of the look before.
+
+    Args:
+        decisions: The decisions, oldest first.
+    """
+    outcomes: dict[str, str | None] = {}
     for decision in decisions:
-        # The record's line of a roll-out is a moment later than the version's creation.
-        if decision.version != version or decision.step == "look" or decision.time < started:
-            continue
         if decision.step == "judge_labels":
-            known, outcome = outcome, decision.outcome
-            if known == outcome:
+            if outcomes.get(decision.version) == decision.outcome:
                 continue
-        steps.append(SummaryStep(decision.time, _step_label(decision), decision.who, decision.why))
-    return tuple(steps)
+            outcomes[decision.version] = decision.outcome
+        yield decision
+
+
+def _last_by_labels(decisions: Sequence[Decision], version: str, started: datetime) -> SummaryLook | None:
+    """Return the last look at labels of a version since its rollout began; None if there is none."""
+    for one in reversed(decisions):
+        if one.step == "judge_labels" and one.version == version and one.time >= started:
+            verdict = _read_verdict(one.verdict)
+            return None if verdict is None else SummaryLook(one.time, None, verdict)
+    return None
 
 
 def _step_label(decision: Decision) -> str:

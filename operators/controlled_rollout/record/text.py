@@ -7,7 +7,7 @@ from typing import Final
 from controlled_rollout.gate import Bin, Claim, Counts, describe
 from controlled_rollout.record.decision import Decision
 from controlled_rollout.record.metrics import compared_metrics
-from controlled_rollout.record.summary import RolloutSummary, spans_of
+from controlled_rollout.record.summary import RolloutSummary, spans_of, without_repetitions
 from controlled_rollout.text_table import text_table
 
 __all__ = ["text_of_steps", "text_report"]
@@ -39,6 +39,11 @@ def text_report(summary: RolloutSummary) -> str:
     if verdicts:
         parts += [describe(verdicts[-1]), ""]
     parts.append(f"{last.verdict.outcome.value.replace('_', ' ')}: {last.verdict.reason}")
+    if (labels := summary.by_labels) is not None:
+        title = f"By labels, {labels.time:%Y-%m-%d %H:%M:%S} UTC"
+        parts += ["", title, "-" * len(title), describe(labels.verdict)]
+        if labels.verdict.claims:
+            parts += ["", f"{labels.verdict.outcome.value.replace('_', ' ')}: {labels.verdict.reason}"]
     return "\n".join(parts) + "\n"
 
 
@@ -53,16 +58,17 @@ def text_of_steps(decisions: Iterable[Decision]) -> str:
             decision.who,
             decision.why.partition("\n")[0],
         )
-        for decision in decisions
+        for decision in without_repetitions(decisions)
     )
     return text_table([("time (UTC)", "version", "step", "share", "by", "why"), *rows])
 
 
 def _steps_table(summary: RolloutSummary) -> str:
     """Return a table of the rollout's steps: time, step, author and reason."""
-    rows: list[tuple[str, ...]] = [("time", "step", "by", "why"), *(
-        (_format_clock(step.time), step.label, step.who, step.why.partition("\n")[0][:80]) for step in summary.steps
-    )]  # fmt: skip
+    rows: list[tuple[str, ...]] = [("time", "step", "by", "why")]
+    for step in summary.steps:
+        why = step.why.partition("\n")[0][:80]
+        rows.append((_format_time(step.time, summary.started), step.label, step.who, why))
     return text_table(rows, left_columns=4)
 
 
@@ -147,6 +153,11 @@ def _format_e_value(claim: Claim | None) -> str:
 def _format_percent(events: int, counts: Counts) -> str:
     """Return events as per cent of the requests, as text; `-` without requests."""
     return f"{100 * events / counts.requests:.2f} %" if counts.requests else "-"
+
+
+def _format_time(moment: datetime, started: datetime) -> str:
+    """Return the time of a step: of the day on which the rollout began without the date."""
+    return _format_clock(moment) if moment.date() == started.date() else f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _format_clock(moment: datetime) -> str:

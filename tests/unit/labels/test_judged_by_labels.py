@@ -36,6 +36,8 @@ def test_a_version_that_is_wrong_more_often_fails_once_enough_labels_have_arrive
 
 def test_what_an_earlier_look_has_judged_stays_when_later_labels_arrive(rollout: LabelledRollout) -> None:
     rows = answered_requests(rollout, wrong={"v1a": 0.1, "v2a": 0.1})
+    corrections = [replace(row, label=99, arrived=row.arrived + HOUR) for row in rows[::3]]
+    rows = sorted([*rows, *corrections, *rows[::7]], key=lambda row: row.arrived)
     looks = [rollout.look(Rows(rows), splits=EVEN, now=UNTIL + hours * HOUR) for hours in (1, 5, 20, 60)]
     assert all(look.unseen == "" for look in looks)
     for earlier, later in pairwise(looks):

@@ -10,7 +10,7 @@ import pytest
 from controlled_rollout import record
 from controlled_rollout.cli import main
 from controlled_rollout.errors import ControlledRolloutError
-from controlled_rollout.gate import Bin, Counts, Gate
+from controlled_rollout.gate import Bin, Claim, Counts, Gate, Outcome, Verdict, verdict_to_dict
 from controlled_rollout.record import Decision, tail
 from controlled_rollout.record.picture import draw
 from controlled_rollout.record.summary import spans_of, summarize
@@ -93,6 +93,40 @@ def test_what_somebody_wrote_as_a_reason_does_not_act_on_the_readers_terminal(
     output = capsys.readouterr()
     assert r"\x1b[2J\x1b]0;all good\x07 \u202efdp.exe" in output.out
     assert not {character for character in output.out + output.err if not character.isprintable()} - {"\n"}
+
+
+def append_label_looks(workspace: Workspace) -> None:
+    """Append looks at labels, a week after the rollout: three that wait, and one that passes."""
+    day = 24 * 60
+    for number, outcome in enumerate((Outcome.NOT_ENOUGH_EVIDENCE,) * 3 + (Outcome.PASS,)):
+        claim = Claim("accuracy is not worse", "pass", 7.0 * (number + 1), 20.0, outcome is Outcome.PASS)
+        verdict = Verdict(outcome, (claim,), f"reason {number}", 900, 100)
+        one = decision("judge_labels", 7 * day + number, 100.0)
+        values = {"outcome": outcome.value, "verdict": verdict_to_dict(verdict), "why": verdict.reason}
+        record.append(workspace, one.model_copy(update=values))
+
+
+def test_the_report_ends_with_the_last_look_at_labels_and_has_a_step_where_their_outcome_was_a_new_one(
+    workspace: Workspace,
+) -> None:
+    append_label_looks(workspace)
+    summary = summarize(record.read(workspace, "digits"))
+    text = text_report(summary)
+
+    assert [step.label for step in summary.steps][3:] == ["labels: not enough evidence", "labels: pass"]
+    assert "2026-01-12 12:03  labels: pass" in text
+    assert "By labels, 2026-01-12 12:03:00 UTC" in text
+    assert text.rstrip().endswith("pass: reason 3")
+    assert "treatment 100 requests, control 900" in text
+    assert (summary.end, len(summary.bins)) == ("rolled back", 40)
+
+
+def test_labels_that_come_a_week_later_do_not_stretch_the_picture(workspace: Workspace, tmp_path: Path) -> None:
+    append_label_looks(workspace)
+    draw(summarize(record.read(workspace, "digits")), tmp_path / "rollout.svg")
+    names = re.findall("<!-- (.*?) -->", (tmp_path / "rollout.svg").read_text())
+    assert "roll back" in names
+    assert "labels: pass" not in names
 
 
 def test_picture_with_unknown_suffix_or_without_looks_is_an_error(
