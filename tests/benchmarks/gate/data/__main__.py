@@ -24,8 +24,8 @@ CHUNK = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5_000, help="rollouts of every healthy cell")
-    parser.add_argument("--others", type=int, default=1_000, help="rollouts of every other cell")
+    parser.add_argument("--runs", type=int, default=5_000, help="rollouts of every healthy cell; 0: leave them out")
+    parser.add_argument("--others", type=int, default=1_000, help="rollouts of every other cell; 0: leave them out")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--only", default="", help="run cells whose family and name contain this, keep other results")
     parser.add_argument("--page", action="store_true", help="write the page anew from the last results")
@@ -49,7 +49,7 @@ def simulate(runs: int, others: int, processes: int, only: str) -> None:
     wanted = [index for index, cell in enumerate(CELLS) if only in f"{cell.family}: {cell.name}"]
     begin = time.monotonic()
     jobs = [(index, runs if CELLS[index].kind == "healthy" else others) for index in wanted]
-    for index, found in _found(jobs, processes):
+    for index, found in _found([job for job in jobs if job[1]], processes):
         cell = CELLS[index]
         results[f"{cell.family}: {cell.name}"] = found
         RESULTS.write_text(json.dumps({name: asdict(one) for name, one in results.items()}))
