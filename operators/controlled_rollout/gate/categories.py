@@ -166,8 +166,6 @@ def _counts_by_version(counts: Mapping[str, Metric]) -> tuple[Floats, Floats]:
 def _totals_by_bin(counts: Mapping[str, Metric]) -> tuple[Floats, Floats]:
     """Return the values of all categories together in each bin, of the treatment and of control."""
     metrics = list(counts.values())
-    if not metrics:
-        return np.zeros(0), np.zeros(0)
     return (
         np.sum([metric.treatment for metric in metrics], axis=0),
         np.sum([metric.control for metric in metrics], axis=0),
