@@ -177,6 +177,12 @@ async def test_runs_come_in_the_order_in_which_they_were_due_and_what_a_person_e
     assert await lab.target.endpoint(name) == promoted
     assert promoted.effective_traffic()["run3"] == 100
 
+    back = await steps.roll_back(
+        lab.workspace, name, "run3", change=CHANGE, to_former_control=True, timeout=MAX_WAIT, progress=said.append
+    )
+    assert back is not None and back.control == back.version("run1")
+    assert back.effective_traffic()["run1"] == 100
+
 
 async def is_waiting(lab: TargetLab, endpoint: str, number: int) -> bool:
     """Return whether a run waits for an endpoint."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from airflow.providers.postgres.hooks import postgres
 
 from controlled_rollout.errors import ArgumentError, EvidenceUnavailableError
 from controlled_rollout.hooks import sql_labels
@@ -167,6 +168,18 @@ def test_no_label_and_no_password_is_in_a_message_or_a_log(
     said = f"{caplog.text} {refused.value} {away.value}"
     assert SECRET not in said
     assert "diagnosis" not in said
+
+
+@pytest.mark.parametrize("made", [in_postgres], indirect=True)
+def test_the_older_driver_of_postgresql_reads_and_changes_nothing_either(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "USE_PSYCOPG3", False)
+    database.fill([("a", "1", at(0))])
+
+    assert read(f"{SELECT} WHERE known >= :since") == [LabelRow("a", "1", at(0))]
+    with pytest.raises(EvidenceUnavailableError, match="cannot be read"):
+        read("WITH gone AS (DELETE FROM outcomes RETURNING 1) SELECT 1")
 
 
 def test_an_endless_answer_is_not_read_into_memory(database: Database) -> None:

@@ -1,5 +1,6 @@
 """The task that judges a version by labels that come late, over days, and confirms it or takes it back."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -76,7 +77,8 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
     version that is good enough is confirmed in the record.
 
     The task succeeds with what was decided: `{"decision": "confirmed" | "rolled_back" | "kept" | "asks", "reason": …}`.
-    It fails, and changes nothing, if it cannot do what it was asked; an outage only makes it wait. Between two looks it
+    It fails, and changes nothing, if it cannot do what it was asked, or cannot read labels when it begins; an outage
+    later only makes it wait. Between two looks it
     has no worker. Every look reads everything again, so whatever is restarted, the same is concluded.
 
     Args:
@@ -150,6 +152,9 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
     def execute(self, context: "Context") -> Any:
         """Look, in this worker; return the decision, or wait for the next look."""
         interval = self._checked_interval(context)
+        # A task that is rescheduled has looked before.
+        if not self.reschedule or context["ti"].get_first_reschedule_date(context) is None:
+            self.run_in_workspace(context, lambda workspace: self._check_source(context, workspace))
         if self.deferrable:
             return self._look_or_defer(context, interval)
         self.poke_interval = interval.total_seconds()
@@ -178,6 +183,22 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
         """Look once, as a sensor that waits in a worker or is scheduled again."""
         decision = self._look_once(context)
         return PokeReturnValue(is_done=decision is not None, xcom_value=decision)
+
+    async def _check_source(self, context: "Context", workspace: Workspace) -> None:
+        """Ask for the labels of no time: what cannot be read now may be a mistake, that days of waiting would hide.
+
+        Raises:
+            EvidenceUnavailableError: They cannot be read; the task is retried.
+        """
+        values = self._arguments(Path(context["dag"].folder))
+        source, now = values["source"](workspace), datetime.now(UTC)
+
+        def read() -> None:
+            """Read to the end, without a label."""
+            for _ in source.read(since=now, until=now, limit=values["labels"].max_labels):
+                pass
+
+        await asyncio.to_thread(read)
 
     def _look_once(self, context: "Context") -> dict[str, Any] | None:
         """Look at the labels, and do what follows; return what was decided, None if nothing is yet."""

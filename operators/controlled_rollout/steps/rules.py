@@ -195,6 +195,11 @@ def former_control_to_restore(history: Sequence[Revision], version: str) -> str 
         return None
     endpoint, former = history[-1].endpoint, promotion.former_control
     keeps = f"version {version!r} of endpoint {endpoint.name!r} is to be rolled back, and it keeps its traffic"
+    if former is None and history[0].number > 1:
+        raise EndpointError(
+            f"{keeps}: its promotion is older than the {len(history)} revisions that are kept, so the control before "
+            "it is not known; name the version that takes its place in `to`"
+        )
     if former is None:
         raise EndpointError(f"{keeps}: it is the first control, and there is none before it to go back to")
     last = next(revision.endpoint for revision in reversed(history) if _has_as_control(revision.endpoint, former))

@@ -229,14 +229,30 @@ def test_arguments_that_cannot_be_used_fail_the_task_and_change_nothing(
     assert target.newest("digits").effective_traffic() == {"old": 0, "new": 100}
 
 
-def test_arguments_may_be_objects_or_text(target: MemoryTarget, looks: Callable[..., Any], tmp_path: Path) -> None:
+def test_arguments_may_be_objects_or_text(
+    target: MemoryTarget, looks: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = looks(Outcome.PASS, Outcome.PASS)
-    query = SqlLabels(conn_id="outcomes", query="SELECT 1")
+    monkeypatch.setenv("AIRFLOW_CONN_OUTCOMES", json.dumps({"conn_type": "sqlite", "host": str(tmp_path / "a.db")}))
+    query = SqlLabels(conn_id="outcomes", query="SELECT 1 WHERE 1 = 0")
     operator(labels=Labels.model_validate(LABELS), source=query).execute(run_context())
     operator(labels=json.dumps(LABELS), source=json.dumps({**FILES, "query": ""})).execute(run_context())
 
     assert asked[0]["labels"] == asked[1]["labels"] == Labels.model_validate(LABELS)
     assert asked[0]["source"].description == "the query on connection 'outcomes'"
+
+
+def test_a_query_that_does_not_work_fails_when_the_task_begins_and_is_waited_for_later(
+    target: MemoryTarget, looks: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_OUTCOMES", json.dumps({"conn_type": "sqlite", "host": str(tmp_path / "a.db")}))
+    task = operator(source={"conn_id": "outcomes", "query": "SELECT * FROM absent"})
+    looks(Outcome.CANNOT_SEE)
+
+    with pytest.raises(EvidenceUnavailableError, match="connection 'outcomes' cannot be read: no such table: absent"):
+        task.execute(run_context())
+    with pytest.raises(TaskDeferred):
+        task.execute_complete(run_context())
 
 
 def test_a_timeout_that_would_end_the_wait_is_refused() -> None:

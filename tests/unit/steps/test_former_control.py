@@ -69,3 +69,9 @@ async def test_a_roll_back_to_the_former_control_updates_the_endpoints_asset_and
         assert event.extra["version"] == "old"
 
     assert target.newest("digits").control == target.newest("digits").version("old")
+
+
+def test_a_promotion_that_the_history_no_longer_has_is_not_taken_for_a_first_control() -> None:
+    kept = [revision for revision in history(FIRST, ROLLED_OUT, PROMOTED, PROMOTED) if revision.number > 2]
+    with pytest.raises(EndpointError, match=r"older than the 2 revisions that are kept.*in `to`"):
+        former_control_to_restore(kept, "new")
