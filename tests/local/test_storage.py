@@ -174,7 +174,7 @@ def test_storage_that_is_away_is_an_error_that_names_it_and_what_to_do(
         list(storage_at(f"{address}/nothing").list())
     with pytest.raises(StorageError, match=r"/data.* cannot be read or written"):
         storage_at(str(tmp_path / "data")).put("a", b"")
-    with pytest.raises(WorkspaceError, match="sent over https only"):
+    with pytest.raises(WorkspaceError, match="an identity's token is sent to https"):
         storage_at(f"{address.replace(ACCOUNT, 'another')}/{CONTAINER}").get("a")
 
 
