@@ -77,8 +77,13 @@ def classic_environment() -> dict[str, str]:
 
 
 @contextmanager
-def serving_spark(folder: Path) -> Iterator[str]:
-    """Run a Spark Connect server in the block, and give its address; skip the test where Spark is not installed."""
+def serving_spark(folder: Path, java: str = JAVA_OPTIONS) -> Iterator[str]:
+    """Run a Spark Connect server in the block, and give its address; skip the test where Spark is not installed.
+
+    Args:
+        folder: Where it writes.
+        java: Options of Java.
+    """
     home = _folder() / "pyspark"
     if why_not := why_no_spark() or (None if home.exists() else "Spark is not installed: run `make lab`"):
         skip(why_not)
@@ -86,7 +91,7 @@ def serving_spark(folder: Path) -> Iterator[str]:
         "spark.connect.grpc.binding.address": "127.0.0.1",
         "spark.connect.grpc.binding.port": "0",
         "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.extraJavaOptions": JAVA_OPTIONS,
+        "spark.driver.extraJavaOptions": java,
         "spark.driver.host": "127.0.0.1",
         "spark.local.dir": str(folder / "scratch"),
         "spark.sql.shuffle.partitions": "2",

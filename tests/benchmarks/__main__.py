@@ -4,11 +4,13 @@ import argparse
 import os
 import platform
 import statistics
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from datetime import UTC, datetime
 from pathlib import Path
 
+from controlled_rollout.evidence.collected.spark_engine import SparkEngine
 from tests.benchmarks import (
     abuse,
     capture,
@@ -23,6 +25,7 @@ from tests.benchmarks import (
     shipping,
 )
 from tests.benchmarks.load import Figures
+from tests.spark_server import MEMORY, serving_spark, why_no_spark
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
@@ -334,6 +337,23 @@ def collected_section() -> Iterator[str]:
     )
 
 
+def spark_section() -> Iterator[str]:
+    yield "\n## Judging collected data by Spark"
+    yield ""
+    if why_not := why_no_spark():
+        yield f"Not measured: {why_not}."
+        return
+    yield (
+        "The same requests as those that DuckDB judges above, by a Spark Connect server of this machine with two "
+        f"processors and {MEMORY} of memory, started for it; processor and memory are the server's, too."
+    )
+    with tempfile.TemporaryDirectory(prefix="bench-spark-") as folder, serving_spark(Path(folder), java="") as address:
+        measured = collected_data.measure(engine=SparkEngine(address))
+    yield from table(("look", "s", "s of processor"), collected_rows(measured))
+    yield ""
+    yield f"The server took {measured.largest_mb:.0f} MB at most."
+
+
 def collected_rows(measured: collected_data.Measured) -> list[tuple[str, str, str]]:
     return [(what, f"{seconds:.2f}", f"{processor:.2f}") for what, seconds, processor in measured.looks]
 
@@ -363,6 +383,7 @@ def main() -> None:
         "cache": cache_section,
         "images": images_section,
         "collected": collected_section,
+        "spark": spark_section,
         "import": import_section,
     }
     if options.only:

@@ -16,6 +16,7 @@ import psutil
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow
 from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
+from controlled_rollout.evidence.collected.engine import SummaryEngine
 from controlled_rollout.evidence.collected.part_files import PartFiles
 from controlled_rollout.evidence.collected.reader import CollectedReader
 from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, judge
@@ -128,7 +129,8 @@ class Measured:
     Attributes:
         looks: For each look what it is, its seconds, and its seconds of processor, those of other processes included.
         grown_mb: By how much this process's memory grew.
-        together_mb, largest_mb: The most that processes that evaluate expectations took together, and one alone.
+        together_mb, largest_mb: The most that other processes, of expectations or of Spark, took together, and one
+            alone.
     """
 
     looks: list[tuple[str, float, float]]
@@ -137,8 +139,8 @@ class Measured:
     largest_mb: float
 
 
-def measure(rows: int = 10_000_000, gate: Gate = GATE) -> Measured:
-    """Measure looks at so many requests of two versions, a part a minute."""
+def measure(rows: int = 10_000_000, gate: Gate = GATE, engine: SummaryEngine | None = None) -> Measured:
+    """Measure looks at so many requests of two versions, a part a minute, by DuckDB or another engine."""
     per_part = rows // (2 * BINS)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
@@ -153,7 +155,7 @@ def measure(rows: int = 10_000_000, gate: Gate = GATE) -> Measured:
             "digits", "v1", "v2", START, START + BINS * MINUTE, window, (), gate,
             collected={"v1": Collection(), "v2": Collection()},
         )  # fmt: skip
-        reader = CollectedReader(PartFiles(storage_at(name), folder / "cache"), DuckDBEngine())
+        reader = CollectedReader(PartFiles(storage_at(name), folder / "cache"), engine or DuckDBEngine())
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         children = Children()
         children.start()
