@@ -183,9 +183,36 @@ def test_what_cannot_be_read_is_refused(workspace: Workspace) -> None:
         with pytest.raises(ArgumentError, match=message):
             rows_of(workspace, **({"versions": "v1"} | changes))
     (part,) = [part.name for part in storage.list("collected/") if "/inputs/" in part.name]
+    whole = storage.get(part)
+    storage.put(part, whole[:4] + bytes(len(whole) // 2) + whole[len(whole) // 2 + 4 :])
+    with pytest.raises(EvidenceUnavailableError, match="cannot be read"):
+        rows_of(workspace)
     storage.put(part, b"PAR1 torn")
     with pytest.raises(EvidenceUnavailableError, match="cannot be read"):
         rows_of(workspace)
+
+
+def test_json_lines_have_the_values_that_were_collected(workspace: Workspace, tmp_path: Path) -> None:
+    """Of columns with several types, too; bytes are base64, and what is no finite number is null."""
+    now = datetime.now(UTC) - timedelta(minutes=1)
+    ship(
+        open_storage(workspace),
+        exchange(1, {"data": [{"x": 1, "y": 1}, {"x": "1", "y": float("nan")}, {"x": [1]}, {}]}, [1, 2, 3, 4], at=now),
+        exchange(2, b"\xff\x00", [1], at=now),
+    )
+    output = tmp_path / "rows.jsonl"
+    columns = [option for name in ("x", "y", "$body") for option in ("--column", f"inputs.{name}")]
+    arguments = ["--root", str(workspace.root), "--collection", "inputs", *columns, "--output", str(output)]
+    assert main(["data", "digits", "v1", *arguments]) == 0
+    rows = sorted(map(json.loads, output.read_text().splitlines()), key=lambda row: (row["$request_id"], row["$row"]))
+    assert [(row["inputs.x"], row["inputs.y"], row["inputs.$body"]) for row in rows] == [
+        (1, 1, None), ("1", None, None), ([1], None, None), (None, None, None), (None, None, "/wA="),
+    ]  # fmt: skip
+    as_csv = ["--root", str(workspace.root), "--column", "inputs.$body", "--output", str(tmp_path / "rows.csv")]
+    assert main(["data", "digits", "v1", *as_csv]) == 0
+    assert '"/wA="' in (tmp_path / "rows.csv").read_text()
+    with pytest.raises(SystemExit):
+        main(["data", "digits", "v1", "--output", "rows.xlsx"])
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])

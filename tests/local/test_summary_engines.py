@@ -16,15 +16,17 @@ from typing import Any
 
 import pytest
 
+from controlled_rollout.checks.connectivity import check_connectivity
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
 from controlled_rollout.evidence.collected.engine import BaselineQuantiles, Observation, PartSummary, SummaryEngine
 from controlled_rollout.evidence.collected.spark_engine import SparkEngine
+from controlled_rollout.workspace import Workspace
 from controlled_rollout_collector.entries import Entry
 from controlled_rollout_collector.layouts import ParquetLayout
 from controlled_rollout_collector.parts import Replica, make_parts
 from controlled_rollout_collector.rows import Nested, Row
-from tests.spark_server import classic_environment, serving_spark
+from tests.spark_server import VERSION, classic_environment, serving_spark
 from tests.unit.collector.spools import NOON, entry
 from tests.unit.evidence.test_collected_evidence import LABELS, Rollout, question, requests
 
@@ -200,6 +202,18 @@ def test_a_part_that_is_torn_missing_or_no_part_is_named(tmp_path: Path, spark: 
             spark.summaries([str(tmp_path / "torn.parquet")], MEANS[:1], since=T0, bin_width=MINUTE)
     with pytest.raises(EvidenceUnavailableError, match=r"cannot be read.*absent\.parquet"):
         spark.summaries([str(tmp_path / "absent.parquet")], MEANS[:1], since=T0, bin_width=MINUTE)
+
+
+def test_the_check_of_a_workspace_asks_spark(tmp_path: Path, spark: SparkEngine) -> None:
+    settings = {"root": str(tmp_path), "data_engine": "spark", "spark_remote": spark.remote}
+    results = asyncio.run(check_connectivity(Workspace.from_settings(settings), {}))
+    assert {one.name: one.message for one in results}["data engine"] == f"{spark.remote}: Spark {VERSION} answers"
+
+
+def test_without_pyspark_the_extra_is_named(parts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyspark.errors", None)
+    with pytest.raises(EvidenceUnavailableError, match=r"need pyspark 4: install .* with the extra spark"):
+        SparkEngine("sc://127.0.0.1:1").summaries(parts, MEANS[:1], since=T0, bin_width=MINUTE)
 
 
 def test_a_server_that_is_not_there_is_named_within_seconds(parts: list[str]) -> None:

@@ -52,8 +52,10 @@ async def check_connectivity(workspace: Workspace, users: "Mapping[str, Credenti
     """
     # The cluster first: importing its client blocks everything else in this process.
     cluster = await _check_cluster(workspace)
-    others = (run_check(name, check(workspace)) for name, check in _checks_for_target(workspace.target, users))
+    others = [run_check(name, check(workspace)) for name, check in _checks_for_target(workspace.target, users)]
     storage = run_check("storage", _check_storage(workspace), OPENING_TIMEOUT_S)
+    if workspace.data_engine == "spark":
+        others.append(run_check("data engine", _check_spark(workspace), OPENING_TIMEOUT_S))
     return [*cluster, *await asyncio.gather(*others, storage)]
 
 
@@ -204,6 +206,14 @@ async def _check_storage(workspace: Workspace) -> str:
         records = workspace.records_address or workspace.records_folder
         return f"{place}: can be written. Decisions in {hidden} are not read: records are in {records}"
     return f"{place}: can be written"
+
+
+async def _check_spark(workspace: Workspace) -> str:
+    """Check that the Spark that summarises collected data answers a query."""
+    from controlled_rollout.evidence.collected.spark_engine import SparkEngine
+
+    version = await asyncio.to_thread(SparkEngine(workspace.spark_remote).version)
+    return f"{workspace.spark_remote or 'the session that its own configuration describes'}: Spark {version} answers"
 
 
 def _supervisor_state(workspace: Workspace) -> "SupervisorState":

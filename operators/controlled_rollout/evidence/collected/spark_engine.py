@@ -75,6 +75,16 @@ class SparkEngine:
     read_end: Callable[[str, int], bytes] = end_of_file
     timeout: timedelta = timedelta(minutes=5)
 
+    def version(self) -> str:
+        """Return the version of the Spark that answers.
+
+        Raises:
+            EvidenceUnavailableError: None does, or this process has no PySpark.
+        """
+        with self._session() as session:
+            ((version,),) = session.sql("SELECT version()").collect()
+        return str(version).partition(" ")[0]
+
     def summaries(
         self, parts: Sequence[str], observations: Sequence[Observation], *, since: datetime, bin_width: timedelta
     ) -> list[PartSummary]:
