@@ -8,7 +8,7 @@ from typing import Final
 from controlled_rollout.errors import ArgumentError, EvidenceUnavailableError, StorageError
 from controlled_rollout.evidence import SplitChange
 from controlled_rollout.evidence.collected.completeness import ReplicaState, incomplete, replica_state
-from controlled_rollout.evidence.collected.part_files import PartFiles
+from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
 from controlled_rollout.evidence.collected.parts import state_prefix
 from controlled_rollout.gate import Bin, Outcome, Verdict, cannot_see, judge
 from controlled_rollout.labels.bins import EPOCH, LabelBins, Requests, interval_of, label_bins
@@ -171,7 +171,7 @@ def _read(asked: _Question, measures: Measures, periods: Sequence[Period]) -> tu
         return LabelCounts(), [], problem
     counts = LabelCounts()
     try:
-        files = PartFiles(open_storage(asked.workspace), asked.workspace.cache_folder / "collected")
+        files = PartFiles(open_storage(asked.workspace), asked.workspace.cache_folder / COPIES_FOLDER)
         for version in asked.versions:
             _check_complete(files, asked.endpoint, version, since=since, until=until, now=asked.now)
         rows = asked.source.read(since=since, until=asked.arrived_until, limit=labels.max_labels)

@@ -58,10 +58,10 @@ class StoredLabels(BaseModel):
 
     def source(self, workspace: "Workspace") -> LabelSource:
         """Return the source of these labels in a workspace's storage; nothing is read yet."""
-        from controlled_rollout.evidence.collected.part_files import PartFiles
+        from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
         from controlled_rollout.storage import open_storage
 
-        return _StoredSource(self, PartFiles(open_storage(workspace), workspace.cache_folder / "labels"))
+        return _StoredSource(self, PartFiles(open_storage(workspace), workspace.cache_folder / COPIES_FOLDER))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _StoredSource:
         except StorageError as error:
             raise EvidenceUnavailableError(f"labels cannot be read: {error}") from error
         # A file has only labels that were known when it was written: what was written before has none of this time.
-        files = [file for file in found if file.modified >= since]
+        files = [file for file in found if file.modified >= since and file.size]
         if self.settings.arrived is None:
             files = [file for file in files if file.modified < until]
         if len(files) > MOST_FILES:

@@ -153,3 +153,23 @@ async def test_a_version_that_has_not_kept_its_predictions_is_refused(
 async def test_a_time_that_is_none_is_refused(rollout: LabelledRollout, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         await look(rollout, Rows([]), **changes)
+
+
+async def test_without_the_record_an_alarm_is_one_and_nothing_else_is_concluded(rollout: LabelledRollout) -> None:
+    rows = answered_requests(rollout, wrong={"v1a": 0.05, "v2a": 0.5}, each=200)
+    rollout.workspace.records_folder.mkdir(parents=True)
+    (rollout.workspace.records_folder / "digits.jsonl").mkdir()
+    failed = await look(rollout, Rows(rows))
+    assert failed.verdict.outcome is Outcome.FAIL
+    assert "not in the record" in failed.verdict.reason
+    early = await look(rollout, Rows(rows[:40]))
+    assert early.verdict.outcome is Outcome.CANNOT_SEE
+    assert "the look cannot be recorded" in early.verdict.reason
+
+
+async def test_what_is_compared_can_be_named(rollout: LabelledRollout) -> None:
+    rows = answered_requests(rollout, wrong={"v1a": 0.1, "v2a": 0.1}, each=100)
+    half = T0 + (UNTIL - T0) / 2
+    found = await look(rollout, Rows(rows), control="v1a", since=T0 + HOUR, until=half)
+    assert (found.since, found.until) == (T0 + HOUR, half)
+    assert 0 < found.counts.control < 60

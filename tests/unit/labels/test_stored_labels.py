@@ -11,7 +11,7 @@ import pytest
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.gate import Outcome
-from controlled_rollout.labels import LabelRow, StoredLabels
+from controlled_rollout.labels import LabelRow, StoredLabels, stored
 from tests.unit.labels.labelled_rollout import T0, UNTIL, LabelledRollout, answered_requests
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -118,3 +118,21 @@ def test_a_look_at_labels_in_files_judges_and_one_at_damaged_files_cannot_see(ro
     look = rollout.look(source)
     assert look.verdict.outcome is Outcome.CANNOT_SEE
     assert "a label is a dict" in look.verdict.reason
+
+
+def test_an_empty_file_has_no_labels_and_too_many_files_are_refused(
+    rollout: LabelledRollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(rollout, "labels/a.jsonl", "")
+    assert read(rollout) == []
+    monkeypatch.setattr(stored, "MOST_FILES", 1)
+    for name in ("b", "c"):
+        write(rollout, f"labels/{name}.csv", CSV)
+    with pytest.raises(EvidenceUnavailableError, match=r"there are 2 files labels/\* with labels, and 1 are read"):
+        read(rollout)
+
+
+def test_a_storage_that_cannot_be_read_cannot_be_seen(rollout: LabelledRollout) -> None:
+    rollout.storage.write_text("not a folder")
+    look = rollout.look(StoredLabels(prefix="labels/").source(rollout.workspace))
+    assert look.verdict.outcome is Outcome.CANNOT_SEE
