@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from controlled_rollout.errors import EndpointError
 from controlled_rollout.target.kubernetes.collector_sidecar import CREDENTIAL, SALT
 from tests.azurite import KEY
 from tests.cluster.lab import Lab
+from tests.cluster.lab.turns import turn
 from tests.cluster.pod_storage import PodStorage, serving_pods
-from tests.cluster.sandbox import Sandbox
+from tests.cluster.sandbox import Sandbox, fresh_sandbox
 from tests.collected_rows import CollectedRows
 from tests.numbered_callers import Answered, Calls, numbered_calls, request_body
 from tests.polling import until
@@ -50,17 +52,18 @@ def evict(sandbox: Sandbox, pod: str) -> None:
 
 
 def processes(pod: dict[str, Any]) -> list[int]:
-    """Return the process ids, on the node, of the processes of a pod's collector."""
+    """Return the ids, on the node, of the processes of a pod's collector; the first process of its container first."""
     uid = pod["metadata"]["uid"].replace("-", "")
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             is_collector = b"controlled_rollout_collector" in (folder / "cmdline").read_bytes()
             if is_collector and uid in (folder / "cgroup").read_text().replace("-", "").replace("_", ""):
-                found.append(int(folder.name))
+                [ids] = [line for line in (folder / "status").read_text().splitlines() if line.startswith("NSpid:")]
+                found.append((int(ids.split()[-1]), int(folder.name)))
         except OSError:
             continue
-    return sorted(found)
+    return [outside for _, outside in sorted(found)]
 
 
 @pytest.fixture(scope="module")
@@ -195,14 +198,28 @@ def are_ending(sandbox: Sandbox, names: list[str]) -> bool:
     return all("has to end" in sandbox.kubectl("logs", name, "-c", "collector") for name in names)
 
 
+@pytest.fixture(scope="module")
+def with_one(
+    lab: Lab, images: dict[str, str], storage: PodStorage, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sandbox]:
+    """A sandbox that tests share: its only version `one` collects, with columns that are hashed."""
+    with ExitStack() as stack:
+        with turn(alone=False):
+            sandbox = storage.used_by(
+                stack.enter_context(fresh_sandbox(lab, images, tmp_path_factory.mktemp("with-one")))
+            )
+            asyncio.run(sandbox.target.store_secret("salts", {"users": "sodium"}))
+            collection = {"hash": ["customer"], "salt": {"secret": "salts", "key": "users"}}
+            asyncio.run(sandbox.roll_out("one", collect_model_data=True, collection=collection))
+        yield sandbox
+        with turn(alone=False):
+            stack.close()
+
+
 async def test_the_model_and_the_descriptions_of_its_pod_have_nothing_of_the_storages_credential(
-    collecting: Sandbox,
+    with_one: Sandbox,
 ) -> None:
-    sandbox = collecting
-    salt = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "salts"}, "stringData": {"users": "sodium"}}
-    sandbox.kubectl("create", "-f", "-", input=json.dumps(salt))
-    collection = {"hash": ["customer"], "salt": {"secret": "salts", "key": "users"}}
-    await sandbox.roll_out("one", collect_model_data=True, collection=collection)
+    sandbox = with_one
     [pod] = pods(sandbox, "one")
     name = pod["metadata"]["name"]
 
@@ -222,13 +239,9 @@ async def test_the_model_and_the_descriptions_of_its_pod_have_nothing_of_the_sto
 
 
 async def test_whoever_goes_back_from_a_workspace_without_a_collector_leaves_the_pods_as_they_are(
-    collecting: Sandbox,
+    with_one: Sandbox,
 ) -> None:
-    sandbox = collecting
-    absent = replace(sandbox, workspace=sandbox.workspace.model_copy(update={"collector_secret": "absent"}))
-    with pytest.raises(EndpointError, match=r"names 'absent' as its collector_secret.*there is no such Secret"):
-        await absent.roll_out("one", collect_model_data=True)
-    await sandbox.roll_out("one", collect_model_data=True)
+    sandbox = with_one
     [before] = pods(sandbox, "one")
     unset = {"collector_image": None, "collector_secret": None, "storage": None}
     elsewhere = replace(sandbox, workspace=sandbox.workspace.model_copy(update=unset))
@@ -237,7 +250,19 @@ async def test_whoever_goes_back_from_a_workspace_without_a_collector_leaves_the
     await elsewhere.roll_back("two", "to see")
 
     status = await elsewhere.target.status(sandbox.endpoint)
-    assert (status.weight_ppm, status.warnings) == ({"one": 1_000_000}, ())
+    assert (status.weight_ppm["one"], status.warnings) == (1_000_000, ())
     [after] = pods(sandbox, "one")
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     assert [container["name"] for container in after["spec"]["initContainers"]] == ["collector"]
+
+
+async def test_a_version_whose_collector_would_have_no_credential_is_refused_before_anything_is_made(
+    with_one: Sandbox,
+) -> None:
+    sandbox = with_one
+    absent = replace(sandbox, workspace=sandbox.workspace.model_copy(update={"collector_secret": "absent"}))
+
+    with pytest.raises(EndpointError, match=r"names 'absent' as its collector_secret.*there is no such Secret"):
+        await absent.roll_out("three", collect_model_data=True)
+
+    assert "three" not in (await sandbox.target.endpoint(sandbox.endpoint)).versions
