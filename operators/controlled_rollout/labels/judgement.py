@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from controlled_rollout.duration import format_duration
 from controlled_rollout.errors import ArgumentError, EvidenceUnavailableError, StorageError
 from controlled_rollout.evidence import SplitChange
-from controlled_rollout.evidence.collected.completeness import ReplicaState, incomplete, replica_state
+from controlled_rollout.evidence.collected.completeness import SILENT, ReplicaState, incomplete, replica_state
 from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
 from controlled_rollout.evidence.collected.parts import state_prefix
 from controlled_rollout.gate import Bin, Outcome, Verdict, cannot_see, judge
@@ -23,6 +24,8 @@ from controlled_rollout.workspace import Workspace
 __all__ = ["LabelCounts", "LabelLook", "check_time", "judge_labels", "verdict_of"]
 
 LONGEST: Final = timedelta(days=366)
+# So long after the requests what a replica has collected may still be shipped; then it counts as gone with its node.
+LATEST: Final = timedelta(days=1)
 # With so many labelled requests and not one right answer, predictions and labels are not the same kind of thing.
 NONE_RIGHT: Final = 30
 
@@ -239,6 +242,16 @@ def _check_complete(
     )
     if problem:
         raise EvidenceUnavailableError(problem)
+    silent = [
+        one.replica for one in states if one.updated >= since and not one.final and one.shipped_until < until
+        and now - one.updated > SILENT
+    ]  # fmt: skip
+    if silent and now - until <= LATEST:
+        raise EvidenceUnavailableError(
+            f"replica {silent[0]} of version {version!r} has not said that it shipped what it collected up to "
+            f"{until:%Y-%m-%d %H:%M}, and is silent: see that its collector reaches the storage; "
+            f"{format_duration(LATEST)} after that time it counts as lost"
+        )
 
 
 def _until(state: ReplicaState, until: datetime) -> ReplicaState:

@@ -127,6 +127,15 @@ def test_what_was_collected_in_the_time_has_to_be_all_there(
     assert look.verdict.outcome is (Outcome.CANNOT_SEE if problem else Outcome.FAIL)
 
 
+def test_a_replica_that_is_silent_counts_as_lost_a_day_after_the_requests(rollout: LabelledRollout) -> None:
+    rows = answered_requests(rollout, wrong={"v1a": 0.05, "v2a": 0.5}, each=200)
+    earlier = (UNTIL - HOUR).timestamp()
+    change_state(rollout, final=False, shipped_until=earlier, updated=earlier)
+    early, late = (rollout.look(Rows(rows), now=UNTIL + hours * HOUR) for hours in (20, 60))
+    assert "replica v2a-one of version 'v2a' has not said that it shipped" in early.unseen
+    assert late.verdict.outcome is Outcome.FAIL
+
+
 def test_requests_that_no_caller_got_an_answer_to_by_the_split_are_left_out(rollout: LabelledRollout) -> None:
     at = [T0 + number * S for number in range(4)]
     rollout.collect("v1a", [("c", at[0], [1])])

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
 
-__all__ = ["Collected", "ReplicaState", "incomplete", "replica_state"]
+__all__ = ["SILENT", "Collected", "ReplicaState", "incomplete", "replica_state"]
 
 # A replica that has not reported for so long has ended without saying so; what of it is missing shows in the counts.
 SILENT: Final = timedelta(minutes=10)
