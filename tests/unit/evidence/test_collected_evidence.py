@@ -155,6 +155,30 @@ def test_buckets_and_bounds_are_control_s_quantiles_before_the_rollout(rollout: 
     assert math.isclose(evidence.bins[0].treatment.means["score"].mean, sum(clipped) / 60, rel_tol=1e-9)
 
 
+def test_inputs_that_are_no_numbers_keep_the_gate_from_seeing_only_if_they_are_many(rollout: Rollout) -> None:
+    """A caller who sends text for a number cannot keep everybody's model from being judged."""
+    gate = Gate(means={"age": Mean(worse="lower", column="inputs.score")})
+    for version, odd in (("v1", 15), ("v2", 3)):
+        exchanges = requests(version)
+        rollout.write(version, exchanges[odd:], collection="inputs")
+        text = [replace(one, rows=[{"label": "a", "score": "none"}] * 3) for one in exchanges[:odd]]
+        write_part(
+            rollout.folder / f"collected/digits/{version}/inputs/{T0:%Y/%m/%d}/text.parquet",
+            text,
+            {**COLUMNS, "score": "VARCHAR"},
+        )
+    evidence = rollout.read(gate)
+    assert evidence.unseen == ""
+    assert sum(bin_.control.means["age"].count for bin_ in evidence.bins) == 285
+    rollout.write(
+        "v1",
+        [replace(one, rows=[{"label": "a", "score": math.inf}]) for one in requests("odd", until=2)],
+        name="odd",
+        collection="inputs",
+    )
+    assert "inputs.score (metric 'age') of version 'v1' is no finite number in 17 requests" in rollout.read(gate).unseen
+
+
 def test_without_enough_requests_before_the_rollout_there_are_no_buckets(rollout: Rollout) -> None:
     unseen = rollout.read(SCORES, baseline_from=T0 - 50 * S).unseen
     assert "control 'v1' has 50 requests with a number in predictions.score" in unseen
@@ -214,7 +238,7 @@ def test_missing_late_dropped_and_unreadable_data_is_said_and_nothing_of_it_is_j
     of_script = Gate(categories={"x": Category(column="features.a")})
     assert "version 'v1' has collected nothing in 'features'" in unseen(of_script)
     text = Gate(means={"x": Mean(worse="lower", column="predictions.label")})
-    assert "300 values that are no finite numbers" in unseen(text)
+    assert "is no finite number in 300 requests" in unseen(text)
     many = Gate(categories={"x": Category(column="predictions.score")})
     assert "has 300 different values, and 200 are judged" in unseen(many)
     part = next((rollout.folder / "collected/digits/v2/predictions").rglob("*.parquet"))

@@ -45,7 +45,7 @@ class PartSummary:
         requests: How many requests.
         means: By metric the moments of the requests' values.
         categories: By metric how often each category was drawn.
-        not_numbers: By metric how many rows hold something for a mean or bucket that is no finite number.
+        not_numbers: By metric how many requests hold something for a mean that is no finite number.
         columns: Columns of the part that are data: the observed ones that it has, and the first others.
     """
 

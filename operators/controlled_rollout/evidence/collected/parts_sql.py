@@ -55,15 +55,15 @@ def means_sql(
 ) -> str:
     """Return the query for the moments of the requests' means: one scan for all.
 
-    Its rows: the part, the number of the bin, and for each observation count, mean, variance, and how many rows hold
-    something that is no finite number.
+    Its rows: the part, the number of the bin, and for each observation count, mean, variance, and how many requests
+    hold something that is no finite number.
     """
     rows = _rows(columns, since=since)
     single, several, moments = [], [], []
     for number, one in enumerate(observations):
-        value, odd = _number(columns, one), f"count_if({_is_no_number(columns, one)})"
-        single += [f"{value} AS m{number}", f"({_is_no_number(columns, one)})::BIGINT AS o{number}"]
-        several += [f"avg({value}) AS m{number}", f"{odd} AS o{number}"]
+        value, odd = _number(columns, one), f"({_is_no_number(columns, one)})::BIGINT"
+        single += [f"{value} AS m{number}", f"{odd} AS o{number}"]
+        several += [f"avg({value}) AS m{number}", f"max({odd}) AS o{number}"]
         bounded = f"m{number}"
         if one.bounds is not None:
             low, high = one.bounds
