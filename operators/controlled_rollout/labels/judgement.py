@@ -1,6 +1,6 @@
 """One look at labels: the labels that have arrived so far -> the gate's verdict, from what is stored alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -17,7 +17,7 @@ from controlled_rollout.labels.joined import JoinCounts, joined
 from controlled_rollout.labels.measures import Measures
 from controlled_rollout.labels.periods import Period, periods_of
 from controlled_rollout.labels.settings import LABELLED, Labels
-from controlled_rollout.labels.source import LabelSource
+from controlled_rollout.labels.source import LabelRow, LabelSource
 from controlled_rollout.storage import open_storage
 from controlled_rollout.workspace import Workspace
 
@@ -177,7 +177,7 @@ def _read(asked: _Question, measures: Measures, periods: Sequence[Period]) -> tu
         files = PartFiles(open_storage(asked.workspace), asked.workspace.cache_folder / COPIES_FOLDER)
         for version in asked.versions:
             _check_complete(files, asked.endpoint, version, since=since, until=until, now=asked.now)
-        rows = asked.source.read(since=since, until=asked.arrived_until, limit=labels.max_labels)
+        rows = _arrived(asked.source.read(since=since, until=asked.arrived_until, limit=labels.max_labels), asked)
         with joined(files, asked.endpoint, asked.versions, labels, rows, since=since, until=until) as join:
             totals = join.totals(periods)
             found = label_bins(join.requests(), labels, measures, periods, totals)
@@ -186,6 +186,21 @@ def _read(asked: _Question, measures: Measures, periods: Sequence[Period]) -> tu
     except (EvidenceUnavailableError, StorageError) as error:
         return counts, [], str(error)
     return counts, found.bins, unseen
+
+
+def _arrived(rows: Iterable[LabelRow], asked: _Question) -> Iterator[LabelRow]:
+    """Yield the labels that arrived in the time, whatever else a source has given.
+
+    Raises:
+        EvidenceUnavailableError: An arrival has no time zone.
+    """
+    for row in rows:
+        if row.arrived.tzinfo is None:
+            raise EvidenceUnavailableError(
+                f"a label of {asked.source.description} has an arrival without a time zone: give one, such as UTC"
+            )
+        if asked.since <= row.arrived < asked.arrived_until:
+            yield row
 
 
 def verdict_of(bins: Sequence[Bin], labels: Labels, counts: LabelCounts, unseen: str = "") -> Verdict:

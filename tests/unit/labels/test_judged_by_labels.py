@@ -183,6 +183,22 @@ def test_not_one_right_answer_of_either_version_is_a_fault_of_the_settings(rollo
 
 
 @dataclass
+class Unbounded(Rows):
+    """A source that yields all labels, whatever is asked."""
+
+    def read(self, *, since: datetime, until: datetime, limit: int) -> Iterator[LabelRow]:
+        return iter(self.rows)
+
+
+def test_labels_of_another_time_that_a_source_gives_are_not_used(rollout: LabelledRollout) -> None:
+    rows = answered_requests(rollout, wrong={"v1a": 0.1, "v2a": 0.1}, each=100)
+    now = UNTIL + 10 * HOUR
+    assert rollout.look(Unbounded(rows), now=now) == rollout.look(Rows(rows), now=now)
+    look = rollout.look(Unbounded([replace(rows[0], arrived=T0.replace(tzinfo=None))]))
+    assert "a label of labels in memory has an arrival without a time zone" in look.unseen
+
+
+@dataclass
 class Broken:
     """A source that fails after its first label."""
 
