@@ -37,7 +37,11 @@ def why_no_spark() -> str | None:
 
 
 def install_spark() -> None:
-    """Install Spark from PyPI beside this project's environment, unless it is there."""
+    """Install Spark from PyPI beside this project's environment, unless it is there.
+
+    Raises:
+        subprocess.CalledProcessError: It could not be installed.
+    """
     folder = _folder()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
@@ -49,7 +53,16 @@ def install_spark() -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         options = ["--quiet", "--no-cache", "--no-deps", "--require-hashes", "--python", sys.executable]
         subprocess.run(
-            ["uv", "pip", "install", *options, "--target", str(unfinished), "--requirement", "-"],
+            [
+                Path(sys.executable).with_name("uv"),
+                "pip",
+                "install",
+                *options,
+                "--target",
+                str(unfinished),
+                "--requirement",
+                "-",
+            ],
             input=REQUIREMENTS.encode(),
             check=True,
         )
