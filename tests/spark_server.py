@@ -52,17 +52,9 @@ def install_spark() -> None:
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         options = ["--quiet", "--no-cache", "--no-deps", "--require-hashes", "--python", sys.executable]
+        options += ["--target", str(unfinished), "--requirement", "-"]
         subprocess.run(
-            [
-                Path(sys.executable).with_name("uv"),
-                "pip",
-                "install",
-                *options,
-                "--target",
-                str(unfinished),
-                "--requirement",
-                "-",
-            ],
+            [Path(sys.executable).with_name("uv"), "pip", "install", *options],
             input=REQUIREMENTS.encode(),
             check=True,
         )

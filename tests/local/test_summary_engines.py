@@ -20,12 +20,15 @@ from controlled_rollout.checks.connectivity import check_connectivity
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
 from controlled_rollout.evidence.collected.engine import BaselineQuantiles, Observation, PartSummary, SummaryEngine
+from controlled_rollout.evidence.collected.source import CollectedEvidence
 from controlled_rollout.evidence.collected.spark_engine import SparkEngine
+from controlled_rollout.storage import storage_at
 from controlled_rollout.workspace import Workspace
 from controlled_rollout_collector.entries import Entry
 from controlled_rollout_collector.layouts import ParquetLayout
 from controlled_rollout_collector.parts import Replica, make_parts
 from controlled_rollout_collector.rows import Nested, Row
+from tests.azurite import signed_in_to_blobs
 from tests.spark_server import VERSION, classic_environment, serving_spark
 from tests.unit.collector.spools import NOON, entry
 from tests.unit.evidence.test_collected_evidence import LABELS, Rollout, question, requests
@@ -117,6 +120,16 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkEngine]:
         yield SparkEngine(address)
 
 
+@pytest.fixture
+def rollout(tmp_path: Path) -> Rollout:
+    """Two versions that have collected."""
+    made = Rollout(tmp_path / "data", {"v1": requests("v1"), "v2": requests("v2", "a")})
+    for version, exchanges in made.exchanges.items():
+        made.write(version, exchanges)
+        made.state(version)
+    return made
+
+
 def same(one: PartSummary, other: PartSummary) -> None:
     """Check that two summaries are alike: counts exactly, moments in all digits that do not depend on an order."""
     assert one.requests == other.requests
@@ -157,19 +170,33 @@ def test_every_engine_finds_the_same_quantiles(parts: list[str], spark: SparkEng
         assert other.values == pytest.approx(one.values, rel=1e-12)
 
 
-def test_a_gate_reads_the_parts_of_a_folder_by_spark(tmp_path: Path, spark: SparkEngine) -> None:
+def test_a_gate_reads_the_parts_of_a_folder_by_spark(rollout: Rollout, spark: SparkEngine) -> None:
     """The setting chooses it; parts are read where they are."""
-    rollout = Rollout(tmp_path, {"v1": requests("v1"), "v2": requests("v2", "a")})
-    for version, exchanges in rollout.exchanges.items():
-        rollout.write(version, exchanges)
-        rollout.state(version)
     found = [
         asyncio.run(rollout.source(engine=engine, spark_remote=spark.remote).read(question(LABELS)))
         for engine in ("duckdb", "spark")
     ]
     assert found[0].unseen == ""
     assert found[0].bins == found[1].bins
-    assert not (tmp_path / "cache").exists()
+    assert not (rollout.folder / "cache").exists()
+
+
+def test_a_gate_reads_copies_by_spark_where_it_has_no_name_for_the_parts(
+    rollout: Rollout, spark: SparkEngine, tmp_path: Path
+) -> None:
+    with signed_in_to_blobs(tmp_path / "azurite", "data") as client:
+        place = f"{client.url.rstrip('/')}/data"
+        folder, container = storage_at(str(rollout.folder)), storage_at(place)
+        for file in folder.list("collected/"):
+            container.put(file.name, folder.get(file.name))
+        expected = rollout.source()
+        source = CollectedEvidence(
+            expected.metric_store, place, tmp_path / "copies", engine="spark", spark_remote=spark.remote
+        )
+        found = asyncio.run(source.read(question(LABELS)))
+    assert found.unseen == ""
+    assert found.bins == asyncio.run(expected.read(question(LABELS))).bins
+    assert len(list((tmp_path / "copies").iterdir())) == 2
 
 
 def test_the_authors_own_session_keeps_its_settings(parts: list[str], spark: SparkEngine) -> None:
