@@ -1,7 +1,8 @@
 """The task that judges a version by labels that come late, over days, and confirms it or takes it back."""
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.gate import Verdict
-    from controlled_rollout.labels import LabelSource
+    from controlled_rollout.labels import Labels, LabelSource
     from controlled_rollout.target.protocol import Revision
 
 __all__ = ["JudgeByLabelsOperator"]
@@ -141,6 +142,8 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
         self.endpoint = endpoint
         self.labels = labels.model_dump(mode="json") if isinstance(labels, BaseModel) else labels
         self.source = source.model_dump(mode="json") if isinstance(source, BaseModel) else source
+        # As written in the DAG file, before templates are rendered.
+        self._written_labels, self._written_source = self.labels, self.source
         self.version = version
         self.decision_timeout = decision_timeout
         self.on_deadline = on_deadline
@@ -312,12 +315,10 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
 
     def _arguments(self, folder: Path) -> dict[str, Any]:
         """Return all arguments, read; raise one ArgumentError with the faults of all of them."""
-        from controlled_rollout.labels import Labels
-
         return read_all(
             {
-                "labels": lambda: _settings_of("labels", Labels, mapping_of("labels", self.labels)),
-                "source": lambda: _source_settings(self.source, folder, self.endpoint),
+                "labels": lambda: _label_settings(self.labels, self._written_labels),
+                "source": lambda: _source_settings(self.source, self._written_source, folder, self.endpoint),
                 "version": lambda: text("version", self.version or ""),
                 "decision_timeout": lambda: duration("decision_timeout", self.decision_timeout),
                 "on_deadline": lambda: choice("on_deadline", self.on_deadline, *ON_DEADLINE),
@@ -341,13 +342,42 @@ def _interval(value: timedelta | float | str) -> timedelta:
     return interval
 
 
-def _source_settings(value: Any, folder: Path, endpoint: str) -> "Callable[[Workspace], LabelSource]":
-    """Return what opens the source that an argument describes: a query, or files in the workspace's storage.
+def _label_settings(value: Any, written: Any) -> "Labels":
+    """Return what an argument says that labels have to show.
+
+    Args:
+        value: The argument.
+        written: The argument as the DAG file has it, with its templates.
 
     Raises:
-        ArgumentError: It is neither, or both, or a field is not valid.
+        ArgumentError: A field is not valid, or a template has chosen a function.
     """
-    from controlled_rollout.hooks.sql_labels import SqlLabels
+    from controlled_rollout.labels import Labels
+
+    labels = _settings_of("labels", Labels, mapping_of("labels", value))
+    text_of_file = json.dumps(written, default=str)
+    for name, metric in labels.metrics.items():
+        if metric.function is not None and metric.function not in text_of_file:
+            raise ArgumentError(
+                f"labels.metrics.{name} has a function that comes from a template: who may start a run may not choose "
+                "what code runs; write the function into the DAG file"
+            )
+    return labels
+
+
+def _source_settings(value: Any, written: Any, folder: Path, endpoint: str) -> "Callable[[Workspace], LabelSource]":
+    """Return what opens the source that an argument describes: a query, or files in the workspace's storage.
+
+    Args:
+        value: The argument.
+        written: The argument as the DAG file has it, with its templates.
+        folder: The DAG file's folder.
+        endpoint: The endpoint's name.
+
+    Raises:
+        ArgumentError: It is neither, or both, a field is not valid, or a template has made the text of a query.
+    """
+    from controlled_rollout.hooks.sql_labels import QUERY_FILE, SqlLabels
     from controlled_rollout.labels import StoredLabels
 
     fields = {name: field for name, field in mapping_of("source", value).items() if field not in (None, "")}
@@ -359,6 +389,13 @@ def _source_settings(value: Any, folder: Path, endpoint: str) -> "Callable[[Work
     if "prefix" in fields:
         stored = _settings_of("source", StoredLabels, fields)
         return stored.source
+    query = written.get("query") if isinstance(written, Mapping) else written
+    is_template = isinstance(query, str) and ("{{" in query or "{%" in query)
+    if is_template and not str(fields["query"]).strip().endswith(QUERY_FILE):
+        raise ArgumentError(
+            "source.query comes from a template, which may only choose a file that ends with .sql: who may start a run "
+            "may not write SQL; write :endpoint, :since and :until for what is bound to the query"
+        )
     from_database = _settings_of("source", SqlLabels, fields).read_query(folder).source(endpoint)
     return lambda _: from_database
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 from airflow.providers.standard.triggers.temporal import DateTimeTrigger
-from airflow.sdk import Context
+from airflow.sdk import DAG, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 
 from controlled_rollout import JudgeByLabelsOperator, Labels, record, steps
@@ -240,6 +240,46 @@ def test_arguments_may_be_objects_or_text(
 
     assert asked[0]["labels"] == asked[1]["labels"] == Labels.model_validate(LABELS)
     assert asked[0]["source"].description == "the query on connection 'outcomes'"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"conn_id": "a", "query": "SELECT {{ params.column }}"},
+        {"conn_id": "a", "query": "{{ params.query }}"},
+        '{{ {"conn_id": "a", "query": params.query} | tojson }}',
+    ],
+)
+def test_what_a_run_is_given_becomes_no_sql_but_may_choose_a_file(
+    source: Any, target: MemoryTarget, looks: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_A", json.dumps({"conn_type": "sqlite", "host": str(tmp_path / "a.db")}))
+    (tmp_path / "none.sql").write_text("SELECT 1 WHERE 1 = 0")
+    given = {**run_context(), "dag": SimpleNamespace(folder=str(tmp_path))}
+    looks(Outcome.PASS)
+
+    def rendered(query: str) -> JudgeByLabelsOperator:
+        with DAG("weekly", schedule=None):
+            task = operator(source=source)
+        task.render_template_fields(cast("Context", {"params": {"query": query, "column": query}}))
+        return task
+
+    with pytest.raises(AirflowFailException, match=r"source\.query comes from a template"):
+        rendered("SELECT 1").execute(cast("Context", given))
+    if "column" not in str(source):
+        assert rendered("none.sql").execute(cast("Context", given))["decision"] == "confirmed"
+
+
+def test_what_a_run_is_given_chooses_no_function(target: MemoryTarget, looks: Callable[..., Any]) -> None:
+    own = {"metrics": {"cost": {"function": "os.path:join"}}}
+    looks(Outcome.PASS)
+    with DAG("weekly", schedule=None):
+        task = operator(labels="{{ params.labels | tojson }}")
+    task.render_template_fields(cast("Context", {"params": {"labels": own}}))
+
+    with pytest.raises(AirflowFailException, match="function that comes from a template"):
+        task.execute(run_context())
+    assert operator(labels=own).execute(run_context())["decision"] == "confirmed"
 
 
 def test_a_query_that_does_not_work_fails_when_the_task_begins_and_is_waited_for_later(
