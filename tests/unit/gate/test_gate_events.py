@@ -94,9 +94,9 @@ def test_an_event_is_not_called_like_another_metric(other: str) -> None:
 
 
 def test_healthy_events_alarm_at_most_as_often_as_alpha_allows() -> None:
-    """60 looks at each of 400 pairs with 10 % wrong answers; more runs are in the benchmark of the gate."""
+    """60 looks at each of 150 pairs with 10 % wrong answers; more runs are in the benchmark of the gate."""
     random = np.random.default_rng(1)
-    runs = 400
+    runs = 150
     false = 0
     for _ in range(runs):
         wrong = random.binomial([5, 45], 0.1, size=(60, 2))

@@ -43,7 +43,7 @@ def healthy(draw: random.Random, requests: int) -> tuple[list[LabelledRequest], 
 @pytest.mark.parametrize("metrics", [["accuracy", "recall"], ["log_loss", "auc"]])
 def test_false_alarms_while_labels_trickle_in_stay_within_alpha(metrics: list[str]) -> None:
     labels = Labels.model_validate({"metrics": metrics, "probability": "predictions.p", "positive": 1})
-    draw, runs = random.Random(7), 40
+    draw, runs = random.Random(7), 25
     outcomes = []
     for _ in range(runs):
         requests, totals = healthy(draw, 1_500)

@@ -164,6 +164,6 @@ def test_the_variance_of_an_auc_is_that_of_repeated_draws() -> None:
     import numpy as np
 
     random = np.random.default_rng(3)
-    drawn = [auc_moments(list(random.normal(1, 1, 40)), list(random.normal(0, 1, 60))) for _ in range(2_000)]
+    drawn = [auc_moments(list(random.normal(1, 1, 40)), list(random.normal(0, 1, 60))) for _ in range(600)]
     variance = float(np.var([one.mean for one in drawn]))
-    assert float(np.mean([one.variance / one.count for one in drawn])) == pytest.approx(variance, rel=0.1)
+    assert float(np.mean([one.variance / one.count for one in drawn])) == pytest.approx(variance, rel=0.15)
