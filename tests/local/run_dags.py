@@ -30,8 +30,21 @@ def _run(dag: Any, conf: dict[str, Any], done_by_hand: str | None) -> dict[str, 
         "run_id": run.run_id,
         "state": str(run.state),
         "tasks": {ti.task_id: str(ti.state) for ti in run.get_task_instances()},
+        "tries": {ti.task_id: ti.try_number for ti in run.get_task_instances()},
+        "links": _links(run),
         "assets": _asset_events(run),
     }
+
+
+def _links(run: Any) -> dict[str, str]:
+    """Return where the button of each task that has one leads."""
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        wanted = select(XComModel).where(XComModel.run_id == run.run_id, XComModel.key.startswith("_link_"))
+        return {link.task_id: str(XComModel.deserialize_value(link)) for link in session.scalars(wanted)}
 
 
 def _asset_events(run: Any) -> list[dict[str, Any]]:

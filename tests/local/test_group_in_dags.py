@@ -1,14 +1,21 @@
-"""The task group at its edges, run with `dag.test()`: mapped, nested, after a skipped task, before another task."""
+"""The task group at its edges, run with `dag.test()`: mapped, nested, after a skipped task, before another task.
+
+And the tasks about collected data, which need the same Airflow.
+"""
 
 import asyncio
+import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controlled_rollout import record
 from tests.local.local_target_lab import Lab, running
 from tests.local.test_dags import Dags, dag_runner
+from tests.unit.evidence.collected_parts import T0, Exchange, write_part
 
 DAG_FILE = """
 from airflow.providers.standard.operators.empty import EmptyOperator
@@ -64,6 +71,40 @@ for name in ("all_done", "teardown"):
         rollout >> (notify.as_teardown() if name == "teardown" else notify)
 """
 
+DATA_DAG_FILE = """
+from airflow.sdk import DAG
+from controlled_rollout import CollectedDataGateOperator, CollectedDataSensor
+
+OF_VERSION = {"endpoint": "collects", "version": "v1", "since": "1 d"}
+
+with DAG("nightly", schedule=None):
+    enough = CollectedDataSensor(
+        task_id="enough", collection="inputs", rows=4, interval="0.1 s", timeout=120, deferrable=True, **OF_VERSION
+    )
+    for name in ("good", "bad", "no_such_column"):
+        enough >> CollectedDataGateOperator(
+            task_id=name, expectations=f"{name}.json", retries=1, retry_delay=0, **OF_VERSION
+        )
+"""
+
+
+def suite(*expectations: dict[str, Any]) -> str:
+    return json.dumps({"name": "nightly", "expectations": expectations})
+
+
+def between(column: str, most: float) -> dict[str, Any]:
+    return {"type": "expect_column_values_to_be_between", "kwargs": {"column": column, "max_value": most}}
+
+
+SUITES = {
+    "good": suite(
+        between("inputs.age", 100),
+        {"type": "expect_column_mean_to_be_between", "kwargs": {"column": "inputs.age", "max_value": 50}},
+    ),
+    "bad": suite(between("inputs.age", 30)),
+    "no_such_column": suite(between("inputs.size", 30)),
+}
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
@@ -75,6 +116,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def dags(lab: Lab) -> Iterator[Dags]:
     folder = lab.folder / "dags"
     folder.mkdir()
+    (folder / "data.py").write_text(DATA_DAG_FILE)
+    for name, text in SUITES.items():
+        (folder / f"{name}.json").write_text(text)
     (folder / "edges.py").write_text(DAG_FILE.format(image=asyncio.run(lab.image())))
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(folder))
@@ -132,3 +176,21 @@ def test_run_fails_with_its_rollout_although_a_teardown_after_it_succeeds(dags: 
     # The page says so, because Airflow decides it: the last task is another one here.
     answer = dags.run("refused_all_done")
     assert (answer["state"], states(answer)["notify"]) == ("success", "success")
+
+
+def test_what_a_version_has_collected_is_waited_for_checked_and_reported(lab: Lab, dags: Dags) -> None:
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    at = (an_hour_ago - T0).total_seconds()
+    part = Path(lab.workspace.storage_place) / f"collected/collects/v1/inputs/{an_hour_ago:%Y/%m/%d}/1-p.parquet"
+    write_part(part, [Exchange(f"r{age}", at, [{"age": float(age)}]) for age in (20, 30, 40, 50)], {"age": "DOUBLE"})
+
+    answer = dags.run("nightly")
+
+    assert answer["state"] == "failed"
+    assert answer["tasks"] == {"enough": "success", "good": "success", "bad": "failed", "no_such_column": "failed"}
+    # One that is not fulfilled is not tried again; one that cannot be evaluated now may be later.
+    assert (answer["tries"]["bad"], answer["tries"]["no_such_column"]) == (1, 2)
+    for task, text in (("good", "2 fulfilled"), ("bad", "r50: [50.0]"), ("no_such_column", "size")):
+        report = Path(answer["links"][task])
+        assert report.is_relative_to(Path(lab.workspace.storage_place) / "reports/collects/v1")
+        assert text in report.read_text()

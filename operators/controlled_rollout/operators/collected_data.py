@@ -1,6 +1,7 @@
 """The task that checks what a version has collected, without a rollout: every night, say."""
 
 import asyncio
+import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,7 @@ from controlled_rollout.arguments import duration, read_all, text, whole_number
 from controlled_rollout.errors import ArgumentError, EvidenceUnavailableError
 from controlled_rollout.expectations import Suite, read_suite
 from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.operators.base import EngineCalls, run_of
+from controlled_rollout.operators.base import EngineCalls, task_of
 from controlled_rollout.triggers.collected_data import control_of
 from controlled_rollout.workspace import Workspace
 
@@ -23,6 +24,7 @@ __all__ = ["LOOK_BACK", "CollectedDataGateOperator", "ReportLink", "look_back"]
 
 LOOK_BACK: Final = timedelta(days=1)
 MAX_ROWS: Final = 1_000_000
+LONGEST_NAME: Final = 120
 # Each day has a folder of its own that is listed.
 LONGEST: Final = timedelta(days=366)
 
@@ -113,8 +115,7 @@ class CollectedDataGateOperator(EngineCalls, BaseOperator):
             max_rows=values["max_rows"],
         )
         storage = open_storage(workspace)
-        name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in run_of(context))
-        base = f"reports/{self.endpoint}/{version}/{name}"
+        base = f"reports/{self.endpoint}/{version}/{_file_name(task_of(context))}"
         await asyncio.to_thread(storage.put, f"{base}.md", report.as_markdown().encode())
         await asyncio.to_thread(storage.put, f"{base}.html", report.as_html().encode())
         self.report = storage.address_of(f"{base}.html")
@@ -128,6 +129,12 @@ class CollectedDataGateOperator(EngineCalls, BaseOperator):
                 f"{len(report.unseen)} expectations {of} could not be evaluated: {report.sentences(report.unseen)}"
             )
         return self.report
+
+
+def _file_name(task: str) -> str:
+    """Return what the report of a task of one run is called: no other task's, however long and odd the names are."""
+    readable = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "-" for letter in task)
+    return f"{readable[:LONGEST_NAME]}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
 
 
 def _suite(expectations: Any, folder: Path) -> Suite:

@@ -41,7 +41,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 def operator(**arguments: Any) -> CollectedDataGateOperator:
     settings: dict[str, Any] = {"endpoint": "digits", "version": "v1", "expectations": SUITE, "since": "1 d"}
-    return CollectedDataGateOperator(task_id="check", **(settings | arguments))
+    return CollectedDataGateOperator(**({"task_id": "check"} | settings | arguments))
 
 
 def execute(task: CollectedDataGateOperator) -> str:
@@ -117,6 +117,20 @@ def test_values_of_callers_are_text_in_the_report(workspace: Workspace, monkeypa
     assert "](" not in markdown.replace("\\](", "")
     assert "\n# &lt;" not in markdown
     assert 'http-equiv="Content-Security-Policy"' in report.read_text()
+
+
+def test_every_task_has_a_report_of_its_own_whatever_its_name_and_a_retry_replaces_it(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated(monkeypatch, ExpectationResult(name=BETWEEN, success=True))
+
+    def report_of(task_id: str) -> str:
+        return operator(task_id=task_id).execute(context(TaskInstance("scheduled__2026-03-01T00:00:00+00:00", task_id)))
+
+    names = ["check", "check.it", "check-it", "ä" * 250]
+    reports = {report_of(name) for name in names}
+    assert len(reports) == len(names)
+    assert report_of("check") in reports
 
 
 def test_the_reason_of_a_failure_has_no_values_of_callers(
