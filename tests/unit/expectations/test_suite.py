@@ -1,6 +1,7 @@
 """Suites are read as authors have them, and what is no suite is refused with what to write."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.expectations import Suite, read_suite
 from controlled_rollout.expectations.suite import MAX_FILE_BYTES
+from tests import airflow_home
 
 BETWEEN = "expect_column_values_to_be_between"
 IN_SET = "expect_column_values_to_be_in_set"
@@ -122,15 +124,28 @@ def test_what_is_no_suite_is_refused_with_what_to_write(source: Any, message: st
         read_suite(source)
 
 
-def test_reading_a_suite_needs_no_library() -> None:
+def test_neither_a_dag_file_nor_a_trigger_nor_a_look_loads_the_library() -> None:
+    """It takes seconds and some hundred megabytes: only the process that evaluates may."""
     code = (
         "import json, sys\n"
-        "from controlled_rollout.expectations import read_suite\n"
-        "read_suite(json.loads(sys.argv[1]))\n"
-        "print([name for name in ('great_expectations', 'pandas', 'numpy') if name in sys.modules])"
+        "import controlled_rollout.evaluation.look, controlled_rollout.evidence.collected.source\n"
+        "import controlled_rollout.evidence.collected.version_data, controlled_rollout.expectations.process\n"
+        "from controlled_rollout import CollectedDataGateOperator, CollectedDataSensor, Gate, TreatmentGateSensor\n"
+        "from controlled_rollout.triggers import collected_data, treatment_gate\n"
+        "suite = json.loads(sys.argv[1])\n"
+        "gate = Gate(expectations=suite)\n"
+        "TreatmentGateSensor(task_id='gate', endpoint='digits', version='v1', gate=gate)\n"
+        "CollectedDataGateOperator(task_id='check', endpoint='digits', expectations=suite)\n"
+        "print([name for name in ('great_expectations', 'pandas', 'pyarrow', 'duckdb') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(AGE)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, json.dumps(AGE)],
+        env=os.environ | {"AIRFLOW_HOME": str(airflow_home.HOME)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_file_that_is_too_large_for_a_suite_is_refused_before_it_is_read(tmp_path: Path) -> None:
