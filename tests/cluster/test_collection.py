@@ -29,8 +29,8 @@ pytestmark = pytest.mark.xdist_group("collection")
 
 RATE = 25.0
 COLLECTS: dict[str, Any] = {"num_replicas": 2, "collect_model_data": True}
-# What a lost node can lose: what was answered since the last shipping, every 5 s, and while that takes.
-LOSS_S = 8.0
+# What a lost node can lose is of the last 5 s, and of the time that shipping takes, which is long on a busy machine.
+LOSS_S = 15.0
 
 
 def pods(sandbox: Sandbox, version: str) -> list[dict[str, Any]]:
@@ -135,15 +135,7 @@ async def test_of_a_whole_rollout_every_answered_request_is_in_the_storage_once_
             evict(sandbox, pod)
         await asyncio.gather(*(replaced(sandbox, version, pod) for version, pod in leaving.items()))
 
-        # The collector dies: first the process that ships, then all of its container.
-        victim = pods(sandbox, "one")[0]
-        first, *others = processes(victim)
-        assert len(others) == 1
-        os.kill(others[0], signal.SIGKILL)
-        await calls.more(50)
-        assert processes(victim)[0] == first
-        os.kill(first, signal.SIGKILL)
-        await until(lambda: len(set(processes(victim)) - {first}) == 2, "its container runs again", timeout_s=60)
+        await kill_collector(pods(sandbox, "one")[0], calls)
 
         # The storage goes away, and the version that lost is retired meanwhile.
         await sandbox.promote("two")
@@ -153,26 +145,48 @@ async def test_of_a_whole_rollout_every_answered_request_is_in_the_storage_once_
         retiring = asyncio.create_task(sandbox.retire("one"))
         await until(lambda: are_ending(sandbox, waiting), "its models have ended", timeout_s=60, interval_s=0.5)
         storage.azurite.start()
+        back_at = time.time()
         await retiring
-        await calls.more(50)
 
-        # A pod is deleted as when its node is lost: what it had not shipped is gone.
-        forced_at = time.time()
+        # A pod is deleted as when its node is lost: what it had not shipped is gone. Collectors that could not write
+        # try again after longer and longer pauses.
         forced = pods(sandbox, "two")[0]["metadata"]["name"]
+        await until(
+            lambda: shipped_until(rows, "two", forced) > back_at, "its collector ships", timeout_s=90, interval_s=1
+        )
+        forced_at = time.time()
         sandbox.kubectl("delete", "pod", forced, "--force", "--grace-period=0", "--wait=false")
         await replaced(sandbox, "two", forced)
         replaced_at = time.time()
         await calls.more(50)
 
+    lost_from = shipped_until(rows, "two", forced)
+    assert forced_at - lost_from < LOSS_S
+
     def may_be_lost(version: str, one: Answered) -> bool:
-        """Whether the pod that was deleted by force may have answered it, less than a shipping interval before."""
-        return version == "two" and forced_at - LOSS_S <= one.at <= replaced_at
+        """Whether the pod that was deleted by force may have answered it and not shipped it."""
+        return version == "two" and lost_from <= one.at <= replaced_at
 
     await stored(rows, calls, lost=may_be_lost)
-    assert calls.failed == [], Counter(one.status for one in calls.failed)
-    # Broken by the pod that was killed in the middle of it, if at all.
-    assert len(calls.broken) <= 2, calls.broken
+    # What that pod was in the middle of, if anything.
+    killed = [one for one in calls.failed if forced_at <= one.at <= replaced_at]
+    assert calls.failed == killed, Counter(one.status for one in calls.failed)
+    # Who got no connection, as when the gateway starves on a busy machine, has sent no request.
+    broken = [why for why in calls.broken.values() if not why.startswith("ConnectError")]
+    assert len(killed) + len(broken) <= 3, (killed, broken)
     check_rows(rows, calls)
+
+
+async def kill_collector(pod: dict[str, Any], calls: Calls) -> None:
+    """Kill the process of a pod's collector that ships, and then all of its container; wait until both are back."""
+    first, *others = processes(pod)
+    assert len(others) == 1
+    os.kill(others[0], signal.SIGKILL)
+    await until(lambda: processes(pod)[1:] not in ([], others), "the first process starts it again", timeout_s=60)
+    assert processes(pod)[0] == first
+    await calls.more(50)
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: len(set(processes(pod)) - {first}) == 2, "its container runs again", timeout_s=60)
 
 
 def check_rows(rows: CollectedRows, calls: Calls) -> None:
@@ -182,6 +196,7 @@ def check_rows(rows: CollectedRows, calls: Calls) -> None:
             requests = rows.requests(version, collection)
             assert set(requests) <= calls.of(version) | set(calls.broken)
             assert set(requests.values()) == {1}
+            assert len({row["$request_id"] for row in rows.rows(version, collection)}) == len(requests)
     inputs = {row["$correlation_id"]: row for row in rows.rows("two", "inputs")}
     number = next(iter(calls.of("two") & set(inputs)))
     asked = request_body(int(number.partition("-")[2]))
@@ -191,6 +206,12 @@ def check_rows(rows: CollectedRows, calls: Calls) -> None:
     assert len(states) == 3
     assert all(state["final"] and state["pending_bytes"] == 0 for state in states), states
     assert sum(state["dropped"] + state["unreadable"] for state in states) == 0
+
+
+def shipped_until(rows: CollectedRows, version: str, replica: str) -> float:
+    """Return up to when everything that a replica has captured is in the storage, as its collector said last."""
+    states = map(json.loads, rows.states(version))
+    return max(float(state["shipped_until"]) for state in states if state["replica"] == replica)
 
 
 def are_ending(sandbox: Sandbox, names: list[str]) -> bool:
