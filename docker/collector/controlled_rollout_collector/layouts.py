@@ -148,10 +148,8 @@ class CsvLayout:
         """Return a CSV file with a header, and a line for each row of the entries."""
         entries = list(entries)
         columns = list(dict.fromkeys(name for entry in entries for row in entry.rows for name in row))
-        file = io.StringIO(newline="")
-        writer = csv.writer(file, lineterminator="\n")
         # As in Parquet, a caller's column of the same name gets one more $.
-        writer.writerow([*(f"${name}" if name in _AML_COLUMNS else name for name in columns), *_AML_COLUMNS])
+        lines = [_csv_line([*(f"${name}" if name in _AML_COLUMNS else name for name in columns), *_AML_COLUMNS])]
         for entry in entries:
             names = _model_names(replica, entry)
             trailer = [
@@ -164,9 +162,8 @@ class CsvLayout:
                 names["version"],
                 entry.request_id or NO_REQUEST_ID,
             ]
-            for row in entry.rows:
-                writer.writerow([*(_csv_field(row.get(name)) for name in columns), *trailer])
-        return file.getvalue().encode()
+            lines.extend(_csv_line([*(_csv_field(row.get(name)) for name in columns), *trailer]) for row in entry.rows)
+        return "".join(lines).encode()
 
 
 _AML_COLUMNS: Final = (
@@ -201,6 +198,13 @@ def _field(entry: Entry, key: str) -> str:
     """Return a text that a script's collector has added; nothing if there is none."""
     value = entry.fields.get(key)
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _csv_line(fields: Sequence[Any]) -> str:
+    """Return a line of CSV; a carriage return in a field is quoted as well, as it ends a line for readers."""
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(fields)
+    return line.getvalue()[:-2] + "\n"
 
 
 def _csv_field(value: Value) -> Any:

@@ -92,6 +92,7 @@ def read_rows(
 
 def _read(part: str, columns: frozenset[str] | None) -> "pd.DataFrame":
     """Return a part as a table; columns that hold JSON because their values differ in type are decoded."""
+    import pandas as pd
     from pyarrow import ArrowInvalid, parquet
 
     try:
@@ -107,7 +108,9 @@ def _read(part: str, columns: frozenset[str] | None) -> "pd.DataFrame":
     result: pd.DataFrame = table.to_pandas()
     for column in encoded:
         if column in result:
-            result[column] = [None if value is None else json.loads(value) for value in result[column]]
+            # What is missing is None or NaN, as the version of pandas has it.
+            decoded = [json.loads(value) if isinstance(value, str) else None for value in result[column]]
+            result[column] = pd.Series(decoded, index=result.index, dtype=object)
     return result
 
 

@@ -166,9 +166,14 @@ def _without_in_csv(content: bytes, ids: set[str]) -> Found:
     requests = frozenset(line[places[1]] for line in lines if ids.intersection(line[place] for place in places))
     if not kept:
         return len(lines), requests, None
-    written = io.StringIO(newline="")
-    csv.writer(written, lineterminator="\n").writerows([header, *kept])
-    return len(lines) - len(kept), requests, written.getvalue().encode()
+    return len(lines) - len(kept), requests, "".join(map(_csv_line, [header, *kept])).encode()
+
+
+def _csv_line(fields: list[str]) -> str:
+    """Return a line of CSV as the collector writes it: a carriage return in a field is quoted as well."""
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(fields)
+    return line.getvalue()[:-2] + "\n"
 
 
 def _without_in_json_lines(content: bytes, ids: set[str]) -> Found:

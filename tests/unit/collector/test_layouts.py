@@ -91,6 +91,16 @@ def test_a_listing_as_the_old_service_s_readers_make_it_finds_each_row_of_all_re
     assert sorted(found) == sorted(asked)
 
 
+def test_no_value_of_a_caller_begins_a_line_of_its_own() -> None:
+    values = ["a\rb,c", "\r", "a\nb", "a\r\nb", '"', '\r"', "a\u2028b", ""]
+
+    (part,) = parts(CsvLayout(), entry(rows=tuple({"x\r": value} for value in values)))
+
+    header, *lines = csv.reader(io.StringIO(part.content.decode(), newline=""))
+    assert (header[0], [line[0] for line in lines]) == ("x\r", values)
+    assert {line[-1] for line in lines} == {entry().request_id}
+
+
 def test_a_scripts_own_names_are_in_the_path_of_version_1() -> None:
     given_names: dict[str, Any] = {"model_name": "m", "model_version": "3", "designation": "predictions"}
 

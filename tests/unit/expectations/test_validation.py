@@ -148,6 +148,14 @@ def test_columns_that_no_expectation_names_are_not_read(tmp_path: Path) -> None:
     assert columns(None) == {*more, "age", "left.x", "$label", "$other"}
 
 
+def test_a_null_among_values_of_several_types_is_null(tmp_path: Path) -> None:
+    values = ['"a"', None, "1", "[1]"]
+    rows = [row(f"r{number}", 0) | {"mixed": value} for number, value in enumerate(values)]
+    part = write_part(tmp_path / "p.parquet", rows, json_columns=("mixed",))
+    (found,) = read_rows([part], "inputs", since=T0, until=None, drawn=True, columns=frozenset({"mixed"}))
+    assert found.data["mixed"].tolist() == ["a", None, 1, [1]]
+
+
 def test_an_exception_inside_an_expectation_is_told_with_its_text_and_leaves_the_others(counted: Counted) -> None:
     assert set(counted.faults) == {REGEX}
     assert counted.faults[REGEX].startswith("Invalid regular expression: ")

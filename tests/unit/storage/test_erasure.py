@@ -20,7 +20,9 @@ from tests.unit.collector.spools import entry
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
 MINE = entry(rows=({"age": 30.0}, {"age": 31.0}))
-OTHER = replace(MINE, request_id="6f9d8bb8-8e54-4d53-8f9e-5f4d8a2f0002", correlation_id="theirs", rows=({"age": 50.0},))
+OTHER = replace(
+    MINE, request_id="6f9d8bb8-8e54-4d53-8f9e-5f4d8a2f0002", correlation_id="theirs", rows=({"age": "50\r"},)
+)
 
 
 def stored(folder: Path, layout: str, *entries: Entry, age: timedelta = timedelta(hours=1)) -> list[Path]:
