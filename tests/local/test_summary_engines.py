@@ -123,7 +123,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkEngine]:
 @pytest.fixture
 def rollout(tmp_path: Path) -> Rollout:
     """Two versions that have collected."""
-    made = Rollout(tmp_path / "data", {"v1": requests("v1"), "v2": requests("v2", "a")})
+    (tmp_path / "other").mkdir()
+    # As a setting such as ../data names it: each engine has a name of its own for that.
+    made = Rollout(tmp_path / "other" / ".." / "data", {"v1": requests("v1"), "v2": requests("v2", "a")})
     for version, exchanges in made.exchanges.items():
         made.write(version, exchanges)
         made.state(version)

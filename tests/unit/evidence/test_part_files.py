@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
 from controlled_rollout.evidence.collected.part_files import MOST_AGE_S, PartAddresses, PartFiles
 from controlled_rollout.evidence.collected.part_footers import columns_of_parts
 from controlled_rollout.storage import Storage, StoredFile
 from controlled_rollout.storage.blobs import BlobFiles
 from controlled_rollout.storage.folder import FolderFiles
-from tests.unit.evidence.collected_parts import Exchange, write_part
+from tests.unit.evidence.collected_parts import MINUTE, T0, Exchange, write_part
 
 
 @dataclass
@@ -98,6 +99,19 @@ def test_a_copy_that_no_look_has_used_for_a_week_is_deleted_by_the_next_one(tmp_
     (new,) = files.paths(parts[2:])
 
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {Path(kept).name, Path(new).name}
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_a_folder_may_be_named_by_way_of_another(tmp_path: Path, is_copied: bool) -> None:
+    """As `../data` is: DuckDB calls the files otherwise, and their summaries would not be found."""
+    (tmp_path / "other").mkdir()
+    way = tmp_path / "other" / ".."
+    write_part(tmp_path / "data" / "collected" / "p.parquet", [Exchange("a", 1)], {})
+    storage: Storage = FolderFiles(way / "data")
+    files = PartFiles(Container(FolderFiles(way / "data")) if is_copied else storage, way / "cache")
+    paths = files.paths(list(storage.list("collected/")))
+    (found,) = DuckDBEngine().summaries(paths, [], since=T0, bin_width=MINUTE)
+    assert sum(found.requests.values()) == 1
 
 
 @pytest.mark.parametrize(

@@ -96,12 +96,15 @@ class PartFiles:
         Raises:
             StorageError: A part cannot be read.
         """
+        # DuckDB calls files by paths without `..`, whatever they were asked for by.
         if isinstance(self.storage, FolderFiles):
-            return [self.storage.address_of(part.name) for part in parts]
+            folder = os.path.realpath(self.storage.folder)
+            return [f"{folder}/{part.name}" for part in parts]
         with ThreadPoolExecutor(DOWNLOADS_AT_ONCE, thread_name_prefix="parts") as pool:
             paths = list(pool.map(self._copied, parts))
         self._make_room(keep=set(paths))
-        return paths
+        folder = os.path.realpath(self.cache)
+        return [f"{folder}/{os.path.basename(path)}" for path in paths]
 
     def _copied(self, part: StoredFile) -> str:
         """Return the path of a part's copy."""

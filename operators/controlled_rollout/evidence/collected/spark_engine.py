@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -239,11 +240,11 @@ def _as_pattern(part: str) -> str:
 
 
 def _canonical(part: str) -> str:
-    """Return a part's name as it is compared: files of the machine without `file:`, slashes never doubled."""
+    """Return a part's name as it is compared: files of the machine without `file:`, no doubled slash, no `..`."""
     scheme, colon, rest = part.partition(":/")
     if not colon or scheme == "file":
-        return re.sub("/+", "/", rest if colon else part).removeprefix("/")
-    return f"{scheme}:/{re.sub('/+', '/', rest).removeprefix('/')}"
+        return normpath(f"/{(rest if colon else part).lstrip('/')}")
+    return f"{scheme}:{normpath('/' + rest.lstrip('/'))}"
 
 
 def _summaries(
@@ -256,8 +257,11 @@ def _summaries(
 
     def rows_of(query: str) -> Iterator[tuple[Any, ...]]:
         """Yield a query's rows with the part's name as it was given."""
-        for part, *values in session.sql(query).toLocalIterator():
-            yield names[_canonical(unquote(part))], *values
+        for found, *values in session.sql(query).toLocalIterator():
+            part = names.get(_canonical(unquote(found)))
+            if part is None:
+                raise EvidenceUnavailableError(f"Spark has read {found} and was asked for {parts[0]} and the like")
+            yield part, *values
 
     sums.add_categories(rows_of(categories_sql(columns, sums.categories, since=since, bin_width=bin_width)))
     if sums.means:
