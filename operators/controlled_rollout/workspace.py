@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import WorkspaceError
 
 __all__ = ["DNS_LABEL", "Workspace", "is_url", "user_cache"]
@@ -286,8 +288,11 @@ class Workspace(BaseModel):
 
     @property
     def has_collector(self) -> bool:
-        """Whether versions can collect: locally always, in a cluster with the collector's image and a blob storage."""
-        return self.target == "local" or bool(self.collector_image and self.storage and is_url(self.storage))
+        """Whether versions can collect: always locally; in a cluster with an image, and a storage that pods reach."""
+        if self.target == "local":
+            return True
+        storage = self.storage or ""
+        return bool(self.collector_image) and is_url(storage) and not is_loopback(urlsplit(storage).netloc)
 
     def local_command(self, action: str) -> str:
         """Return the command that starts or ends this local workspace, for a message: `controlled-rollout local …`.

@@ -81,13 +81,17 @@ def check_collection(endpoint: Endpoint, newest: Endpoint | None, workspace: Wor
         workspace: Where its versions run.
 
     Raises:
-        EndpointError: The workspace is on Kubernetes and names no image of the collector, or no storage in Azure.
+        EndpointError: The workspace is on Kubernetes and has no image of the collector, or no storage that pods reach.
     """
     if workspace.has_collector:
         return
     for name, version in endpoint.versions.items():
         if version.collect_model_data and (newest is None or name not in newest.versions):
-            missing = "collector_image" if not workspace.collector_image else "storage, as an address in Blob Storage"
+            missing = (
+                "collector_image"
+                if not workspace.collector_image
+                else "storage, as an address in Blob Storage that pods reach"
+            )
             raise EndpointError(
                 f"version {name!r} asks for collect_model_data, and workspace {workspace.name!r} has no "
                 f"{missing}: set it (docs/collected-data.md), or leave collect_model_data out"

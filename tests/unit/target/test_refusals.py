@@ -37,8 +37,10 @@ def test_a_new_version_that_collects_is_refused_where_nothing_could_collect_and_
     with pytest.raises(EndpointError, match="has no collector_image: set it"):
         refusals.check_collection(collecting, None, Workspace.from_settings(cluster))
     cluster["collector_image"] = "registry.example/collector@sha256:" + "0" * 64
-    with pytest.raises(EndpointError, match="has no storage, as an address in Blob Storage"):
-        refusals.check_collection(collecting, None, Workspace.from_settings({**cluster, "storage": "/shared"}))
+    # A pod has another disk, and another loopback.
+    for unreachable in ("/shared", "http://127.0.0.1:10000/devstoreaccount1/data", "https://localhost:1/account/data"):
+        with pytest.raises(EndpointError, match="has no storage, as an address in Blob Storage that pods reach"):
+            refusals.check_collection(collecting, None, Workspace.from_settings({**cluster, "storage": unreachable}))
     refusals.check_collection(collecting, collecting, Workspace.from_settings(cluster))
     cluster["storage"] = "https://account.blob.core.windows.net/data"
     refusals.check_collection(collecting, None, Workspace.from_settings(cluster))
