@@ -24,15 +24,14 @@ from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, SplitChange
 from controlled_rollout.evidence.collected import aggregates, reader
 from controlled_rollout.evidence.collected.engine import PartSummary
-from controlled_rollout.evidence.collected.part_files import PartFiles
 from controlled_rollout.evidence.collected.parts import day_prefixes
-from controlled_rollout.evidence.collected.source import CollectedEvidence
+from controlled_rollout.evidence.collected.source import CollectedEvidence, evaluate_aggregates
 from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.evidence.collected.totals import Totals
 from controlled_rollout.expectations.process import count_in_process
 from controlled_rollout.expectations.result import Counted, ExpectationResult, Validation, ValidationRequest
-from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments, Outcome, judge
-from controlled_rollout.storage import storage_at
+from controlled_rollout.gate import Aggregates, Bin, Category, Counts, Gate, Mean, Moments, Outcome, judge
+from controlled_rollout.workspace import Workspace
 from controlled_rollout_collector.shipping import SpoolShipper
 from controlled_rollout_collector.storage import FolderStorage
 from tests.unit.collector.spools import SpoolWriter, exchange, make_spool
@@ -451,8 +450,12 @@ def test_expectations_about_all_rows_are_asked_of_both_versions_rows_at_the_pres
 
     monkeypatch.setattr(aggregates, "validate_in_process", validated)
     since, until = T0 + MINUTE, T0 + 4 * MINUTE
-    files = PartFiles(storage_at(str(rollout.folder)), rollout.folder / "cache")
-    found = aggregates.evaluate(files, question(AGGREGATES), since=since, until=until)
+    workspace = Workspace.local(rollout.folder / "root").model_copy(update={"storage": str(rollout.folder)})
+
+    def evaluated(query: EvidenceQuery) -> Aggregates:
+        return asyncio.run(evaluate_aggregates(workspace, query, since=since, until=until))
+
+    found = evaluated(question(AGGREGATES))
 
     assert [(one.since, one.until) for one in asked] == [(since, until)] * 2
     assert (found.shifted, found.since, found.until) == (T0, since, until)
@@ -461,5 +464,5 @@ def test_expectations_about_all_rows_are_asked_of_both_versions_rows_at_the_pres
     assert (result.treatment_found, result.control_found) == ("observed 9.5", "observed 0.5")
     # Control without traffic at this share is compared by its rows since the rollout began.
     alone = replace(question(AGGREGATES), splits=(SplitChange(T0, 0.5), SplitChange(since, 1.0)))
-    aggregates.evaluate(files, alone, since=since, until=until)
+    evaluated(alone)
     assert [one.since for one in asked[2:]] == [since, T0]
