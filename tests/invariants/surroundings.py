@@ -118,7 +118,7 @@ def _remembered_judge(bins: tuple[Bin, ...], gate: Gate, *, baseline: tuple[Bin,
 
 def _noted_conclusion(look: record.LookInput) -> Verdict:
     """Conclude as a look does; note the looks that fail, as the record may be away."""
-    verdict = conclusion.conclude(look)
+    verdict = conclusion.conclude_but_aggregates(look)
     if verdict.outcome is Outcome.FAIL:
         world = world_of(look.settings.endpoint)
         world.failed_looks.append((world.clock.now(), look.settings.treatment))
@@ -212,7 +212,7 @@ def simulated_surroundings() -> Iterator[None]:
         patch(conclusion, "judge", _remembered_judge)
         patch(bin_delta, "bins_to_json", _remembered_values)
         patch(bin_delta, "canonical_json", _remembered_json)
-        patch(looks, "conclude", _noted_conclusion)
+        patch(looks, "conclude_but_aggregates", _noted_conclusion)
         patch(WorkspaceHook, "get_workspace", lambda self: WORKSPACE)
         patch(WorkspaceHook, "aget_workspace", aget_workspace)
         patch(CheckConnectivityOperator, "check", no_check)

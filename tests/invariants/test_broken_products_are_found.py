@@ -21,7 +21,7 @@ BROKEN_FROM_THE_START: tuple[Event, ...] = (("start_run", "two", 0), ("errors", 
 
 def _without_failing(look: Any) -> Verdict:
     """Conclude as the gate does, but never that a treatment fails."""
-    verdict = conclusion.conclude(look)
+    verdict = conclusion.conclude_but_aggregates(look)
     return Verdict(Outcome.NOT_ENOUGH_EVIDENCE) if verdict.outcome is Outcome.FAIL else verdict
 
 
@@ -56,7 +56,9 @@ CASES: dict[str, tuple[Any, str, Any, tuple[Event, ...], str]] = {
         (("start_run", "two", 0), ("tick", 3), ("scheduler_busy", 30.0), ("target_away", 2000.0), ("tick", 5)),
         "outage",
     ),
-    "a look that never fails": (looks, "conclude", _without_failing, BROKEN_FROM_THE_START, "nobody looks"),
+    "a look that never fails": (
+        looks, "conclude_but_aggregates", _without_failing, BROKEN_FROM_THE_START, "nobody looks",
+    ),
     "a roll-back that leaves the share": (edits, "roll_back", _kept_share, BROKEN_FROM_THE_START, "run-1/roll_back"),
 }  # fmt: skip
 
