@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docker" / "collector"))
 
 from tests.azurite import install_azurite, serving_blobs
 from tests.local.test_collector import CONNECTION_STRING, CollectorProcess
-from tests.unit.collector.spools import NOON, SpoolWriter, make_spool
+from tests.unit.collector.spools import NOON, SpoolWriter, exchange_head, make_spool
 
 # So many requests with so many rows each, of ten columns.
 KINDS = {"one row": (50_000, 1), "100 rows": (2_000, 100)}
@@ -104,18 +104,8 @@ def exchange(number: int, rows: int) -> tuple[dict[str, Any], bytes, bytes]:
     rng = random.Random(number)
     asked = json.dumps({"data": [{column: round(rng.random(), 3) for column in COLUMNS} for _ in range(rows)]}).encode()
     answered = json.dumps([{"label": rng.randrange(3), "score": round(rng.random(), 3)} for _ in range(rows)]).encode()
-    head = {
-        "kind": "exchange",
-        "id": f"6f3f6f0e-5a3e-4b0a-9d3c-{number:012d}",
-        "correlation": f"6f3f6f0e-5a3e-4b0a-8d3c-{number:012d}",
-        "time": NOON + number / 1000,
-        "duration_ms": 1.5,
-        "status": 200,
-        "method": "POST",
-        "path": "/score",
-        "request": {"type": "application/json", "size": len(asked), "kept": len(asked)},
-        "response": {"type": "application/json", "size": len(answered), "kept": len(answered)},
-    }
+    id_, correlation = (f"6f3f6f0e-5a3e-4b0a-{group}-{number:012d}" for group in ("9d3c", "8d3c"))
+    head = exchange_head(id_, correlation, asked, answered, time=NOON + number / 1000)
     return head, asked, answered
 
 

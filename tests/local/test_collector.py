@@ -32,6 +32,11 @@ from tests.unit.collector.spools import SpoolWriter, exchange, make_spool
 PACKAGE = Path(__file__).parents[2] / "docker" / "collector"
 CONNECTION_STRING = "AZURE_STORAGE_CONNECTION_STRING"
 SAS_FILE = "AZURE_STORAGE_SAS_TOKEN_FILE"
+# As a pod's environment describes its spool: no target beside it could write spool.json.
+POD = {
+    "COLLECTOR_SPOOL": json.dumps({"endpoint": "digits", "version": "v1"}),
+    "COLLECTOR_REPLICA": "replica-1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -165,13 +170,8 @@ def test_a_collector_that_gets_sigterm_ships_what_is_left_and_in_a_pod_that_is_f
 ) -> None:
     container.create_container()
     writer = SpoolWriter(make_spool(tmp_path / "spools"))
-    # As a pod's environment has it: there is no target beside it that could write spool.json.
-    described = {
-        "COLLECTOR_SPOOL": json.dumps({"endpoint": "digits", "version": "v1"}),
-        "COLLECTOR_REPLICA": "replica-1",
-    }
     (writer.spool / "spool.json").unlink()
-    environment = {CONNECTION_STRING: connection_string, **described}
+    environment = {CONNECTION_STRING: connection_string, **POD}
     with collector(writer.spool, address(container), environment, "--interval", "60", "--sidecar") as process:
         wait_until(lambda: process.status(), "the first round")
         writer.append_exchanges(20)
@@ -189,11 +189,7 @@ def test_in_a_pod_a_collector_that_dies_is_started_again_and_its_container_goes_
 ) -> None:
     container.create_container()
     writer = SpoolWriter(make_spool(tmp_path / "spools"))
-    described = {
-        "COLLECTOR_SPOOL": json.dumps({"endpoint": "digits", "version": "v1"}),
-        "COLLECTOR_REPLICA": "replica-1",
-    }
-    environment = {CONNECTION_STRING: connection_string, **described}
+    environment = {CONNECTION_STRING: connection_string, **POD}
     with collector(writer.spool, address(container), environment, "--sidecar") as process:
         for kill in range(2):
             writer.append_exchanges(10, first=10 * kill)

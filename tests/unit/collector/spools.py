@@ -11,22 +11,20 @@ from typing import Any
 from controlled_rollout_collector.entries import Entry
 from controlled_rollout_collector.rows import Row
 
-__all__ = ["NOON", "SpoolWriter", "entry", "exchange", "make_spool"]
+__all__ = ["NOON", "SpoolWriter", "entry", "exchange", "exchange_head", "make_spool"]
 
 HEADER = struct.Struct("<4sIII")
 # 2026-11-28 12:00:00 UTC.
 NOON = 1_795_867_200.0
 
 
-def exchange(number: int, *, rows: int = 1, time: float = NOON) -> tuple[dict[str, Any], bytes, bytes]:
-    """Return the head, the request's body and the answer's body of a request with rows of two columns."""
-    asked = json.dumps({"data": [{"age": number, "name": f"n{number}"}] * rows}).encode()
-    answered = json.dumps([number % 3] * rows).encode()
-    head = {
+def exchange_head(id_: str, correlation: str, asked: bytes, answered: bytes, *, time: float) -> dict[str, Any]:
+    """Return the head of a request that was answered at a time, in seconds since 1970, with both bodies kept."""
+    return {
         "kind": "exchange",
-        "id": f"id-{number}",
-        "correlation": f"correlation-{number}",
-        "time": time + number / 1000,
+        "id": id_,
+        "correlation": correlation,
+        "time": time,
         "duration_ms": 1.5,
         "status": 200,
         "method": "POST",
@@ -34,6 +32,13 @@ def exchange(number: int, *, rows: int = 1, time: float = NOON) -> tuple[dict[st
         "request": {"type": "application/json", "size": len(asked), "kept": len(asked)},
         "response": {"type": "application/json", "size": len(answered), "kept": len(answered)},
     }
+
+
+def exchange(number: int, *, rows: int = 1, time: float = NOON) -> tuple[dict[str, Any], bytes, bytes]:
+    """Return the head, the request's body and the answer's body of a request with rows of two columns."""
+    asked = json.dumps({"data": [{"age": number, "name": f"n{number}"}] * rows}).encode()
+    answered = json.dumps([number % 3] * rows).encode()
+    head = exchange_head(f"id-{number}", f"correlation-{number}", asked, answered, time=time + number / 1000)
     return head, asked, answered
 
 
