@@ -1,7 +1,9 @@
 """How all tests run: with which generated examples, which of them in one process, in which order."""
 
 import os
+import sys
 import uuid
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,10 @@ FOLDERS = ("registry", "local", "prometheus", "conformance", "cluster", "unit")
 RUN_ID = "CONTROLLED_ROLLOUT_TEST_RUN"
 # Environments that tests build are kept between runs, and apart from those of this machine's user.
 os.environ["CONTROLLED_ROLLOUT_CACHE"] = str(TESTS.parent / ".work" / "test-cache" / "images")
+# PySpark takes a process whose main module says nothing of where it is from, as in a worker of xdist, for a run of its
+# own doctests, and ends it.
+if sys.modules["__main__"].__spec__ is None:
+    sys.modules["__main__"].__spec__ = ModuleSpec("__main__", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -100,7 +100,7 @@ def test_worker_killed_during_init_is_named_in_the_log(python: Path, tmp_path: P
         ({"WORKER_COUNT": "0"}, "WORKER_COUNT='0' is not a whole number above 0"),
         ({"SCORING_TIMEOUT_MS": "1.5"}, "SCORING_TIMEOUT_MS='1.5' is not a whole number above 0"),
         ({"AZUREML_ENTRY_SCRIPT": "other.py"}, "AZUREML_ENTRY_SCRIPT='other.py': there is no such file"),
-        ({"AML_APP_ROOT": "/nowhere"}, "AML_APP_ROOT='/nowhere' is not a folder"),
+        ({"AML_APP_ROOT": "/dev/null/app"}, "AML_APP_ROOT='/dev/null/app' is not a folder"),
     ],
 )
 def test_invalid_setting_is_named_and_nothing_starts(

@@ -161,7 +161,7 @@ def test_no_label_and_no_password_is_in_a_message_or_a_log(
     no_time = SELECT.replace("known", "CAST(outcome AS TIMESTAMP)" if "password" in database.connection else "outcome")
     with pytest.raises(EvidenceUnavailableError) as refused:
         read(no_time)
-    monkeypatch.setenv("AIRFLOW_CONN_OUTCOMES", json.dumps(database.connection | {"host": "/nowhere/at-all"}))
+    monkeypatch.setenv("AIRFLOW_CONN_OUTCOMES", json.dumps(database.connection | {"host": "/dev/null/labels"}))
     with pytest.raises(EvidenceUnavailableError, match="connection 'outcomes' cannot be read") as away:
         read(SELECT)
 

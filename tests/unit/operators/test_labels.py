@@ -117,7 +117,7 @@ def test_a_task_that_was_killed_after_the_roll_back_finds_it_done(
 
 
 async def test_a_canary_that_is_worse_loses_its_traffic_and_the_control_stays(
-    target: MemoryTarget, looks: Callable[..., Any]
+    target: MemoryTarget, workspace: Workspace, looks: Callable[..., Any]
 ) -> None:
     target.drop("digits")
     for number, endpoint in enumerate((FIRST, CANARY)):
@@ -125,7 +125,7 @@ async def test_a_canary_that_is_worse_loses_its_traffic_and_the_control_stays(
     looks(Outcome.FAIL)
     task, given = operator(), run_context()
 
-    decision = await task._judge(given, Workspace.local("/nowhere"))
+    decision = await task._judge(given, workspace)
 
     assert decision is not None and decision["decision"] == "rolled_back"
     assert target.newest("digits").effective_traffic() == {"old": 100, "new": 0}
