@@ -12,6 +12,7 @@ from controlled_rollout.gate import Bin, Counts
 
 __all__ = [
     "BUCKETS_PER_E",
+    "EPOCH",
     "FASTEST_MS",
     "MIN_BASELINE_REQUESTS",
     "SPLIT_GUARD",
@@ -19,6 +20,7 @@ __all__ = [
     "closed_until",
     "floor_to_bin",
     "share_in",
+    "since_epoch",
     "thresholds",
     "with_served_shares",
 ]
@@ -33,12 +35,17 @@ MIN_BASELINE_REQUESTS: Final = 100
 # request is counted where it began.
 SPLIT_GUARD: Final = timedelta(seconds=5)
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def since_epoch(moment: datetime, unit: timedelta) -> int:
+    """Return how many whole units a time is after 1970: the number of its bin, or its microseconds."""
+    return (moment - EPOCH) // unit
 
 
 def floor_to_bin(moment: datetime, width: timedelta) -> datetime:
     """Round a time down to the start of its bin, as KQL's `bin()` does."""
-    return moment - (moment - _EPOCH) % width
+    return moment - (moment - EPOCH) % width
 
 
 def closed_until(now: datetime, *, allowed_lag: timedelta, width: timedelta) -> datetime:

@@ -1,23 +1,17 @@
 """The claims about events that are no errors, such as wrong answers: judged by their odds ratio, like errors."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric
-from controlled_rollout.gate.event_test import EventTest, not_worse
+from controlled_rollout.gate.event_test import EventTest, more_frequent, not_worse
 from controlled_rollout.gate.model import HAPPENED, NOT_HAPPENED, Event, Gate
-from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, rate_difference, rate_differs
-from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts
+from controlled_rollout.gate.restarts import at_present_share, process_starts
 
 __all__ = ["event_claims"]
-
-Floats = NDArray[np.float64]
 
 
 def event_claims(judged: Columns, gate: Gate) -> tuple[list[ClaimResult], list[ClaimResult]]:
@@ -60,17 +54,10 @@ def _more_frequent(name: str, event: Event, tests: Mapping[int, EventTest], gate
         gate: The shares of alpha.
     """
     threshold = alarm_threshold(gate, name, latency=bool(tests[0].judged.slow))
-
-    def components(test: EventTest, bins: int) -> tuple[list[Floats], Sequence[float]]:
-        """Return the evidence of all ratios over `bins` bins of a process, and its weights."""
-        return test.odds_for_alarm.paths(event.ratio, ABOVE, bins), ABOVE_WEIGHTS
-
-    processes = [
-        Process(first, partial(components, test), rate_differs(test.judged, test.metric, event.margin))
-        for first, test in tests.items()
-    ]
-    evidence = alarm_evidence(processes, tests[0].n_bins, math.log(threshold))
-    return alarm_from(f"{name} is worse", "alarm", evidence, threshold, _detail(event, tests[evidence.since]))
+    evidence = more_frequent(tests, ratio=event.ratio, difference=event.margin, threshold=threshold)
+    test = tests[evidence.since]
+    detail = f"{event.counted}: {test.rates()}{test.difference(event.margin)}"
+    return alarm_from(f"{name} is worse", "alarm", evidence, threshold, detail)
 
 
 def _not_more_frequent(name: str, event: Event, test: EventTest, gate: Gate) -> ClaimResult:
@@ -83,12 +70,3 @@ def _not_more_frequent(name: str, event: Event, test: EventTest, gate: Gate) -> 
     return ClaimResult(
         claim_from(f"{name} is not worse", "pass", result.peak, 1 / gate.beta, result.reached, detail, result.needed)
     )
-
-
-def _detail(event: Event, test: EventTest) -> str:
-    """Return the rates of both versions and their difference as text."""
-    difference = rate_difference(test.judged, test.metric)
-    detail = f"{event.counted}: {test.rates()}"
-    if difference is not None:
-        detail += f", difference {100 * difference:+.3g} points, {100 * event.margin:.3g} tolerated"
-    return detail

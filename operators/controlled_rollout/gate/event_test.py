@@ -1,8 +1,9 @@
 """One kind of event in the judged bins (errors, slow requests, wrong answers): its test, its rates, a pass's needs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,19 @@ from controlled_rollout.gate.columns import Columns, Metric
 from controlled_rollout.gate.mixture import MixtureResult, log_sum_exp, mix, more_needed, settle
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.rate import evidence_path, log_evidence
-from controlled_rollout.gate.ratio import BETTER, MOST_BURST, OddsRatio, bounded_discount
+from controlled_rollout.gate.ratio import (
+    ABOVE,
+    ABOVE_WEIGHTS,
+    BETTER,
+    MOST_BURST,
+    OddsRatio,
+    bounded_discount,
+    rate_difference,
+    rate_differs,
+)
+from controlled_rollout.gate.restarts import AlarmEvidence, Process, alarm_evidence
 
-__all__ = ["EventTest", "NotWorse", "format_rate", "not_worse", "pass_ratios"]
+__all__ = ["EventTest", "NotWorse", "format_rate", "more_frequent", "not_worse", "pass_ratios"]
 
 Floats = NDArray[np.float64]
 
@@ -39,9 +50,39 @@ class EventTest:
         treatment = format_rate(self.metric.treatment, self.judged.treatment)
         return f"{treatment} against control's {format_rate(self.metric.control, self.judged.control)}"
 
+    def difference(self, tolerated: float) -> str:
+        """Return the difference of the two rates and what of it is tolerated as text; empty if it is not known."""
+        difference = rate_difference(self.judged, self.metric)
+        if difference is None:
+            return ""
+        return f", difference {100 * difference:+.3g} points, {100 * tolerated:.3g} tolerated"
+
     def bursts(self, most: float = math.inf) -> str:
         """Return the discount for bursts, at most this, as text; empty if there is none."""
         return f", discounted {min(self.burst, most):.3g} times for bursts" if self.burst > 1 else ""
+
+
+def more_frequent(
+    tests: Mapping[int, EventTest], *, ratio: float, difference: float, threshold: float
+) -> AlarmEvidence:
+    """Return the evidence that the odds of an event are above a ratio to control's, where its rate differs too.
+
+    Args:
+        tests: By first bin the event's test in each process.
+        ratio: The odds ratio that is tolerated.
+        difference: The difference of the rates that is tolerated, as a fraction.
+        threshold: The e-value to reach.
+    """
+
+    def components(test: EventTest, bins: int) -> tuple[list[Floats], Sequence[float]]:
+        """Return the evidence of all ratios over `bins` bins of a process, and its weights."""
+        return test.odds_for_alarm.paths(ratio, ABOVE, bins), ABOVE_WEIGHTS
+
+    processes = [
+        Process(first, partial(components, test), rate_differs(test.judged, test.metric, difference))
+        for first, test in tests.items()
+    ]
+    return alarm_evidence(processes, tests[0].n_bins, math.log(threshold))
 
 
 @dataclass(frozen=True, slots=True)

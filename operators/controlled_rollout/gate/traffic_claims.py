@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from controlled_rollout.duration import format_duration
 from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric
-from controlled_rollout.gate.event_test import EventTest, format_rate, not_worse
+from controlled_rollout.gate.event_test import EventTest, format_rate, more_frequent, not_worse
 from controlled_rollout.gate.last_control import last_control_alarms
 from controlled_rollout.gate.mixture import more_needed
 from controlled_rollout.gate.model import Gate
@@ -21,8 +21,6 @@ from controlled_rollout.gate.ratio import (
     ABOVE_WEIGHTS,
     MOST_BURST,
     burstiness,
-    rate_difference,
-    rate_differs,
 )
 from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts
 from controlled_rollout.gate.shift import TILT_WEIGHTS, Shift, duration_shift, score_burstiness
@@ -93,21 +91,9 @@ def _errors_higher(gate: Gate, errors: Mapping[int, EventTest]) -> ClaimResult:
         errors: By first bin the errors of each process.
     """
     threshold = alarm_threshold(gate, "errors", latency=bool(errors[0].judged.slow))
-
-    def components(event: EventTest, bins: int) -> tuple[list[Floats], Sequence[float]]:
-        """Return the evidence of all ratios over `bins` bins of a process, and its weights."""
-        return event.odds_for_alarm.paths(gate.error_ratio, ABOVE, bins), ABOVE_WEIGHTS
-
-    processes = [
-        Process(first, partial(components, event), rate_differs(event.judged, event.metric, gate.error_difference))
-        for first, event in errors.items()
-    ]
-    evidence = alarm_evidence(processes, errors[0].n_bins, math.log(threshold))
+    evidence = more_frequent(errors, ratio=gate.error_ratio, difference=gate.error_difference, threshold=threshold)
     event = errors[evidence.since]
-    difference = rate_difference(event.judged, event.metric)
-    detail = event.rates()
-    if difference is not None:
-        detail += f", difference {100 * difference:+.3g} points, {100 * gate.error_difference:.3g} tolerated"
+    detail = event.rates() + event.difference(gate.error_difference)
     detail += event.bursts(MOST_BURST) + _since(event.judged, evidence.since)
     return alarm_from("errors are higher", "alarm", evidence, threshold, detail)
 

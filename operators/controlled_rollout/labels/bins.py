@@ -9,20 +9,20 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import groupby, pairwise
 from statistics import fmean, variance
 from typing import Final
 
+from controlled_rollout.evidence.bins import EPOCH, since_epoch
 from controlled_rollout.gate import Bin, Counts, Moments
 from controlled_rollout.labels.auc import auc_moments
 from controlled_rollout.labels.measures import LabelledRequest, Measured, Measures
 from controlled_rollout.labels.periods import Period
 from controlled_rollout.labels.settings import ANSWERS, AUC, LABELLED, Labels
 
-__all__ = ["LabelBins", "Requests", "interval_of", "label_bins"]
+__all__ = ["LabelBins", "Requests", "label_bins"]
 
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
 # A bin has so many labelled requests that this many of the version with less traffic are to be expected in it.
 LEAST_OF_EACH: Final = 5
@@ -102,11 +102,6 @@ class _OfPeriod:
     scores: dict[str, _Scores] = field(default_factory=dict)
 
 
-def interval_of(moment: datetime, width: timedelta) -> int:
-    """Return the number of the interval of arrivals that a moment lies in: so many widths after 1970 it begins."""
-    return (moment - EPOCH) // width
-
-
 def label_bins(
     requests: Iterable[LabelledRequest],
     labels: Labels,
@@ -138,7 +133,7 @@ def label_bins(
         else None
         for total in totals
     ]
-    for number, group in groupby(requests, key=lambda one: interval_of(one.known, labels.bin_width)):
+    for number, group in groupby(requests, key=lambda one: since_epoch(one.known, labels.bin_width)):
         for request in group:
             index = _period_of(request.time, periods)
             state = None if index is None else states[index]

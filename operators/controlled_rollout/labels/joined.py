@@ -4,12 +4,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import CLOCKS_DIFFER
+from controlled_rollout.evidence.bins import EPOCH, since_epoch
 from controlled_rollout.evidence.collected.duckdb_engine import (
     PARTS_PER_QUERY,
     DuckDBEngine,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["JoinCounts", "Joined", "joined"]
 
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
 TIMEOUT: Final = timedelta(minutes=10)
 ROWS_AT_ONCE: Final = 10_000
@@ -278,7 +278,7 @@ def _checked_id(row: LabelRow) -> str:
 
 def _microseconds(moment: datetime) -> int:
     """Return a time as microseconds since 1970."""
-    return (moment - EPOCH) // MICROSECOND
+    return since_epoch(moment, MICROSECOND)
 
 
 def _as_json(columns: PartColumns, column: str) -> str:

@@ -1,5 +1,6 @@
 """One look at labels: the labels that have arrived so far -> the gate's verdict, from what is stored alone."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -8,11 +9,12 @@ from typing import Final
 from controlled_rollout.duration import format_duration
 from controlled_rollout.errors import ArgumentError, EvidenceUnavailableError, StorageError
 from controlled_rollout.evidence import SplitChange
+from controlled_rollout.evidence.bins import closed_until
 from controlled_rollout.evidence.collected.completeness import SILENT, ReplicaState, incomplete, replica_state
 from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
 from controlled_rollout.evidence.collected.parts import state_prefix
 from controlled_rollout.gate import Bin, Outcome, Verdict, cannot_see, judge
-from controlled_rollout.labels.bins import EPOCH, LabelBins, Requests, interval_of, label_bins
+from controlled_rollout.labels.bins import LabelBins, Requests, label_bins
 from controlled_rollout.labels.joined import JoinCounts, joined
 from controlled_rollout.labels.measures import Measures
 from controlled_rollout.labels.periods import Period, periods_of
@@ -135,7 +137,7 @@ def judge_labels(
     """
     now = now or datetime.now(UTC)
     check_time(since, until)
-    arrived_until = EPOCH + interval_of(now - labels.allowed_lag, labels.bin_width) * labels.bin_width
+    arrived_until = closed_until(now, allowed_lag=labels.allowed_lag, width=labels.bin_width)
     asked = _Question(workspace, endpoint, (control, treatment), labels, source, since, until, now, arrived_until)
     counts, bins, unseen = _read(asked, Measures(labels), periods_of(since, until, splits))
     verdict = verdict_of(tuple(bins), labels, counts, unseen)
@@ -305,16 +307,9 @@ def _unseen(labels: Labels, counts: LabelCounts, bins: LabelBins, *, until: date
             f"requests ({found.early:,} arrived before theirs): see that they have the correlation ids of requests"
         )
     if "accuracy" in labels.metrics:
-        right = sum(
-            one.categories.get("accuracy", {}).get("no", 0)
-            for bin_ in bins.bins
-            for one in (bin_.control, bin_.treatment)
-        )
-        wrong = sum(
-            one.categories.get("accuracy", {}).get("yes", 0)
-            for bin_ in bins.bins
-            for one in (bin_.control, bin_.treatment)
-        )
+        arms = (arm.categories.get("accuracy", {}) for bin_ in bins.bins for arm in (bin_.control, bin_.treatment))
+        answers = sum(map(Counter, arms), Counter[str]())
+        right, wrong = answers["no"], answers["yes"]
         if not right and wrong >= NONE_RIGHT:
             return (
                 f"not one of {wrong:,} answers is right, of neither version: see that {labels.prediction} and the "

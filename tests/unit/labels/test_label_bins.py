@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlled_rollout.evidence import SplitChange
+from controlled_rollout.evidence.bins import since_epoch
 from controlled_rollout.gate import Bin, Outcome, judge
 from controlled_rollout.labels import Labels
-from controlled_rollout.labels.bins import LabelBins, Requests, interval_of, label_bins
+from controlled_rollout.labels.bins import LabelBins, Requests, label_bins
 from controlled_rollout.labels.measures import LabelledRequest, Measures
 from controlled_rollout.labels.periods import Period, periods_of
 from tests.unit.labels.labelled_rollout import HOUR, T0, UNTIL
@@ -43,7 +44,7 @@ def request(
 
 
 def in_order(requests: Sequence[LabelledRequest]) -> list[LabelledRequest]:
-    return sorted(requests, key=lambda one: (interval_of(one.known, HOUR), one.time, one.request_id))
+    return sorted(requests, key=lambda one: (since_epoch(one.known, HOUR), one.time, one.request_id))
 
 
 def bins_of(requests: Sequence[LabelledRequest], labels: Labels = EVERYTHING, **changes: Any) -> LabelBins:

@@ -5,9 +5,10 @@ from datetime import timedelta
 
 import pytest
 
+from controlled_rollout.evidence.bins import since_epoch
 from controlled_rollout.gate import Outcome, judge
 from controlled_rollout.labels import Labels
-from controlled_rollout.labels.bins import Requests, interval_of, label_bins
+from controlled_rollout.labels.bins import Requests, label_bins
 from controlled_rollout.labels.measures import LabelledRequest, Measures
 from controlled_rollout.labels.periods import Period
 from tests.unit.labels.labelled_rollout import HOUR, T0
@@ -36,7 +37,7 @@ def healthy(draw: random.Random, requests: int) -> tuple[list[LabelledRequest], 
             known = at + timedelta(hours=draw.expovariate(1 / (2 + 20 * hardness)))
             rows = [(int(score > 0.5), score)]
             labelled.append(LabelledRequest(treatment, str(number), at, known, label, rows))
-    labelled.sort(key=lambda one: (interval_of(one.known, HOUR), one.time))
+    labelled.sort(key=lambda one: (since_epoch(one.known, HOUR), one.time))
     return labelled, [Requests(*total) for total in totals]
 
 

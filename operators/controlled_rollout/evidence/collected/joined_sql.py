@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
+from controlled_rollout.evidence.bins import since_epoch
 from controlled_rollout.evidence.collected.part_columns import ColumnType, PartColumns
 
 __all__ = ["KEYS", "OF_REQUESTS", "Alike", "Asked", "join_sql", "one_type"]
 
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
 # The collections in which every request has its rows, with the request's own time.
 OF_REQUESTS: Final = ("inputs", "predictions")
@@ -136,7 +136,7 @@ def _rows_sql(parts: Alike, asked: Sequence[Asked], mine: Sequence[int], since: 
     ]
     data = [f"{_value(columns, asked[place])} AS c{place}" for place in mine]
     time = columns.quoted("$time")
-    first, last = ((moment - EPOCH) // MICROSECOND for moment in (since, until))
+    first, last = (since_epoch(moment, MICROSECOND) for moment in (since, until))
     # As texts and not as parameters: DuckDB streams only what has none.
     files = ", ".join(map(_text, parts.patterns))
     return (

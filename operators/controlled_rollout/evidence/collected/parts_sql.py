@@ -4,9 +4,10 @@ Of what others write only the names of columns get into it, in quotation marks; 
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
+from controlled_rollout.evidence.bins import since_epoch
 from controlled_rollout.evidence.collected.dialects import Dialect
 from controlled_rollout.evidence.collected.engine import LARGEST_VALUE, Observation
 from controlled_rollout.evidence.collected.part_columns import PartColumns
@@ -22,7 +23,6 @@ __all__ = [
 ]
 
 MICROSECOND: Final = timedelta(microseconds=1)
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Numbers of what is in no bucket.
 NULL_BUCKET: Final = -1
 NOT_A_BUCKET: Final = -2
@@ -130,7 +130,7 @@ def _rows(columns: PartColumns, *, since: datetime, until: datetime | None = Non
 
 def _time(columns: PartColumns, moment: datetime) -> str:
     """Return a time as SQL."""
-    return columns.dialect.time.format((moment - EPOCH) // MICROSECOND)
+    return columns.dialect.time.format(since_epoch(moment, MICROSECOND))
 
 
 def _bin(columns: PartColumns, width: timedelta) -> str:

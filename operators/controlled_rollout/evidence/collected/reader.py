@@ -8,11 +8,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import Final, Literal, TypeVar
 
 from controlled_rollout.errors import EvidenceUnavailableError, StorageError
+from controlled_rollout.evidence.bins import since_epoch
 from controlled_rollout.evidence.collected.completeness import Collected, incomplete, replica_state
 from controlled_rollout.evidence.collected.engine import Observation, SummaryEngine
 from controlled_rollout.evidence.collected.part_files import PartFiles, PartNames
@@ -29,7 +30,6 @@ from controlled_rollout.storage import StoredFile
 
 __all__ = ["CollectedReader", "observations_of"]
 
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # The collections in which every request has a row.
 INPUTS: Final = "inputs"
 OF_REQUESTS: Final = ("predictions", INPUTS)
@@ -329,7 +329,7 @@ def _baseline_begin(query: EvidenceQuery) -> datetime:
 
 def _number(bin_: Bin, query: EvidenceQuery) -> int:
     """Return the number of a bin."""
-    return (bin_.start - EPOCH) // query.window.bin_width
+    return since_epoch(bin_.start, query.window.bin_width)
 
 
 def _answered(counts: Counts) -> float:
