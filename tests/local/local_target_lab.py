@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -105,7 +106,8 @@ class Lab:
     async def image(self, note: str = "first", script: str | None = None) -> str:
         key = script or note
         if key not in self.images:
-            source = self.folder / f"source-{len(self.images)}"
+            # A folder of its own: two images may be built at the same time.
+            source = Path(tempfile.mkdtemp(prefix="source-", dir=self.folder))
             self.images[key] = await asyncio.to_thread(build, source, script or ANSWERING % note)
         return self.images[key]
 
