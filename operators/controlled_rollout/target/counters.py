@@ -15,7 +15,7 @@ from controlled_rollout.sizing import Load
 __all__ = ["UNSENT", "Counters", "counter_growth", "loads_between", "parse_counters", "total_counters"]
 
 _SAMPLE: Final = re.compile(
-    r"^envoy_cluster_(upstream_(?:rq_(?:total|active|time_sum|time_count|pending_failure_eject|pending_overflow)|"
+    r"^envoy_cluster_(upstream_(?:rq_(?:total|active|time_sum|time_count|pending_(?:active|failure_eject|overflow))|"
     r'cx_none_healthy))\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\}[ \t]+(\S+)',
     re.MULTILINE,
 )
@@ -43,6 +43,7 @@ class Counters:
     time_ms: float = 0.0
     answered: int = 0
     unsent: int = 0
+    waiting: int = 0
 
 
 def parse_counters(text: str) -> dict[str, Counters]:
@@ -62,6 +63,7 @@ def parse_counters(text: str) -> dict[str, Counters]:
             time_ms=cluster.get("upstream_rq_time_sum", 0.0),
             answered=round(cluster.get("upstream_rq_time_count", 0.0)),
             unsent=round(sum(cluster.get(metric, 0.0) for metric in UNSENT)),
+            waiting=round(cluster.get("upstream_rq_pending_active", 0.0)),
         )
         for name, cluster in clusters.items()
     }
@@ -88,6 +90,7 @@ def total_counters(parts: Iterable[Mapping[str, Counters]]) -> dict[str, Counter
                 time_ms=so_far.time_ms + counters.time_ms,
                 answered=so_far.answered + counters.answered,
                 unsent=so_far.unsent + counters.unsent,
+                waiting=so_far.waiting + counters.waiting,
             )
     return sums
 
@@ -127,7 +130,7 @@ def _cluster_growth(before: Counters, after: Counters) -> Counters:
         answered = requests if after.answered else 0
         time_ms = requests * after.time_ms / after.answered if after.answered else 0.0
     unsent = max(0, after.unsent - before.unsent)
-    return Counters(requests=requests, active=after.active, time_ms=time_ms, answered=answered, unsent=unsent)
+    return Counters(requests, after.active, time_ms, answered, unsent, after.waiting)
 
 
 def _finite_number(text: str) -> float | None:

@@ -50,6 +50,20 @@ def test_the_counters_of_every_cluster_are_read_from_envoys_text() -> None:
     assert parse_counters("") == parse_counters("# nothing counted yet\n") == {}
 
 
+def test_requests_that_wait_for_a_connection_are_counted_apart_as_they_are_now() -> None:
+    text = (
+        'envoy_cluster_upstream_rq_active{envoy_cluster_name="x/y"} 3\n'
+        'envoy_cluster_upstream_rq_pending_active{envoy_cluster_name="x/y"} 4\n'
+        'envoy_cluster_upstream_rq_pending_total{envoy_cluster_name="x/y"} 900\n'
+    )
+
+    clusters = parse_counters(text)
+
+    assert clusters == {"x/y": Counters(active=3, waiting=4)}
+    assert total_counters([clusters, clusters]) == {"x/y": Counters(active=6, waiting=8)}
+    assert counter_growth({"x/y": Counters(active=9, waiting=9)}, clusters) == clusters
+
+
 def test_other_labels_the_order_of_labels_and_large_numbers_are_understood() -> None:
     text = (
         'envoy_cluster_upstream_rq_total{pod="a}b",envoy_cluster_name="x/y",zone=""} 1.5e+06 1700000000000\n'
