@@ -18,6 +18,7 @@ from controlled_rollout.polling import until
 from controlled_rollout.target.counters import UNSENT, Counters, parse_counters
 from controlled_rollout.target.local import atomic_files, envoy_config, envoy_routes
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
+from controlled_rollout.target.local.cores import router_threads
 from controlled_rollout.target.local.envoy_config import ClusterSpec
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.target.local.envoy_routes import EndpointRoute
@@ -34,7 +35,6 @@ CONFIRM_INTERVAL_S: Final = 0.005
 CONFIRM_TIMEOUT_S: Final = 5.0
 ADMIN_TIMEOUT_S: Final = 2.0
 STOP_GRACE_S: Final = 5.0
-WORKER_THREADS: Final = 2
 # A change writes up to so many configuration files; what they replace is free for the next change.
 RESERVED_FILES: Final = 4
 # A router that answers nobody is replaced after about 13 s. What it held is lost already, so it is killed soon.
@@ -202,7 +202,7 @@ class EnvoyProcess:
             "--config-path",
             str(self.files.bootstrap),
             "--concurrency",
-            str(WORKER_THREADS),
+            str(router_threads()),
             "--log-level",
             "warning",
             # At every reload Envoy would warn that the API key filter is new.
