@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from controlled_rollout.errors import ConflictError, EndpointError
+from controlled_rollout.sticky import Sticky, UserRange, arranged
 from controlled_rollout.value import Value
 from controlled_rollout.version import Name, Version
 
@@ -113,6 +114,10 @@ class Endpoint(Value):
         revision: The number of the stored revision that this value was read from; 0 if it was never stored. A target
             stores a changed value as `revision + 1`, unless another writer has stored that revision first.
         auth: How callers authenticate.
+        sticky: The key by whose hash the traffic is split, `header:<name>` or `cookie:<name>`, so that a caller stays
+            with a version; None splits at random.
+        user_ranges: With `sticky`: which hashes of the key each version has. It follows from the versions' traffic, and
+            from what it was before, so that as few callers as possible change their version.
         versions: The versions by name, in the order of their creation; at most six.
         rollout: The rollout that holds the endpoint; None if there is none.
         waiting: The runs that wait until they may hold it.
@@ -125,6 +130,8 @@ class Endpoint(Value):
     properties: dict[str, str] = Field(default={})
     namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = "default"
     auth: Auth = Auth.KEY
+    sticky: Sticky | None = None
+    user_ranges: tuple[UserRange, ...] = ()
     enable_app_insights: bool = True
     versions: Mapping[str, Version] = Field(default_factory=dict, validate_default=True)
     rollout: Rollout | None = None
@@ -155,6 +162,9 @@ class Endpoint(Value):
         if len(controls) > 1:
             raise EndpointError(f"endpoint {self.name!r} may have one control version, found {controls}")
         object.__setattr__(self, "versions", MappingProxyType(dict(self.versions)))
+        default = self.default
+        ranges = arranged(self.user_ranges, self.weight_ppm(), default.name) if self.sticky and default else ()
+        object.__setattr__(self, "user_ranges", ranges)
         return self
 
     @field_serializer("versions")

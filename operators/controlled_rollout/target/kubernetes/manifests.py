@@ -19,6 +19,7 @@ from controlled_rollout.cluster.kinds import (
 )
 from controlled_rollout.endpoint import ROUTED_BY_HEADER, VERSION_HEADER, Auth, Endpoint, Version
 from controlled_rollout.environment_variables import SecretReference
+from controlled_rollout.target.kubernetes import sticky_split
 from controlled_rollout.target.kubernetes.collector_sidecar import RESTRICTED, add_collector
 from controlled_rollout.target.kubernetes.names import (
     endpoint_labels,
@@ -304,7 +305,7 @@ def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Obje
         **_policy_head(BACKEND_TRAFFIC_POLICY, endpoint.name, namespace, owner),
         "spec": {
             "targetRefs": [_route_reference(endpoint.name)],
-            "loadBalancer": {"type": "LeastRequest"},
+            "loadBalancer": sticky_split.load_balancer(endpoint),
             "timeout": {
                 "tcp": {"connectTimeout": "2s"},
                 "http": {"connectionIdleTimeout": UPSTREAM_IDLE},
@@ -329,6 +330,7 @@ def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Obje
                         "endpoint": {"type": "Literal", "literal": {"value": endpoint.name}},
                         "version": {"type": "RequestHeader", "requestHeader": {"name": VERSION_HEADER}},
                         "routed_by": {"type": "RequestHeader", "requestHeader": {"name": ROUTED_BY_HEADER}},
+                        **sticky_split.key_tags(endpoint),
                     },
                 },
                 # Counters by the name of each rule: an Envoy that has them has taken the rule over.

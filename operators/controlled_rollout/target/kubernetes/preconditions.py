@@ -10,6 +10,7 @@ from controlled_rollout.target.kubernetes.gateway import CONTROLLER, chosen_list
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, route_name
 from controlled_rollout.target.kubernetes.route_rules import hand_edit, is_written_by_us
 from controlled_rollout.target.kubernetes.shadowing import find_shadows
+from controlled_rollout.target.kubernetes.sticky_split import check_sticky
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["check_cluster", "check_endpoint"]
@@ -19,9 +20,11 @@ def check_endpoint(endpoint: Endpoint, workspace: Workspace) -> None:
     """Raise an error if this target cannot serve the endpoint; nothing is read or changed.
 
     Raises:
-        EndpointError: It asks for another namespace, for what no target can do yet, or a version has no image.
+        EndpointError: It asks for another namespace, for what no target can do yet or no Gateway can, or a version has
+            no image.
     """
     refusals.check_supported(endpoint, "Kubernetes")
+    check_sticky(endpoint)
     if endpoint.namespace not in ("default", workspace.namespace):
         raise EndpointError(
             f"endpoint {endpoint.name!r} asks for namespace {endpoint.namespace!r}, and workspace "

@@ -16,6 +16,7 @@ from controlled_rollout.target.local.envoy_files import EnvoyFiles
 __all__ = [
     "API_KEY_AUTH",
     "ENVOY_TYPE",
+    "HEADER_TO_METADATA",
     "ROUTES",
     "STAT_PREFIX",
     "TRACED_ROUTE",
@@ -51,6 +52,8 @@ CONNECT_TIMEOUT_S: Final = 2
 MAX_OPEN_REQUESTS: Final = 4096
 
 API_KEY_AUTH: Final = "envoy.filters.http.api_key_auth"
+# Takes a cookie's value from a request, for the routes that say which.
+HEADER_TO_METADATA: Final = "envoy.filters.http.header_to_metadata"
 ENVOY_TYPE: Final = "type.googleapis.com/envoy."
 # Request headers with which a caller could set time-outs and retries for itself.
 _REMOVED_REQUEST_HEADERS: Final = (
@@ -312,7 +315,7 @@ def _local_replies() -> Json:
 
 
 def _http_filters() -> list[Json]:
-    """Return the HTTP filters in their order: check the API key, buffer the body, route the request."""
+    """Return the HTTP filters in their order: check the API key, find the caller's cookie, buffer the body, route the request."""
     return [
         {
             "name": API_KEY_AUTH,
@@ -321,6 +324,10 @@ def _http_filters() -> list[Json]:
                 "@type": ENVOY_TYPE + "extensions.filters.http.api_key_auth.v3.ApiKeyAuth",
                 "key_sources": [{"header": "Authorization"}],
             },
+        },
+        {
+            "name": HEADER_TO_METADATA,
+            "typed_config": {"@type": ENVOY_TYPE + "extensions.filters.http.header_to_metadata.v3.Config"},
         },
         {
             "name": "envoy.filters.http.buffer",

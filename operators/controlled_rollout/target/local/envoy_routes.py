@@ -21,6 +21,7 @@ from controlled_rollout.target.local.envoy_config import (
     cluster_name,
     protobuf_duration,
 )
+from controlled_rollout.target.local.envoy_sticky import StickyRoute, cookie_settings, hash_policy, key_tags
 
 __all__ = ["EndpointRoute", "VersionRoute", "route_configuration"]
 
@@ -53,6 +54,7 @@ class EndpointRoute:
         keys: The keys that are accepted; None only for an endpoint whose `auth` is `none`.
         traced: Whether spans of its requests are sent to the telemetry store.
         closed: Whether every request is answered 503, because the endpoint's files cannot be read.
+        sticky: The key and the ranges by which callers stay with a version; None splits at random.
     """
 
     name: str
@@ -60,6 +62,7 @@ class EndpointRoute:
     keys: tuple[str, ...] | None = field(repr=False)
     traced: bool = True
     closed: bool = False
+    sticky: StickyRoute | None = None
 
 
 def route_configuration(endpoints: Iterable[EndpointRoute]) -> Json:
@@ -179,15 +182,26 @@ def _weighted_route(endpoint: EndpointRoute, match: Json, auth: Json, *, judged:
     if not weighted:
         body = {"inline_string": f"endpoint {endpoint.name} has no version that is ready yet"}
         return {**route, "direct_response": {"status": 503, "body": body}}
+    sticky = endpoint.sticky
+    # Envoy goes through them in their order: with a hash, that is the order of its ranges.
+    shares = (
+        [(one.version, one.width) for one in sticky.ranges]
+        if sticky
+        else [(version.name, version.weight) for version in weighted]
+    )
     clusters = [
         {
-            "name": cluster_name(endpoint.name, version.name, judged=judged),
-            "weight": version.weight,
-            **_version_headers(version.name, "weights" if judged else "other path"),
+            "name": cluster_name(endpoint.name, version, judged=judged),
+            "weight": weight,
+            **_version_headers(version, "weights" if judged else "other path"),
         }
-        for version in weighted
+        for version, weight in shares
     ]
-    target = {"weighted_clusters": {"clusters": clusters}}
+    target: Json = {"weighted_clusters": {"clusters": clusters}}
+    if sticky:
+        target["weighted_clusters"]["use_hash_policy"] = True
+        target["hash_policy"] = hash_policy(sticky.key)
+        route["typed_per_filter_config"] = {**auth, **cookie_settings(sticky.key)}
     return {**route, "route": _route_action(weighted, target, rewrite="/score" if judged else "/")}
 
 
@@ -266,6 +280,7 @@ def _tracing_settings(endpoint: EndpointRoute, routed_by: str) -> Json:
         "custom_tags": [
             {"tag": "endpoint", "literal": {"value": endpoint.name}},
             {"tag": "routed_by", "literal": {"value": routed_by}},
+            *(key_tags(endpoint.sticky.key) if endpoint.sticky and routed_by == "weights" else ()),
         ],
     }
     return {"name": TRACED_ROUTE, "tracing": settings}

@@ -10,9 +10,11 @@ from typing import Final, NamedTuple
 
 from controlled_rollout.endpoint import Endpoint, Version
 from controlled_rollout.polling import until
+from controlled_rollout.sticky import StickyKey, UserRange, arranged
 from controlled_rollout.target.local.envoy_config import ClusterSpec, cluster_names
 from controlled_rollout.target.local.envoy_process import EnvoyProcess, PublishState
 from controlled_rollout.target.local.envoy_routes import EndpointRoute, VersionRoute
+from controlled_rollout.target.local.envoy_sticky import StickyRoute
 from controlled_rollout.target.local.log_file import remove_oldest_logs
 from controlled_rollout.target.local.replica import LaunchSpec
 from controlled_rollout.target.local.running_version import RunningVersion
@@ -86,6 +88,7 @@ class Reconciler:
         self._logs_folder = logs_folder
         self._spools_folder = spools_folder
         self._launch_spec = launch_spec
+        self._ranges: dict[str, tuple[UserRange, ...]] = {}
         self._damages: dict[str, str] = {}
         self._wake_up = asyncio.Event()
         self._retirements: dict[VersionKey, asyncio.Task[None]] = {}
@@ -281,7 +284,18 @@ class Reconciler:
             ),
             keys=(stored.keys.primary, stored.keys.secondary) if stored.keys else None,
             traced=endpoint.enable_app_insights,
+            sticky=self._sticky_route(endpoint, split),
         )
+
+    def _sticky_route(self, endpoint: Endpoint, split: Split) -> StickyRoute | None:
+        """Return how the split goes by callers' keys, if it does; on the way to a split as few as possible move."""
+        if endpoint.sticky is None or split.default is None:
+            self._ranges.pop(endpoint.name, None)
+            return None
+        before = endpoint.user_ranges if split.complete else self._ranges.get(endpoint.name, endpoint.user_ranges)
+        ranges = arranged(before, split.weights, split.default)
+        self._ranges[endpoint.name] = ranges
+        return StickyRoute(StickyKey.parse(endpoint.sticky), ranges)
 
     def failed_versions(self) -> list[str]:
         """Return a sentence for each version that keeps a split from being served because it has failed."""
