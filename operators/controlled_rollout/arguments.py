@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from controlled_rollout.duration import parse_duration
-from controlled_rollout.errors import ArgumentError, ControlledRolloutError
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError, EndpointError
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
+from controlled_rollout.sticky import StickyKey
 
 __all__ = [
     "check_choice",
@@ -24,6 +25,7 @@ __all__ = [
     "mapping_of",
     "number",
     "read_all",
+    "sticky_key",
     "text",
     "whole_number",
 ]
@@ -117,6 +119,20 @@ def optional_duration(name: str, value: timedelta | float | str | None) -> timed
         ArgumentError: It is neither.
     """
     return None if value is None or str(value) in ("", "None") else duration(name, value)
+
+
+def sticky_key(name: str, value: Any) -> str | None:
+    """Parse an argument as the key of a sticky endpoint, such as `header:x-user`; None and an empty text are none.
+
+    Raises:
+        ArgumentError: It names no key of a caller.
+    """
+    if value is None or str(value) in ("", "None"):
+        return None
+    try:
+        return str(StickyKey.parse(str(value)))
+    except EndpointError as error:
+        raise ArgumentError(f"{name}: {error}") from error
 
 
 def choice(name: str, value: str, *allowed: str) -> str:

@@ -112,6 +112,8 @@ class ControlledRollout(TaskGroup):
         keep_treatment: Whether a treatment that was rolled back stays, at 0 %, to be inspected.
         settings: Further fields of the version (see `RolloutVersionOperator`).
         auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
+        sticky: By what a new endpoint's callers stay with a version: `header:<name>` or `cookie:<name>`; None splits at
+            random. The gate then has to count users (`Gate(unit="user")`).
         on_conflict: `fail` or `wait`, while another run holds the endpoint.
         conflict_timeout: How long to wait for that.
         ready_timeout: How long the version may take to become ready.
@@ -165,6 +167,7 @@ class ControlledRollout(TaskGroup):
         keep_treatment: bool = False,
         settings: Mapping[str, Any] | str | None = None,
         auth: str = "key",
+        sticky: str | None = None,
         on_conflict: str = "fail",
         conflict_timeout: Time = CONFLICT_TIMEOUT,
         ready_timeout: Time = READY_TIMEOUT,
@@ -206,6 +209,7 @@ class ControlledRollout(TaskGroup):
         creation: dict[str, Any] = {
             "settings": settings,
             "auth": auth,
+            "sticky": sticky,
             "on_conflict": on_conflict,
             "conflict_timeout": conflict_timeout,
         }

@@ -112,6 +112,11 @@ def _add_deploy_command(commands: Commands) -> None:
         help="how callers of a new endpoint authenticate (default %(default)s)",
     )
     roll_out.add_argument(
+        "--sticky",
+        metavar="KEY",
+        help="by what callers of a new endpoint stay with a version: header:NAME or cookie:NAME (default: nothing)",
+    )
+    roll_out.add_argument(
         "--on-conflict",
         choices=["fail", "wait"],
         default="fail",
@@ -142,6 +147,7 @@ def _run_deploy(options: argparse.Namespace) -> int:
         image=str(ImageReference.parse(options.image)),
         owner=step_options["change"].who,
         auth=Auth(options.auth),
+        sticky=options.sticky,
         settings=settings,
         conflict_timeout=options.conflict_timeout if options.on_conflict == "wait" else timedelta(0),
         **step_options,

@@ -45,8 +45,11 @@ FAILURE_KEY = "failure"
 # Arguments that are text whatever they look like: `render_template_as_native_obj` would make a number of the version
 # "1234" or of the reason "0815".
 TEXT_FIELDS: Final = frozenset(
-    {"conn_id", "endpoint", "version", "replaced_by", "to", "reason", "image", "auth", "on_conflict", "on_deadline"}
-)
+    {
+        "conn_id", "endpoint", "version", "replaced_by", "to", "reason", "image", "auth", "sticky", "on_conflict",
+        "on_deadline",
+    }
+)  # fmt: skip
 # These errors may be gone at the next try. All others would come again: a retry would only delay the roll-back.
 TEMPORARY_ERRORS: Final = (
     TargetUnavailableError,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowSkipException, XComNotFound
 
-from controlled_rollout.arguments import check_choice, choice, duration, mapping_of, text
+from controlled_rollout.arguments import check_choice, choice, duration, mapping_of, sticky_key, text
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.hooks.connection_secrets import Secrets, with_connections
@@ -39,6 +39,8 @@ class RolloutVersionOperator(RolloutOperator):
             its JSON text. A value in `environment_variables` may also be `{"connection": …, "field": …}`: a field of a
             connection, which becomes a secret of the target.
         auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
+        sticky: By what a new endpoint's callers stay with a version: `header:<name>` or `cookie:<name>`; None or empty
+            splits at random.
         on_conflict: `fail` or `wait`, while another run holds the endpoint. Of several runs that wait the one that was
             due first is next. A version of an earlier run than the control's is not rolled out: the task is skipped.
         conflict_timeout: How long to wait for that.
@@ -53,6 +55,7 @@ class RolloutVersionOperator(RolloutOperator):
         "image",
         "settings",
         "auth",
+        "sticky",
         "on_conflict",
         "conflict_timeout",
         "timeout",
@@ -67,6 +70,7 @@ class RolloutVersionOperator(RolloutOperator):
         image: str,
         settings: Mapping[str, Any] | str | None = None,
         auth: str = "key",
+        sticky: str | None = None,
         on_conflict: str = "fail",
         conflict_timeout: timedelta | float | str = CONFLICT_TIMEOUT,
         timeout: timedelta | float | str = READY_TIMEOUT,
@@ -81,6 +85,7 @@ class RolloutVersionOperator(RolloutOperator):
         self.image = image
         self.settings = settings
         self.auth = auth
+        self.sticky = sticky
         self.on_conflict = on_conflict
         self.conflict_timeout = conflict_timeout
         self.timeout = timeout
@@ -112,6 +117,7 @@ class RolloutVersionOperator(RolloutOperator):
             owner=run_of(context),
             change=change_of(context, self.reason),
             auth=Auth(choice("auth", self.auth, *Auth)),
+            sticky=sticky_key("sticky", self.sticky),
             settings=settings,
             secrets=secrets,
             run_date=getattr(context.get("dag_run"), "run_after", None),

@@ -14,6 +14,7 @@ from controlled_rollout.arguments import (
     mapping_of,
     optional_duration,
     read_all,
+    sticky_key,
     text,
     whole_number,
 )
@@ -48,6 +49,7 @@ READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "interval": duration,
     "keep_warm": duration,
     "auth": lambda name, value: choice(name, value, *Auth),
+    "sticky": sticky_key,
     "on_conflict": lambda name, value: choice(name, value, "fail", "wait"),
     "conflict_timeout": duration,
     "ready_timeout": duration,
@@ -137,6 +139,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             ArgumentError: Some cannot be used; the message names all of them.
         """
         from controlled_rollout.image.reference import ImageReference
+        from controlled_rollout.target.kubernetes.sticky_split import check_sticky
         from controlled_rollout.target.refusals import check_collection, check_supported
 
         given = self.arguments
@@ -145,12 +148,18 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             """Create the version on an empty endpoint, only to check names and settings, and that a target has them."""
             settings = mapping_of("settings", given["settings"])
             check_settings(settings)
+            key: str | None = None
             auth = Auth(given["auth"]) if given["auth"] in list(Auth) else Auth.KEY
-            endpoint = Endpoint(name=text("endpoint", self.endpoint), auth=auth)
+            # What is no key at all is said once, by the argument's own reader.
+            with contextlib.suppress(ArgumentError):
+                key = sticky_key("sticky", given["sticky"])
+            endpoint = Endpoint(name=text("endpoint", self.endpoint), auth=auth, sticky=key)
             created = endpoint.create_version(text("version", self.version), **settings)
             check_supported(created, "cluster's" if workspace and workspace.target == "kubernetes" else "local")
             if workspace is not None:
                 check_collection(created, None, workspace)
+                if workspace.target == "kubernetes":
+                    check_sticky(created)
             return created
 
         def read_image() -> str:

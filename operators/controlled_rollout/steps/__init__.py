@@ -60,6 +60,7 @@ async def roll_out(
     owner: str,
     change: Change,
     auth: Auth = Auth.KEY,
+    sticky: str | None = None,
     settings: Mapping[str, Any] | None = None,
     secrets: Mapping[str, Mapping[str, str]] | None = None,
     run_date: datetime | None = None,
@@ -77,6 +78,7 @@ async def roll_out(
         owner: The run that holds the endpoint until its rollout ends.
         change: Who does it and why, for the history.
         auth: How callers of a new endpoint show that they may call.
+        sticky: By what a new endpoint's callers stay with a version, such as `header:x-user`; None splits at random.
         settings: Further fields of `Version`.
         secrets: Values to store before, by key, by the name of the secret; `settings` name them.
         run_date: When the run was due: of several runs that wait the earliest is next, and the version of an earlier
@@ -111,7 +113,7 @@ async def roll_out(
         ),
         done=lambda stored: f"version {version!r} is ready: {_format_split(stored)}",
         purpose=f"roll out {version}",
-        creates=Endpoint(name=endpoint, auth=auth),
+        creates=Endpoint(name=endpoint, auth=auth, sticky=sticky),
         conflict_timeout=conflict_timeout,
         waiting_run=run if conflict_timeout else None,
     )

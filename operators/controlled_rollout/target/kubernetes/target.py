@@ -32,6 +32,7 @@ from controlled_rollout.target.kubernetes.gateway import base_url, find_gateway
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, route_name
 from controlled_rollout.target.kubernetes.preconditions import check_cluster, check_endpoint
 from controlled_rollout.target.kubernetes.shadowing import find_shadows
+from controlled_rollout.target.kubernetes.sticky_split import check_gateway_splits_by_key
 from controlled_rollout.target.kubernetes.view import EndpointView, versions_by_cluster, versions_by_service
 from controlled_rollout.target.kubernetes.watching import read_view, watch_views
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
@@ -93,6 +94,8 @@ class KubernetesTarget:
         is_forward = not former or transition.sends_more(former[-1].endpoint, endpoint)
         if stored is None:
             await check_cluster(self._api, self._workspace, endpoint.name, is_forward=is_forward)
+            if is_forward:
+                await check_gateway_splits_by_key(self._api, endpoint)
             refusals.check_collection(endpoint, newest, self._workspace)
             await own_secrets.check_references(self._api, self._namespace, endpoint, newest)
             await own_secrets.check_collector_secret(self._api, self._workspace, endpoint, newest)

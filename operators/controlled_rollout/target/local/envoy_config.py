@@ -315,7 +315,7 @@ def _local_replies() -> Json:
 
 
 def _http_filters() -> list[Json]:
-    """Return the HTTP filters in their order: check the API key, find the caller's cookie, buffer the body, route the request."""
+    """Return the HTTP filters in their order: check the API key, read a cookie, buffer the body, route the request."""
     return [
         {
             "name": API_KEY_AUTH,

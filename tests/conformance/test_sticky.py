@@ -1,0 +1,73 @@
+"""Callers who stay with a version: one answer by key at each step, and only from control to the treatment."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+
+import httpx
+import pytest
+
+from controlled_rollout.endpoint import VERSION_HEADER, Endpoint
+from controlled_rollout.errors import EndpointError
+from tests.conformance.target_lab import TargetLab
+
+KEY = "x-user"
+USERS = tuple(f"user-{number}" for number in range(120))
+
+
+async def versions_of(lab: TargetLab, endpoint: Endpoint, requests: Iterable[Mapping[str, str]]) -> list[str]:
+    """Return which version has answered each of several requests, given by their headers; all are answered 200."""
+    keys = await lab.target.keys(endpoint.name)
+    url = (await lab.target.status(endpoint.name)).url
+    places = asyncio.Semaphore(4)
+    async with httpx.AsyncClient(timeout=60, headers={"Authorization": f"Bearer {keys.primary}"}) as caller:
+
+        async def send(headers: Mapping[str, str]) -> str:
+            """Send one request; return the version that has answered."""
+            async with places:
+                answer = await caller.post(url, json={}, headers=headers)
+            assert answer.status_code == 200, answer.text
+            return answer.headers[VERSION_HEADER]
+
+        return await asyncio.gather(*(send(headers) for headers in requests))
+
+
+async def users(lab: TargetLab, endpoint: Endpoint) -> list[str]:
+    """Return the version of each user."""
+    return await versions_of(lab, endpoint, [{KEY: user} for user in USERS])
+
+
+async def test_a_user_sees_one_version_at_each_step_and_only_moves_to_the_treatment(target_lab: TargetLab) -> None:
+    lab = target_lab
+    endpoint = lab.endpoint("sticky").model_copy(update={"sticky": f"header:{KEY}"})
+    endpoint = await lab.serve(lab.with_version(endpoint, "one"))
+    endpoint = await lab.serve(lab.with_version(endpoint, "two"))
+    before = await users(lab, endpoint)
+    assert set(before) == {"one"}
+
+    for percentile in (10, 30, 60):
+        endpoint = await lab.serve(endpoint.shift("two", percentile))
+        now = await users(lab, endpoint)
+        again = await users(lab, endpoint)
+        assert now == again
+        assert all(new == "two" for old, new in zip(before, now, strict=True) if old == "two")
+        # Six standard deviations of as many users, whose hashes are always the same.
+        assert abs(now.count("two") - len(USERS) * percentile / 100) < 6 * (len(USERS) * 0.25) ** 0.5
+        before = now
+
+    endpoint = await lab.serve(endpoint.shift("two", 30))
+    fewer = await users(lab, endpoint)
+    assert all(new == "one" for old, new in zip(before, fewer, strict=True) if old == "one")
+
+    # Without the key each request is drawn; with it, whatever it looks like, it is not.
+    anonymous = await versions_of(lab, endpoint, [{}] * 80)
+    assert set(anonymous) == {"one", "two"}
+    for key in ("x" * 8_000, "", "a b, c"):
+        assert len(set(await versions_of(lab, endpoint, [{KEY: key}] * 6))) == 1
+
+    endpoint = await lab.serve(endpoint.promote("two"))
+    assert set(await users(lab, endpoint)) == {"two"}
+
+
+async def test_what_names_no_caller_is_refused(target_lab: TargetLab) -> None:
+    with pytest.raises(EndpointError, match="does not tell one caller from another"):
+        await target_lab.apply(Endpoint(name="refused", sticky="header:authorization"))
