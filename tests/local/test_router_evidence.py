@@ -135,3 +135,30 @@ def _command_lines_with(text: str) -> list[str]:
             except OSError:
                 continue
     return found
+
+
+@pytest.mark.parametrize("sticky", ["header:x-user", "cookie:session"])
+async def test_spans_of_a_sticky_endpoint_have_a_hash_of_the_callers_key_and_never_the_key(
+    lab: Lab, sticky: str
+) -> None:
+    """One user for each key, also of a large body, which takes another way through the router; none without a key."""
+    kind, _, name = sticky.partition(":")
+    endpoint = f"sticky-{kind}"
+    stored = Endpoint(name=endpoint, sticky=sticky).create_version("one", image=await lab.image())
+    await lab.serve(stored)
+    url = await lab.url(endpoint)
+    key = {"Authorization": f"Bearer {(await lab.target.keys(endpoint)).primary}"}
+    async with httpx.AsyncClient(timeout=20) as caller:
+        for user in ("somebody", "somebody", "another", "x" * 7_000):
+            header = {"Cookie": f"first=secret; {name}={user}"} if kind == "cookie" else {name: user}
+            answer = await caller.post(url, json={}, headers={**key, **header})
+            assert answer.status_code == 200, answer.text
+            large = await caller.post(url, content=b" " * 3_000_000 + b"{}", headers={**key, **header})
+            assert large.status_code == 200, large.text
+        await caller.post(url, json={}, headers=key)
+
+    found = await rows(lab, endpoint, at_least=9)
+    users = [row.get("user") for row in found]
+    assert users.count(None) == 1
+    assert sorted(users.count(user) for user in set(users) - {None}) == [2, 2, 4]
+    assert not any("somebody" in json.dumps(row) or "secret" in json.dumps(row) for row in found)

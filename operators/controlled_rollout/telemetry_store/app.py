@@ -22,6 +22,7 @@ from controlled_rollout.telemetry_store.item_bounds import TooManyItemsError
 from controlled_rollout.telemetry_store.request_body import BodyError, is_packed, read_body, unpack
 from controlled_rollout.telemetry_store.responses import RETRY_AFTER, ApiResponse, error_response
 from controlled_rollout.telemetry_store.store import TelemetryStore
+from controlled_rollout.telemetry_store.user_hash import UserHash
 from controlled_rollout.telemetry_store.values import MalformedError
 from controlled_rollout.telemetry_store.writer import BufferFullError
 
@@ -39,7 +40,12 @@ RESOURCE_ID: Final = re.compile(r"subscriptions/[^/]+(/resourcegroups/[^/]+(/pro
 
 
 def create_app(
-    store: TelemetryStore, *, token: str | None, upload_token: str | None = None, instrumentation_key: str = ""
+    store: TelemetryStore,
+    *,
+    token: str | None,
+    upload_token: str | None = None,
+    instrumentation_key: str = "",
+    users: UserHash | None = None,
 ) -> Starlette:
     """Return the HTTP application of a store.
 
@@ -49,8 +55,9 @@ def create_app(
         upload_token: The bearer token that spans and requests must bring, which only the router has; None accepts them
             from everybody.
         instrumentation_key: With an upload token: the key that all other App Insights items must have.
+        users: Makes hashes of callers' keys in spans; None leaves callers out.
     """
-    endpoints = _Endpoints(store, token, upload_token, instrumentation_key)
+    endpoints = _Endpoints(store, token, upload_token, instrumentation_key, users)
     return Starlette(
         routes=[
             Route("/healthz", endpoints.health, methods=["GET"]),
@@ -92,15 +99,22 @@ class _Endpoints:
         token: The bearer token that queries must bring; None accepts any.
         upload_token: The bearer token that spans and requests must bring; None accepts all.
         instrumentation_key: With an upload token: the key that all other items must have.
+        users: Makes hashes of callers' keys in spans; None leaves callers out.
     """
 
     def __init__(
-        self, store: TelemetryStore, token: str | None, upload_token: str | None, instrumentation_key: str
+        self,
+        store: TelemetryStore,
+        token: str | None,
+        upload_token: str | None,
+        instrumentation_key: str,
+        users: UserHash | None,
     ) -> None:
         self._store = store
         self._token = token
         self._upload_token = upload_token
         self._instrumentation_key = instrumentation_key
+        self._users = users
         self._intake = Intake()
 
     async def health(self, request: Request) -> Response:
@@ -148,7 +162,7 @@ class _Endpoints:
         if not is_json and media_type != otlp.PROTOBUF:
             return error_reply(415, f"content-type {media_type!r}: send {otlp.PROTOBUF} or application/json")
         try:
-            spans = await self._take_upload(request, partial(otlp.rows_of_export, is_json=is_json))
+            spans = await self._take_upload(request, partial(otlp.rows_of_export, is_json=is_json, users=self._users))
             self._store.accept(spans.rows, spans.size)
         except BodyError as error:
             return error_reply(error.status, str(error))

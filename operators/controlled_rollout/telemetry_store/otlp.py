@@ -28,6 +28,7 @@ from controlled_rollout.telemetry_store.item_bounds import (
     check_protobuf_items,
 )
 from controlled_rollout.telemetry_store.schema import Row
+from controlled_rollout.telemetry_store.user_hash import UserHash
 from controlled_rollout.telemetry_store.values import (
     LATEST_US,
     MalformedError,
@@ -67,8 +68,13 @@ class SpanRows:
     size: int = 0
 
 
-def rows_of_export(body: bytes, *, is_json: bool) -> SpanRows:
+def rows_of_export(body: bytes, *, is_json: bool, users: UserHash | None = None) -> SpanRows:
     """Convert the body of an OTLP trace export to rows.
+
+    Args:
+        body: The body.
+        is_json: Whether it is JSON.
+        users: Makes hashes of callers' keys; None leaves callers out.
 
     Raises:
         MalformedError: The body is not an ExportTraceServiceRequest.
@@ -78,7 +84,7 @@ def rows_of_export(body: bytes, *, is_json: bool) -> SpanRows:
     spans = sum(len(scope.spans) for resource in request.resource_spans for scope in resource.scope_spans)
     if spans > MAX_SPANS:
         raise TooManyItemsError(f"the export has {spans} spans: {MAX_SPANS} at most, send smaller batches")
-    rows = rows_of_spans(request)
+    rows = rows_of_spans(request, users)
     rows.size = len(body)
     return rows
 
@@ -149,8 +155,13 @@ def _serialize(message: Message, *, is_json: bool) -> bytes:
     return encoded
 
 
-def rows_of_spans(request: ExportTraceServiceRequest) -> SpanRows:
-    """Convert spans to rows: SERVER and CONSUMER spans to AppRequests, all others to AppDependencies."""
+def rows_of_spans(request: ExportTraceServiceRequest, users: UserHash | None = None) -> SpanRows:
+    """Convert spans to rows: SERVER and CONSUMER spans to AppRequests, all others to AppDependencies.
+
+    Args:
+        request: The spans.
+        users: Makes hashes of callers' keys; None leaves callers out.
+    """
     result = SpanRows()
     received = time.time_ns() // 1_000
     for resource_spans in request.resource_spans:
@@ -161,7 +172,7 @@ def rows_of_spans(request: ExportTraceServiceRequest) -> SpanRows:
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
                 try:
-                    table, values, parent, properties = _row_of_span(span)
+                    table, values, parent, properties = _row_of_span(span, users)
                 except MalformedError as error:
                     result.rejected += 1
                     result.reason = result.reason or str(error)
@@ -176,7 +187,7 @@ def rows_of_spans(request: ExportTraceServiceRequest) -> SpanRows:
     return result
 
 
-def _row_of_span(span: Span) -> tuple[str, Row, str, str]:
+def _row_of_span(span: Span, users: UserHash | None) -> tuple[str, Row, str, str]:
     """Convert one span; return its table, the columns that only this table has, the parent's id and the properties.
 
     Raises:
@@ -189,6 +200,8 @@ def _row_of_span(span: Span) -> tuple[str, Row, str, str]:
         raise MalformedError(f"span {span.span_id.hex()} starts at {start} and ends at {end} ns: not a period of time")
     duration_ms = (end - start) / 1e6
     attributes = {item.key: _python_value(item.value) for item in span.attributes}
+    if users is not None:
+        users.replace_key(attributes)
     code = _pop_http_status(attributes)
     url = _without_query(_first_text(attributes, URL_KEYS, remove=True))
     for key in QUERY_KEYS:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.telemetry_store.user_hash import UserHash
 
 if TYPE_CHECKING:
     import uvicorn
@@ -209,6 +210,7 @@ def _run_until_signal(
 
     try:
         identity = Identity.of(data)
+        users = UserHash.of(data)
     except OSError as error:
         raise StartError(str(error)) from error
     database = DatabaseClient(data)
@@ -223,7 +225,11 @@ def _run_until_signal(
     writer = Writer(database, retention=retention, max_bytes=max_bytes)
     store = (make_store or TelemetryStore)(database, writer, identity.workspace_id)
     app = create_app(
-        store, token=tokens.query, upload_token=tokens.upload, instrumentation_key=identity.instrumentation_key
+        store,
+        token=tokens.query,
+        upload_token=tokens.upload,
+        instrumentation_key=identity.instrumentation_key,
+        users=users,
     )
     server = _http_server(app)
     _end_on_signals_and_with_database(server, database)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from controlled_rollout.telemetry_store.user_hash import KEY_ATTRIBUTE
+
 __all__ = [
     "LATEST_US",
     "MAX_ITEM_COUNT",
@@ -57,8 +59,12 @@ def json_text(value: object) -> str:
 
 
 def properties_json(properties: Mapping[str, Any]) -> str:
-    """Serialize custom properties as Azure stores them: all values as text, keys and values cut to its limits."""
-    return json_text({bounded_text(key, MAX_KEY): bounded_text(value) for key, value in properties.items()})
+    """Serialize custom properties as Azure stores them: all values as text, keys and values cut to its limits.
+
+    A caller's key is never kept, whoever has sent it.
+    """
+    kept = {key: value for key, value in properties.items() if key != KEY_ATTRIBUTE}
+    return json_text({bounded_text(key, MAX_KEY): bounded_text(value) for key, value in kept.items()})
 
 
 def epoch_microseconds(moment: datetime) -> int:

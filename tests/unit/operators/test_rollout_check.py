@@ -71,6 +71,8 @@ def test_unknown_choice_is_refused_when_the_dag_is_parsed_and_in_a_template_by_t
         ("min_requests", 10**400),
         ("gate", "[" * 100_000),
         ("auth", "token"),
+        ("sticky", "x-user"),
+        ("sticky", "header:authorization"),
         ("settings", {"collection": {"share": 2}, "collect_model_data": True}),
         ("image", None),
         ("image", "local/digits:latest"),
@@ -103,6 +105,13 @@ def test_collected_data_is_refused_where_the_workspace_has_nothing_that_collects
     check = check_of(settings={"collect_model_data": True})
     check.read_arguments(Workspace.local())
     with pytest.raises(ArgumentError, match=r"asks for collect_model_data, and workspace .* has no collector_image"):
+        check.read_arguments(Workspace.from_settings({"target": "kubernetes", "gateway": "edge/public"}))
+
+
+def test_a_cookie_is_refused_where_the_workspace_is_a_cluster() -> None:
+    check = check_of(sticky="cookie:session")
+    check.read_arguments(Workspace.local())
+    with pytest.raises(ArgumentError, match="use a header on Kubernetes"):
         check.read_arguments(Workspace.from_settings({"target": "kubernetes", "gateway": "edge/public"}))
 
 
