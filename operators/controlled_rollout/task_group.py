@@ -105,17 +105,13 @@ class ControlledRollout(TaskGroup):
         approval_settings: Further arguments of the tasks that ask a person (see `ApproveRolloutOperator`), such as
             `assigned_users`, `notifiers` or `response_timeout`.
         interval: The time between two looks at the evidence.
-        bin_width: The length of a time bin of the evidence.
-        allowed_lag: How late telemetry may arrive.
-        baseline_length: How far before the rollout control's latency is taken from.
+        bin_width, allowed_lag, baseline_length: How the evidence is read (see `EvidenceWindow`).
         keep_warm: How long the former control stays after the promotion.
         keep_treatment: Whether a treatment that was rolled back stays, at 0 %, to be inspected.
         settings: Further fields of the version (see `RolloutVersionOperator`).
         auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
-        sticky: By what a new endpoint's callers stay with a version: `header:<name>` or `cookie:<name>`; None splits at
-            random. The gate then has to count users (`Gate(unit="user")`).
-        on_conflict: `fail` or `wait`, while another run holds the endpoint.
-        conflict_timeout: How long to wait for that.
+        sticky: By what a new endpoint's callers stay with a version, such as `header:x-user`; None splits at random.
+        on_conflict, conflict_timeout: `fail` or `wait` while another run holds the endpoint, and for how long.
         ready_timeout: How long the version may take to become ready.
         roll_back_timeout: How long a try of `roll_back` goes on while the target does not answer or refuses, or the
             router does not serve the new split. That task and `retire_treatment` have three retries at least and an

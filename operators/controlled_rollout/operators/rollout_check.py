@@ -139,28 +139,8 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             ArgumentError: Some cannot be used; the message names all of them.
         """
         from controlled_rollout.image.reference import ImageReference
-        from controlled_rollout.target.kubernetes.sticky_split import check_sticky
-        from controlled_rollout.target.refusals import check_collection, check_supported
 
         given = self.arguments
-
-        def create_version() -> Endpoint:
-            """Create the version on an empty endpoint, only to check names and settings, and that a target has them."""
-            settings = mapping_of("settings", given["settings"])
-            check_settings(settings)
-            key: str | None = None
-            auth = Auth(given["auth"]) if given["auth"] in list(Auth) else Auth.KEY
-            # What is no key at all is said once, by the argument's own reader.
-            with contextlib.suppress(ArgumentError):
-                key = sticky_key("sticky", given["sticky"])
-            endpoint = Endpoint(name=text("endpoint", self.endpoint), auth=auth, sticky=key)
-            created = endpoint.create_version(text("version", self.version), **settings)
-            check_supported(created, "cluster's" if workspace and workspace.target == "kubernetes" else "local")
-            if workspace is not None:
-                check_collection(created, None, workspace)
-                if workspace.target == "kubernetes":
-                    check_sticky(created)
-            return created
 
         def read_image() -> str:
             """Read the image, unless another task makes it."""
@@ -171,7 +151,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
                 **{name: partial(read, name, given[name]) for name, read in READERS.items()},
                 "gate": lambda: gate_of(given["gate"]),
                 "window": lambda: evidence_window(given["bin_width"], given["allowed_lag"], given["baseline_length"]),
-                "version": create_version,
+                "version": lambda: self._create_version(workspace),
                 "image": read_image,
                 "scan": lambda: given["scan"] and scan_settings(given["scan"]),
             }
@@ -192,6 +172,28 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             keep_treatment=self.keep_treatment,
         )
         return plan, values["gate"], values["window"]
+
+    def _create_version(self, workspace: Workspace | None) -> Endpoint:
+        """Create the version on an empty endpoint, only to check names and settings, and that a target has them."""
+        from controlled_rollout.target.kubernetes.sticky_split import check_sticky
+        from controlled_rollout.target.refusals import check_collection, check_supported
+
+        given = self.arguments
+        settings = mapping_of("settings", given["settings"])
+        check_settings(settings)
+        key: str | None = None
+        auth = Auth(given["auth"]) if given["auth"] in list(Auth) else Auth.KEY
+        # What is no key at all is said once, by the argument's own reader.
+        with contextlib.suppress(ArgumentError):
+            key = sticky_key("sticky", given["sticky"])
+        endpoint = Endpoint(name=text("endpoint", self.endpoint), auth=auth, sticky=key)
+        created = endpoint.create_version(text("version", self.version), **settings)
+        check_supported(created, "cluster's" if workspace and workspace.target == "kubernetes" else "local")
+        if workspace is not None:
+            check_collection(created, None, workspace)
+            if workspace.target == "kubernetes":
+                check_sticky(created)
+        return created
 
     def _contradictions(self, values: Mapping[str, Any]) -> list[str]:
         """Return what cannot be about the arguments that were read, a sentence each."""
