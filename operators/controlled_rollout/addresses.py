@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 __all__ = ["azure_settings_for", "is_loopback", "is_this_machine", "no_proxy_variables", "transport_for"]
@@ -74,15 +76,17 @@ def azure_settings_for(url: str) -> dict[str, Any]:
     return {"use_env_settings": False, "connection_verify": os.environ.get("REQUESTS_CA_BUNDLE") or True}
 
 
-def transport_for(url: str) -> "httpx.AsyncHTTPTransport | None":
+def transport_for(url: str, tls: "ssl.SSLContext | None" = None) -> "httpx.AsyncHTTPTransport | None":
     """Return the transport of an httpx client for a URL: one without proxies for this machine, else None.
+
+    A client that checks the server by settings of its own (`tls`) gives them to httpx as `verify` as well.
 
     None lets httpx take the proxies of the environment. `trust_env=False` would not do: it also ignores the certificate
     authorities that `SSL_CERT_FILE` names.
     """
     import httpx
 
-    return httpx.AsyncHTTPTransport() if is_this_machine(url) else None
+    return httpx.AsyncHTTPTransport(verify=tls or True) if is_this_machine(url) else None
 
 
 def _ip_address(name: str) -> "ipaddress.IPv4Address | ipaddress.IPv6Address | None":

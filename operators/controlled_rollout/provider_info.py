@@ -133,6 +133,16 @@ def _place_fields() -> dict[str, Any]:
             "and the triggerer share, or https://<account>.blob.core.windows.net/<container>/<prefix>; empty for the "
             "folder storage in the workspace's folder.",
         ),
+        "tls": _form_field(
+            "TLS",
+            "Whether callers have to use https: the local router has to have been started so, and the Gateway needs a "
+            "listener with https.",
+            type=["boolean", "null"],
+        ),
+        "endpoint_ca": _form_field(
+            "Authority of the endpoints' certificate",
+            "A file on the workers that the certificate is checked against; empty for the machine's own authorities.",
+        ),
         "records": _form_field(
             "Records",
             "Where the records of decisions are instead of in the storage: an address in Azure Blob Storage. Empty for "

@@ -40,6 +40,7 @@ SPARK_REMOTE: Final = r"^sc://[A-Za-z0-9.-]+(:\d{1,5})?(/(;(use_ssl|user_id|user
 ACR_ID: Final = (
     "(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.ContainerRegistry/registries/[a-z0-9]+$"
 )
+TLS_FILES: Final = ("tls_certificate", "tls_key", "endpoint_ca")
 # What a setting with a pattern has to be, for a message.
 EXPECTED: Final = {
     "acr_id": "the resource id of an Azure Container Registry, /subscriptions/…/registries/<name>",
@@ -149,6 +150,13 @@ class Workspace(BaseModel):
             `/subscriptions/…/resourceGroups/…/providers/Microsoft.ContainerRegistry/registries/…`.
         scanner: The program that scans images before they are rolled out: `trivy` or `grype`.
         osv_url: The query URL of an OSV service for pip-audit; None for PyPI's own vulnerability data.
+        tls: Whether callers have to use https. Locally the router then has TLS, with a certificate that the workspace
+            makes unless `tls_certificate` names one; on Kubernetes the Gateway has to have a listener with https.
+        tls_certificate: For the local workspace: the file of the router's certificate, followed by those of the
+            authorities between it and the root, as PEM.
+        tls_key: For the local workspace: the file of its private key, which only its owner may read.
+        endpoint_ca: A file with the authority that the endpoints' certificate is checked against by the tasks and the
+            command line, as PEM; None for this machine's authorities, and for the local workspace's own certificate.
         open_cluster: Opens the cluster's API client; set by the tasks' hook, never by a configuration.
     """
 
@@ -194,6 +202,11 @@ class Workspace(BaseModel):
     scanner: Literal["trivy", "grype"] = "trivy"
     osv_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] | None = None
 
+    tls: bool = False
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    endpoint_ca: Path | None = None
+
     open_cluster: Annotated[Callable[[], AbstractAsyncContextManager[Any]] | None, Field(exclude=True, repr=False)] = (
         None
     )
@@ -234,6 +247,20 @@ class Workspace(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        """Raise ValueError if the settings of TLS do not fit together, or the target."""
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together: set both, or neither")
+        if self.target == "kubernetes" and self.tls_certificate is not None:
+            raise ValueError(
+                "tls_certificate and tls_key are for the local workspace: on Kubernetes the Gateway's listener names "
+                "the Secret with the certificate (tls.certificateRefs); set tls to ask for such a listener"
+            )
+        if self.target == "kubernetes" and self.tls and (self.endpoint_url or "").startswith("http:"):
+            raise ValueError("tls is set, and endpoint_url is plain http: give the https address, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _check_builder_namespace(self) -> Self:
         """Raise ValueError if pods that build would run among those that serve."""
         if self.target == "kubernetes" and self.builder_namespace == self.namespace:
@@ -262,12 +289,20 @@ class Workspace(BaseModel):
                 "root": _absolute_folder("root", folder),
                 "cache_folder": _absolute_folder("cache_folder", cache),
             }
+            for name in TLS_FILES:
+                if settings.get(name):
+                    folders[name] = _absolute_folder(name, settings[name])
             storage = settings.get("storage")
             if isinstance(storage, str | os.PathLike) and not is_url(os.fspath(storage)):
                 folders["storage"] = str(_absolute_folder("storage", storage))
             return cls.model_validate(settings | folders)
         except ValidationError as error:
             raise WorkspaceError(_faults_text(error)) from None
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether callers have to use https."""
+        return self.tls or self.tls_certificate is not None
 
     @property
     def gateway_name(self) -> tuple[str, str]:
@@ -349,6 +384,11 @@ class Workspace(BaseModel):
     def telemetry_folder(self) -> Path:
         """The folder with the data of the local telemetry store."""
         return self.root / "telemetry"
+
+    @property
+    def tls_folder(self) -> Path:
+        """The folder with the certificate that the local workspace makes for itself."""
+        return self.root / "tls"
 
     @property
     def state_file(self) -> Path:

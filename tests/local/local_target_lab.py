@@ -3,6 +3,8 @@
 import asyncio
 import fcntl
 import json
+import math
+import ssl
 import tempfile
 import time
 from collections import Counter
@@ -11,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from controlled_rollout import image
@@ -129,19 +132,19 @@ class Lab:
         return (await self.target.status(endpoint)).url
 
 
-def start(folder: Path) -> Lab:
+def start(folder: Path, **settings: Any) -> Lab:
     """Start a workspace in `folder` on a free port."""
     root = folder / "workspace"
     root.mkdir(mode=0o700)
-    workspace = Workspace.local(root)
+    workspace = Workspace.from_settings({"root": root, **settings})
     assert supervisor.start_workspace(workspace, port=0, detach=True) == 0
     return Lab(workspace, target_per_call(lambda: LocalTarget.open(workspace)), folder)
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Lab]:
+def running(folder: Path, **settings: Any) -> Iterator[Lab]:
     """Start a workspace, and stop it at the end."""
-    lab = start(folder)
+    lab = start(folder, **settings)
     try:
         yield lab
     finally:
@@ -185,12 +188,21 @@ class Load:
 
 @asynccontextmanager
 async def steady_load(
-    url: str, key: str, *, rate: float = 150.0, connections: int = CONNECTIONS
+    url: str,
+    key: str,
+    *,
+    rate: float = 150.0,
+    connections: int = CONNECTIONS,
+    tls: ssl.SSLContext | None = None,
+    per_connection: float = math.inf,
 ) -> AsyncIterator[Load]:
-    """Send requests at a steady rate over kept connections for as long as the block runs."""
+    """Send requests at a steady rate for as long as the block runs, over connections kept for so many requests."""
     load = Load()
     ending = asyncio.Event()
-    senders = [asyncio.create_task(_send(url, key, load, ending, connections / rate)) for _ in range(connections)]
+    senders = [
+        asyncio.create_task(_send(url, key, load, ending, connections / rate, tls, per_connection))
+        for _ in range(connections)
+    ]
     try:
         yield load
     finally:
@@ -198,7 +210,15 @@ async def steady_load(
         await asyncio.gather(*senders)
 
 
-async def _send(url: str, key: str, load: Load, ending: asyncio.Event, interval_s: float) -> None:
+async def _send(
+    url: str,
+    key: str,
+    load: Load,
+    ending: asyncio.Event,
+    interval_s: float,
+    tls: ssl.SSLContext | None,
+    per_connection: float,
+) -> None:
     where = urlsplit(url)
     document = json.dumps({"data": [[0.0] * 64]}).encode()
     request = (
@@ -206,12 +226,14 @@ async def _send(url: str, key: str, load: Load, ending: asyncio.Event, interval_
         f"Content-Type: application/json\r\nContent-Length: {len(document)}\r\n\r\n"
     ).encode() + document
     streams = None
+    sent = 0
     due = time.monotonic()
     while not ending.is_set():
         began = time.monotonic()
         try:
             if streams is None:
-                streams = await asyncio.open_connection(where.hostname, where.port)
+                streams = await asyncio.open_connection(where.hostname, where.port, ssl=tls)
+                sent = 0
             status, headers, body = await asyncio.wait_for(_exchange(*streams, request), 20)
         except (OSError, EOFError, TimeoutError) as error:
             load.broken.append(repr(error))
@@ -224,7 +246,8 @@ async def _send(url: str, key: str, load: Load, ending: asyncio.Event, interval_
             load.versions[headers.get(VERSION_HEADER, "")] += 1
             if status != 200:
                 load.refusals[f"{status} {headers.get(VERSION_HEADER)}: {body[:200].decode(errors='replace')}"] += 1
-            if headers.get("connection") == "close":
+            sent += 1
+            if headers.get("connection") == "close" or sent >= per_connection:
                 streams[1].close()
                 streams = None
         due = max(due + interval_s, time.monotonic() - interval_s)

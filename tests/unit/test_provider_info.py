@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from controlled_rollout.hooks.cluster import DEFAULT_CONN_ID
-from controlled_rollout.hooks.workspace import COMMAND_LINE_ONLY, WorkspaceHook, workspace_from
+from controlled_rollout.hooks.workspace import COMMAND_LINE_ONLY, UP_ONLY, WorkspaceHook, workspace_from
 from controlled_rollout.provider_info import get_provider_info
 from controlled_rollout.workspace import Workspace
 
@@ -47,7 +47,7 @@ def test_every_module_that_is_named_is_there() -> None:
 def test_the_form_has_a_field_for_every_setting_of_a_workspace_that_a_connection_may_have() -> None:
     [connection] = get_provider_info()["connection-types"]
     # The connection's own name; what is for the command line; what only code can set.
-    elsewhere = {"name", *COMMAND_LINE_ONLY, "open_cluster"}
+    elsewhere = {"name", *COMMAND_LINE_ONLY, *UP_ONLY, "open_cluster"}
     assert set(connection["conn-fields"]) == set(Workspace.model_fields) - elsewhere
     assert set(connection["ui-field-behaviour"]["placeholders"]) <= set(connection["conn-fields"])
     assert connection["connection-type"] == WorkspaceHook.conn_type

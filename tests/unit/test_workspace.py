@@ -51,6 +51,27 @@ def test_storage_in_a_workspace_file_is_relative_to_the_files_folder(tmp_path: P
         assert read_workspace(file).storage_place == expected
 
 
+def test_files_of_tls_belong_together_and_to_the_local_workspace(tmp_path: Path) -> None:
+    pair = {"tls_certificate": "tls.crt", "tls_key": "~/tls.key"}
+    file = tmp_path / "team.yaml"
+    file.write_text("tls_certificate: tls.crt\ntls_key: tls.key\nendpoint_ca: ca.crt\n")
+
+    assert not Workspace.from_settings({}).has_tls
+    assert Workspace.from_settings({"tls": True}).has_tls
+    assert Workspace.from_settings(pair).has_tls
+    assert Workspace.from_settings(pair).tls_key == Path.home() / "tls.key"
+    assert read_workspace(file).endpoint_ca == tmp_path / "ca.crt"
+    for settings, problem in (
+        ({"tls_certificate": "tls.crt"}, "belong together"),
+        ({"tls_key": "tls.key"}, "belong together"),
+        ({**CLUSTER, **pair}, "the Gateway's listener names the Secret with the certificate"),
+        ({**CLUSTER, "tls": True, "endpoint_url": "http://models.example"}, "endpoint_url is plain http"),
+    ):
+        with pytest.raises(WorkspaceError, match=problem):
+            Workspace.from_settings(settings)
+    assert Workspace.from_settings({**CLUSTER, "tls": True, "endpoint_url": "https://models.example"}).tls
+
+
 def test_data_is_summarised_by_duckdb_or_by_spark() -> None:
     assert Workspace.from_settings({}).data_engine == "duckdb"
     remote = "sc://spark.example:15002/;use_ssl=true;x-databricks-cluster-id=1"

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from controlled_rollout.checks.certificate import with_certificate_end
 from controlled_rollout.checks.reachability import check_reachable
 from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import (
@@ -20,7 +21,7 @@ from controlled_rollout.cluster.kinds import (
 )
 from controlled_rollout.endpoint import ROUTED_BY_HEADER
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
-from controlled_rollout.target.kubernetes.gateway import base_url, chosen_listener
+from controlled_rollout.target.kubernetes.gateway import base_url, check_tls, chosen_listener
 from controlled_rollout.target.kubernetes.permissions import (
     BUILDER,
     ENVOY_NAMESPACE,
@@ -50,6 +51,8 @@ NEEDED_KINDS: Final = (GATEWAY, HTTP_ROUTE, SECURITY_POLICY, BACKEND_TRAFFIC_POL
 
 # Far less than rows may come late: a gate asks for those of a time that is over by `allowed_lag`.
 MAX_CLOCK_DIFFERENCE_S: Final = 2.0
+
+OLD_TLS: Final = "a ClientTrafficPolicy lets callers use TLS before 1.2: set its tls.minVersion to 1.2"
 
 # A verb, an API group, and a resource with its subresource.
 Action = tuple[str, str, str]
@@ -212,12 +215,15 @@ async def _check_gateway(api: Api, workspace: Workspace) -> str:
     gateway = await _get_gateway(api, workspace)
     if fault := gateway_fault(gateway, workspace):
         raise WorkspaceError(f"Gateway {workspace.gateway}: {fault}")
+    check_tls(gateway, workspace)
     listener = chosen_listener(gateway, workspace)
     namespace, name = workspace.gateway_name
     security, client = await asyncio.gather(
         *(api.items(kind.path(namespace)) for kind in (SECURITY_POLICY, CLIENT_TRAFFIC_POLICY))
     )
     faults = callers_faults(client, name, [listener] if listener else _listener_names(gateway))
+    if workspace.tls and OLD_TLS in faults:
+        raise WorkspaceError(f"Gateway {workspace.gateway}: the workspace asks for TLS (setting tls), and {OLD_TLS}")
     if not any(closes_by_default(policy, name) for policy in security):
         faults = ["it lets everybody in where a route has no SecurityPolicy", *faults]
     warning = f"; warning: {'; '.join(faults)}: see docs/aks.md, step 2" if faults else ""
@@ -256,7 +262,15 @@ def callers_faults(policies: Collection[Object], gateway: str, listeners: Iterab
         )
     if not all(any(map(_ends_slow_requests, of_listener)) for of_listener in in_force):
         faults.append("no ClientTrafficPolicy has a requestReceivedTimeout: slow uploads are never ended")
+    if any(any(map(_allows_old_tls, of_listener)) for of_listener in in_force):
+        faults.append(OLD_TLS)
     return faults
+
+
+def _allows_old_tls(policy: Object) -> bool:
+    """Return whether a ClientTrafficPolicy lets callers use TLS 1.0 or 1.1; Envoy Gateway itself asks for 1.2."""
+    tls = policy["spec"].get("tls") or {}
+    return any(str(tls.get(bound)) in ("1.0", "1.1") for bound in ("minVersion", "maxVersion"))
 
 
 def _removes_our_header(policy: Object) -> bool:
@@ -347,11 +361,17 @@ def _not_programmed(status: Object) -> str | None:
 async def _check_endpoints_address(api: Api, workspace: Workspace) -> str:
     """Check that the endpoints' address accepts connections; return its host, port and addresses."""
     if workspace.endpoint_url:
-        return await check_reachable(workspace.endpoint_url)
+        return await _check_address(workspace.endpoint_url, workspace)
     gateway = await _get_gateway(api, workspace)
     if not (gateway.get("status") or {}).get("addresses"):
         raise WorkspaceError(f"Gateway {workspace.gateway} has no address: give one, or set endpoint_url")
-    return await check_reachable(base_url(gateway, workspace))
+    return await _check_address(base_url(gateway, workspace), workspace)
+
+
+async def _check_address(url: str, workspace: Workspace) -> str:
+    """Check that an address accepts connections, and its certificate; return where it leads and when that ends."""
+    place = await check_reachable(url, authority=workspace.endpoint_ca)
+    return await with_certificate_end(place, url, workspace)
 
 
 async def _check_clock(api: Api, workspace: Workspace) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from controlled_rollout.checks.certificate import with_certificate_end
 from controlled_rollout.checks.reachability import check_reachable, http_get
-from controlled_rollout.errors import ControlledRolloutError, StorageError, TargetUnavailableError
+from controlled_rollout.errors import ControlledRolloutError, StorageError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.text_table import text_table
 from controlled_rollout.workspace import Workspace, is_url
 
@@ -109,9 +110,16 @@ async def _check_supervisor(workspace: Workspace) -> str:
 
 async def _check_router(workspace: Workspace) -> str:
     """Check that the local workspace's router answers HTTP requests."""
-    url = _supervisor_state(workspace).router_url
-    await http_get(url)
-    return f"{url} answers"
+    from controlled_rollout.target.authority import endpoint_authority
+
+    state = _supervisor_state(workspace)
+    await http_get(state.router_url, authority=endpoint_authority(workspace))
+    if workspace.has_tls and not state.router_url.startswith("https:"):
+        raise WorkspaceError(
+            f"{state.router_url} answers, and the workspace asks for TLS: start it anew with "
+            f"`{workspace.local_command('down')}` and `{workspace.local_command('up')} --tls`"
+        )
+    return await with_certificate_end(f"{state.router_url} answers", state.router_url, workspace)
 
 
 async def _check_telemetry_store(workspace: Workspace) -> str:

@@ -15,6 +15,7 @@ from controlled_rollout.errors import ControlledRolloutError, DamagedFileError, 
 from controlled_rollout.visible_text import visible_text
 
 if TYPE_CHECKING:
+    import ssl
     from contextlib import AbstractAsyncContextManager
 
     import httpx
@@ -86,6 +87,8 @@ def _connect_target(options: argparse.Namespace) -> "AbstractAsyncContextManager
 
 def _run_status(options: argparse.Namespace) -> int:
     """Run `controlled-rollout status`: print endpoints, versions and traffic; return the exit code."""
+    from controlled_rollout.checks.certificate import with_certificate
+
     workspace = workspace_of(options)
 
     async def print_endpoints() -> None:
@@ -93,6 +96,7 @@ def _run_status(options: argparse.Namespace) -> int:
         async with _connect_target(options) as target:
             names = [options.endpoint] if options.endpoint else await target.endpoints()
             known = [(await readable_endpoint(target, name), await target.status(name)) for name in names]
+        known = [(endpoint, await with_certificate(workspace, status)) for endpoint, status in known]
         endpoints = [(endpoint, await with_collected(workspace, endpoint, status)) for endpoint, status in known]
         if options.json:
             documents = [endpoint_as_json(endpoint, status) for endpoint, status in endpoints]
@@ -177,7 +181,9 @@ def _run_delete(options: argparse.Namespace) -> int:
 
 def _run_endpoint_score(options: argparse.Namespace) -> int:
     """Run `controlled-rollout endpoint score`: send one request, print the answer; return the exit code."""
-    body = _request_body(options.data)
+    from controlled_rollout.target.authority import endpoint_authority, tls_context
+
+    body, workspace = _request_body(options.data), workspace_of(options)
 
     async def send_request() -> "httpx.Response":
         """Look up the endpoint's URL and key, send the request, and return the response."""
@@ -193,7 +199,7 @@ def _run_endpoint_score(options: argparse.Namespace) -> int:
             sys.stderr.write(f"the key is sent in clear: {url} is plain http, and the Gateway has no https listener\n")
         if options.version:
             headers[VERSION_HEADER] = options.version
-        return await _post(url, body, headers)
+        return await _post(url, body, headers, tls_context(endpoint_authority(workspace)))
 
     answer = asyncio.run(send_request())
     by = answer.headers.get(VERSION_HEADER, "the router")
@@ -204,12 +210,13 @@ def _run_endpoint_score(options: argparse.Namespace) -> int:
     return 0 if answer.is_success else 1
 
 
-async def _post(url: str, body: bytes, headers: dict[str, str]) -> "httpx.Response":
+async def _post(url: str, body: bytes, headers: dict[str, str], tls: "ssl.SSLContext") -> "httpx.Response":
     """Send an HTTP POST request and return the response; raise TargetUnavailableError if there is none."""
     import httpx
 
     try:
-        async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, transport=transport_for(url)) as client:
+        transport = transport_for(url, tls)
+        async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, transport=transport, verify=tls) as client:
             return await client.post(url, content=body, headers=headers)
     except httpx.HTTPError as error:
         raise TargetUnavailableError(f"{url} does not answer: {str(error) or type(error).__name__}") from error

@@ -55,6 +55,14 @@ def _add_local_command(commands: Commands) -> None:
         help="where collected data goes: a folder, or https://<account>.blob.core.windows.net/<container>/<prefix>; "
         "the same as the setting `storage` of the tasks' connection (default: the folder storage in the workspace)",
     )
+    up.add_argument(
+        "--tls", action="store_true", help="serve callers by https only, with a certificate that the workspace makes"
+    )
+    up.add_argument("--tls-certificate", type=Path, metavar="FILE", help="serve https with this certificate (PEM)")
+    up.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
+    up.add_argument(
+        "--endpoint-ca", type=Path, metavar="FILE", help="the authority that commands check that certificate against"
+    )
     up.add_argument("--foreground", action="store_true", help="stay in the foreground until Ctrl-C")
     up.set_defaults(run=_run_local_up)
     down = actions.add_parser("down", help="stop it; endpoints, keys and telemetry stay on disk")
@@ -145,9 +153,10 @@ def _run_local_up(options: argparse.Namespace) -> int:
     from controlled_rollout.target.local import supervisor
 
     workspace = Workspace.local(options.root)
-    if options.storage:
+    names = ("storage", "tls", "tls_certificate", "tls_key", "endpoint_ca")
+    if asked := {name: value for name in names if (value := getattr(options, name))}:
         settings = {"root": str(workspace.root), "cache_folder": str(workspace.cache_folder)}
-        workspace = Workspace.from_settings({**settings, "storage": options.storage})
+        workspace = Workspace.from_settings(settings | asked)
     return supervisor.start_workspace(workspace, port=options.port, detach=not options.foreground)
 
 

@@ -54,6 +54,8 @@ def print_endpoint(endpoint: "Endpoint | None", status: "EndpointStatus") -> Non
     print_line(f"{status.name}  {status.url}  revision {status.revision}{behind}")
     if status.trouble or status.waiting_for:
         print_line(f"trouble: {status.trouble}" if status.trouble else f"waiting: {status.waiting_for}")
+    if status.certificate_ends:
+        print_line(f"certificate: ends on {status.certificate_ends:%Y-%m-%d %H:%M %Z}")
     for warning in status.warnings:
         print_line(f"warning: {warning}")
     if endpoint is None:

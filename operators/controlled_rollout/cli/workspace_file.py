@@ -12,7 +12,17 @@ from controlled_rollout.workspace import Workspace, is_url
 __all__ = ["read_workspace"]
 
 # Relative paths start at the file's folder, as in a kube config.
-PATHS: Final = ("root", "cache_folder", "storage", "kubeconfig", "telemetry_token_file", "builder_pod_template")
+PATHS: Final = (
+    "root",
+    "cache_folder",
+    "storage",
+    "kubeconfig",
+    "telemetry_token_file",
+    "builder_pod_template",
+    "tls_certificate",
+    "tls_key",
+    "endpoint_ca",
+)
 
 
 def read_workspace(file: Path) -> Workspace:

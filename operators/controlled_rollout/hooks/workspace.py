@@ -21,6 +21,9 @@ __all__ = ["WorkspaceHook", "quieten_clients", "workspace_from"]
 # Settings for the command line; in Airflow a connection leads to the cluster.
 COMMAND_LINE_ONLY = ("kubeconfig", "kube_context")
 
+# Settings for whoever starts a local workspace: tasks find a running one.
+UP_ONLY = ("tls_certificate", "tls_key")
+
 # Logs all headers of each request, which would hide what the task itself logs.
 CHATTY_LOGGER = "azure.core.pipeline.policies.http_logging_policy"
 
@@ -41,6 +44,11 @@ def workspace_from(conn_id: str, extras: Mapping[str, Any]) -> Workspace:
         raise WorkspaceError(
             f"the connection {conn_id!r} sets {' and '.join(misplaced)}, which are for the command line: give a "
             "connection of the type 'kubernetes' in kubernetes_conn_id instead"
+        )
+    if misplaced := [name for name in UP_ONLY if name in settings]:
+        raise WorkspaceError(
+            f"the connection {conn_id!r} sets {' and '.join(misplaced)}, which are for `controlled-rollout local up`, "
+            "where the router is started: set tls here to ask for https"
         )
     return Workspace.from_settings({"name": conn_id, **settings})
 

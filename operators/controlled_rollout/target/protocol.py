@@ -149,6 +149,7 @@ class EndpointStatus(_Message):
         waiting_for: A sentence on what the newest revision waits for; None if for nothing that is known.
         warnings: A sentence for each thing that is not as the newest revision asks for, and does not keep it from being
             served: what somebody has deleted or edited by hand, and what steps do about it.
+        certificate_ends: When the router's certificate ends; None without TLS, or if the target does not know.
         weight_ppm: Parts of a million of the requests that the router has confirmed to send to each version now; empty
             while it sends requests to none, or has not confirmed.
         split_revision: The revision that `weight_ppm` is of: as near to that revision's split as its versions allow. It
@@ -167,6 +168,7 @@ class EndpointStatus(_Message):
     trouble: str | None = None
     waiting_for: str | None = None
     warnings: tuple[str, ...] = ()
+    certificate_ends: AwareDatetime | None = None
     weight_ppm: dict[str, int] = Field(default_factory=dict)
     split_revision: int = 0
     seen_requests: int | None = None

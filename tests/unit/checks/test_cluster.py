@@ -152,6 +152,7 @@ SHIPPED: dict[str, Any] = {
 }
 OF_HTTPS: dict[str, Any] = {"targetRefs": [{"kind": "Gateway", "name": "models", "sectionName": "https"}]}
 HEADER, SLOW = "callers without a key could claim to be evidence", "slow uploads are never ended"
+OLD = "set its tls.minVersion to 1.2"
 IDS = "a caller who repeats one merges the rows of its requests, and one who chooses them chooses what is collected"
 
 
@@ -166,6 +167,9 @@ IDS = "a caller who repeats one merges the rows of its requests, and one who cho
         pytest.param([{**SHIPPED, "headers": {**REMOVING, "requestID": "Preserve"}}], [IDS], id="callers' ids"),
         pytest.param([{**SHIPPED, "headers": {**REMOVING, "preserveXRequestID": True}}], [IDS], id="the old setting"),
         pytest.param([SHIPPED, OF_HTTPS], [HEADER, SLOW], id="the listener's own policy takes its place"),
+        pytest.param([{**SHIPPED, "tls": {"minVersion": "1.1"}}], [OLD], id="TLS 1.1"),
+        pytest.param([{**SHIPPED, "tls": {"minVersion": "1.3"}}], [], id="TLS 1.3 only"),
+        pytest.param([{**SHIPPED, "tls": {"minVersion": "Auto"}}], [], id="Envoy Gateway's own least version"),
         pytest.param([{**SHIPPED, **OF_HTTPS}], [], id="a policy for the listener alone"),
     ],
 )

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from controlled_rollout.checks.reachability import check_reachable, http_get
+from controlled_rollout.checks.reachability import certificate_end, check_reachable, http_get
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from tests.unit.checks.server import port_of, serve
 
@@ -79,6 +79,31 @@ async def test_this_machine_is_asked_without_a_proxy_and_with_the_certificates_o
         assert (await http_get(f"https://127.0.0.1:{port_of(server)}")).status_code == 200
     async with await serve(ok) as server:
         assert (await http_get(f"http://127.0.0.1:{port_of(server)}")).status_code == 200
+
+
+async def test_a_named_authority_is_trusted_and_the_certificates_end_is_read(
+    self_signed: ssl.SSLContext, tmp_path: Path
+) -> None:
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+    async with await serve(ok, tls=self_signed) as server:
+        url = f"https://127.0.0.1:{port_of(server)}"
+        assert (await http_get(url, authority=tmp_path / "both.pem")).status_code == 200
+        assert await check_reachable(url, authority=tmp_path / "both.pem")
+        ends = await certificate_end(url, tmp_path / "both.pem")
+        with pytest.raises(TargetUnavailableError, match=r"^TLS: .* is not trusted \(self"):
+            await certificate_end(url, None)
+
+    assert timedelta(minutes=50) < ends - datetime.now(UTC) <= timedelta(hours=1)
+
+
+@pytest.mark.parametrize(("content", "reason"), [(None, "No such file"), ("nonsense", "no certificate in PEM form")])
+async def test_an_authority_that_cannot_be_read_is_named(tmp_path: Path, content: str | None, reason: str) -> None:
+    file = tmp_path / "ca.crt"
+    if content:
+        file.write_text(content)
+
+    with pytest.raises(WorkspaceError, match=rf"cannot be read from {file} \(.*{reason}.*endpoint_ca"):
+        await http_get("https://127.0.0.1:9", authority=file)
 
 
 async def test_server_without_http_has_its_own_message() -> None:

@@ -44,6 +44,10 @@ async def test_a_connection_of_another_type_is_not_taken_for_the_local_workspace
 def test_a_connection_names_its_cluster_by_a_connection() -> None:
     with pytest.raises(WorkspaceError, match="sets kubeconfig and kube_context, which are for the command line"):
         workspace_from("ml", {**on_kubernetes()[1], "kubeconfig": "/x", "kube_context": "y"})
+    with pytest.raises(
+        WorkspaceError, match="sets tls_certificate and tls_key, which are for `controlled-rollout local up`"
+    ):
+        workspace_from("ml", {"tls_certificate": "/x", "tls_key": "/y"})
 
 
 def test_a_cluster_without_a_gateway_is_refused() -> None:

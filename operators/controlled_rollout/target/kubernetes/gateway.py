@@ -15,6 +15,7 @@ __all__ = [
     "Acknowledgement",
     "acknowledgement",
     "base_url",
+    "check_tls",
     "chosen_listener",
     "envoy_labels",
     "find_gateway",
@@ -107,6 +108,34 @@ def chosen_listener(gateway: Object, workspace: Workspace) -> str | None:
             f"the one that callers use, as {workspace.gateway}/{names[0]} in the setting gateway"
         )
     return names[0]
+
+
+def check_tls(gateway: Object, workspace: Workspace) -> None:
+    """Raise WorkspaceError if the workspace asks for TLS, and its Gateway does not offer it to the endpoints' callers.
+
+    Nothing of the Gateway is ours to change: whoever runs the cluster's network owns it.
+    """
+    if not workspace.tls:
+        return
+    named = workspace.gateway_listener
+    listeners = [one for one in gateway["spec"].get("listeners") or [] if named in (None, one.get("name"))]
+    secure = [one for one in listeners if one.get("protocol") == "HTTPS"]
+    remedy = (
+        "ask who runs the Gateway for a listener with protocol HTTPS and tls.certificateRefs that name a Secret with "
+        "the certificate (docs/aks/gateway.yaml has one), or take the setting tls out"
+    )
+    if not secure:
+        which = f"the listener of Gateway {workspace.gateway!r}" if named else f"Gateway {workspace.gateway!r}"
+        protocols = ", ".join(sorted({str(one.get("protocol")) for one in listeners})) or "none"
+        raise WorkspaceError(
+            f"the workspace asks for TLS (setting tls), and {which} has no https (protocols: {protocols}): {remedy}"
+        )
+    terminating = [one for one in secure if (one.get("tls") or {}).get("mode", "Terminate") == "Terminate"]
+    if not any((one.get("tls") or {}).get("certificateRefs") for one in terminating):
+        raise WorkspaceError(
+            f"the workspace asks for TLS (setting tls), and listener {secure[0].get('name')!r} of Gateway "
+            f"{workspace.gateway!r} names no certificate: {remedy}"
+        )
 
 
 def listener_url(gateway: Object, section: str | None) -> str:

@@ -6,7 +6,7 @@ from controlled_rollout.endpoint import Endpoint, EndpointError
 from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
 from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes import envoy_stats
-from controlled_rollout.target.kubernetes.gateway import CONTROLLER, chosen_listener, find_gateway
+from controlled_rollout.target.kubernetes.gateway import CONTROLLER, check_tls, chosen_listener, find_gateway
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, route_name
 from controlled_rollout.target.kubernetes.route_rules import hand_edit, is_written_by_us
 from controlled_rollout.target.kubernetes.shadowing import find_shadows
@@ -56,6 +56,7 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_for
         gateway = await find_gateway(api, workspace)
         await _check_controller(api, workspace, gateway)
         chosen_listener(gateway, workspace)
+        check_tls(gateway, workspace)
         if route is None:
             await _check_path_is_free(api, workspace, endpoint)
         await _check_requests_are_ours(api, workspace, endpoint)

@@ -12,11 +12,12 @@ from pydantic import TypeAdapter
 from controlled_rollout import errors
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.environment_variables import check_secret_values
-from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
+from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.sizing import Load
 from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.supervisor_state import SupervisorState
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
+from controlled_rollout.target.transition import sends_more
 from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
 
@@ -80,6 +81,8 @@ class LocalTarget:
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
         """Store `endpoint` as the next revision and begin to serve it; see `Target.apply`."""
+        if self._workspace.has_tls:
+            await self._check_tls(endpoint)
         body = {"endpoint": endpoint.model_dump(mode="json"), "change": change.model_dump()}
         return Endpoint.model_validate_json((await self._request("POST", "/endpoints", body)).content)
 
@@ -146,6 +149,19 @@ class LocalTarget:
     async def process_statuses(self) -> list[ProcessStatus]:
         """Return the status of the supervisor, the router, the telemetry store and all replicas, running or not."""
         return _PROCESSES.validate_json((await self._request("GET", "/processes")).content)
+
+    async def _check_tls(self, endpoint: Endpoint) -> None:
+        """Raise WorkspaceError if a version would get more traffic by a router that speaks plain http."""
+        state = SupervisorState.read(self._workspace)
+        if state is None or state.router_url.startswith("https:"):
+            return
+        former = await self.history(endpoint.name) if endpoint.name in await self.endpoints() else []
+        if not former or sends_more(former[-1].endpoint, endpoint):
+            raise WorkspaceError(
+                f"the workspace asks for TLS, and its router was started without at {state.router_url}: nothing was "
+                f"changed; start it anew with `{self._workspace.local_command('down')}` and "
+                f"`{self._workspace.local_command('up')} --tls`"
+            )
 
     async def shut_down(self) -> None:
         """Send the supervisor the request to end; return before it has ended."""

@@ -138,14 +138,19 @@ def unbuffered() -> Json:
     }
 
 
-def raw_listener_filters() -> Json:
-    """Return the settings of a listener that closes connections which bring nothing."""
+def raw_listener_filters(*first: Json) -> Json:
+    """Return the settings of a listener that closes connections which bring nothing.
+
+    Args:
+        first: Listener filters that look at a connection before.
+    """
     return {
         "listener_filters": [
+            *first,
             {
                 "name": "envoy.filters.listener.http_inspector",
                 "typed_config": {"@type": _TYPE + "extensions.filters.listener.http_inspector.v3.HttpInspector"},
-            }
+            },
         ],
         "listener_filters_timeout": FIRST_BYTE_TIMEOUT,
     }

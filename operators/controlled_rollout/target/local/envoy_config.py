@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.endpoint import VERSION_HEADER
-from controlled_rollout.target.local import envoy_bounds
+from controlled_rollout.target.local import envoy_bounds, envoy_tls
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 
 __all__ = [
@@ -197,7 +197,9 @@ def protobuf_duration(milliseconds: int) -> str:
 # Listener
 
 
-def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool, telemetry_token: str = "") -> Json:
+def listener_config(
+    files: EnvoyFiles, *, host: str, port: int, traced: bool, telemetry_token: str = "", tls: bool = False
+) -> Json:
     """Return the listener that all endpoints share; it stays the same as long as the router runs.
 
     Args:
@@ -206,6 +208,7 @@ def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool, te
         port: The port that callers reach.
         traced: Whether spans are sent to the telemetry store.
         telemetry_token: The bearer token that they bring.
+        tls: Whether callers use https; plain http on the same port is refused.
     """
     connection_manager = _connection_manager(files, traced=traced, telemetry_token=telemetry_token) | {
         "use_remote_address": True,
@@ -219,6 +222,8 @@ def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool, te
             _remove_request_headers(*_REMOVED_REQUEST_HEADERS, envoy_bounds.BUFFERED_HEADER)
         ],
     }
+    chain = _filter_chain(connection_manager)
+    certificate = _file_config_source(files.certificate)
     return {
         "@type": ENVOY_TYPE + "config.listener.v3.Listener",
         "name": "router",
@@ -226,8 +231,8 @@ def listener_config(files: EnvoyFiles, *, host: str, port: int, traced: bool, te
         # Two routers must never share a port by accident.
         "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": 1024 * 1024,
-        **envoy_bounds.raw_listener_filters(),
-        "filter_chains": [_filter_chain(connection_manager)],
+        **envoy_bounds.raw_listener_filters(*([envoy_tls.inspector()] if tls else [])),
+        "filter_chains": [envoy_tls.with_tls(chain, certificate), envoy_tls.plain_http_chain()] if tls else [chain],
     }
 
 

@@ -37,6 +37,11 @@ class EnvoyFiles:
         return self.folder / "clusters.json"
 
     @property
+    def certificate(self) -> Path:
+        """The path of the secret discovery file with the router's certificate and its key."""
+        return self.folder / "certificate.json"
+
+    @property
     def admin_socket(self) -> Path:
         """The path of the unix socket of Envoy's administration interface."""
         return self.folder / "admin.sock"

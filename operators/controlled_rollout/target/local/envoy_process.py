@@ -16,7 +16,8 @@ import httpx  # noqa: TID253 - runs only inside the supervisor's process
 
 from controlled_rollout.polling import until
 from controlled_rollout.target.counters import UNSENT, Counters, parse_counters
-from controlled_rollout.target.local import atomic_files, envoy_config, envoy_routes
+from controlled_rollout.target.local import atomic_files, envoy_config, envoy_routes, envoy_tls
+from controlled_rollout.target.local.certificate_pair import CertificatePair, host_for_callers
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
 from controlled_rollout.target.local.cores import router_threads
 from controlled_rollout.target.local.envoy_config import ClusterSpec
@@ -47,6 +48,7 @@ UNHEALTHY_GRACE_S: Final = 1.0
 # Envoy's names of the versions of the configuration that it has taken over, and of its counters.
 _CLUSTERS_VERSION: Final = "cluster_manager.cds.version_text"
 _ROUTES_VERSION: Final = f"http.{envoy_config.STAT_PREFIX}.rds.{envoy_config.ROUTES}.version_text"
+_CERTIFICATE_VERSION: Final = f"sds.{envoy_tls.CERTIFICATE}.version_text"
 _WARMING_CLUSTERS: Final = "cluster_manager.warming_clusters"
 _OPEN_REQUESTS: Final = f"http.{envoy_config.STAT_PREFIX}.downstream_rq_active"
 # Cluster names hold no dot: what follows the name is the counter's own.
@@ -131,6 +133,7 @@ class EnvoyProcess:
             watch=self._liveness.watch,
             unhealthy_grace_s=UNHEALTHY_GRACE_S,
         )
+        self._certificate: CertificatePair | None = None
         self._is_listening = False
         self._is_draining = False
         self._started_at = datetime.now(UTC)
@@ -155,9 +158,11 @@ class EnvoyProcess:
 
     @property
     def url(self) -> str:
-        """The router's address for callers."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        """The router's address for callers; with TLS by a name that the certificate is for."""
+        certificate = self._certificate
+        host = self.host if certificate is None else host_for_callers(certificate.names, self.host)
+        scheme = "http" if certificate is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     # The process
 
@@ -253,13 +258,34 @@ class EnvoyProcess:
         is_served = clusters_known and await self._wait_until_confirmed(self._expected_versions)
         return PublishState.SERVED if is_served else PublishState.PENDING
 
+    async def serve_certificate(self, certificate: CertificatePair) -> bool:
+        """Serve callers by TLS with a certificate; open connections stay.
+
+        It is called before `listen`, which decides between TLS and plain http, and for each renewal after it.
+
+        Returns:
+            Whether Envoy has taken it over, or will when it listens.
+        """
+        atomic_files.create_private_folder(self.files.folder)
+        secret = envoy_tls.certificate_secret(certificate)
+        version = self._write_discovery_file(self.files.certificate, [secret])
+        if self._is_listening and not await self._wait_until_confirmed({_CERTIFICATE_VERSION: version}):
+            return False
+        self._certificate = certificate
+        return True
+
     async def listen(self) -> None:
         """Write the listeners, so that Envoy begins to accept callers; they never change afterwards."""
         traced, token = self._telemetry_port is not None, self._telemetry_token
         listeners = [
             # First: Envoy counts the routes' versions for the listener that asked first.
             envoy_config.listener_config(
-                self.files, host=self.host, port=self.port, traced=traced, telemetry_token=token
+                self.files,
+                host=self.host,
+                port=self.port,
+                traced=traced,
+                telemetry_token=token,
+                tls=self._certificate is not None,
             ),
             envoy_config.large_bodies_listener_config(self.files, traced=traced, telemetry_token=token),
         ]
@@ -278,7 +304,8 @@ class EnvoyProcess:
 
     async def answers_callers(self) -> bool:
         """Return whether the router answers a health check on the port that callers use."""
-        return await http_status_on_port(self.host, self.port, "/healthz", ADMIN_TIMEOUT_S) == 200
+        tls = self._certificate is not None
+        return await http_status_on_port(self.host, self.port, "/healthz", ADMIN_TIMEOUT_S, tls=tls) == 200
 
     def _remove_assignments_except(self, clusters: set[str]) -> None:
         """Delete the replica lists of all clusters but `clusters`, and stop expecting Envoy to report them."""

@@ -24,6 +24,7 @@ from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.reconciler import Reconciler, VersionKey
 from controlled_rollout.target.local.replica import LaunchSpec
 from controlled_rollout.target.local.revisions import RevisionStore
+from controlled_rollout.target.local.router_certificate import RouterCertificate
 from controlled_rollout.target.local.running_version import SETTLE_S
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
@@ -84,6 +85,7 @@ class Operations:
         logs_folder: The folder of the replicas' logs.
         collector: The collector.
         spools_folder: The folder of what replicas collect.
+        certificate: The router's certificate; None without TLS.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Operations:
         logs_folder: Path,
         collector: CollectorProcess,
         spools_folder: Path,
+        certificate: RouterCertificate | None = None,
     ) -> None:
         self._revisions = revisions
         self._stored = stored
@@ -112,6 +115,7 @@ class Operations:
         self._logs_folder = logs_folder
         self._collector = collector
         self._spools_folder = spools_folder
+        self._certificate = certificate
         # One writer at a time for each endpoint.
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -173,6 +177,8 @@ class Operations:
             served_revision=self._reconciler.served_revision.get(name, 0),
             versions=versions,
             trouble=None if is_behind else stored.damage,
+            certificate_ends=self._certificate.ends if self._certificate else None,
+            warnings=tuple(self._certificate.warnings()) if self._certificate else (),
             weight_ppm={version: weight for version, weight in split.weights.items() if weight},
             split_revision=split.revision,
             waiting_for=stored.damage or split.waiting_for,
@@ -286,11 +292,17 @@ class Operations:
         """Start or stop the telemetry store."""
         await (self._telemetry.start() if running else self._telemetry.stop())
 
+    def _router_status(self) -> ProcessStatus:
+        """Return the status of the router, with what is wrong with its certificate."""
+        status = self._envoy.status
+        problems = self._certificate.problems() if self._certificate else []
+        return status.model_copy(update={"problem": status.problem or "; ".join(problems) or None})
+
     def processes(self) -> list[ProcessStatus]:
         """Return the status of the supervisor, the router, the telemetry store, the collector and all replicas."""
         return [
             ProcessStatus(name="supervisor", pid=os.getpid()),
-            self._envoy.status,
+            self._router_status(),
             self._telemetry.status,
             *filter(None, [self._collector.status()]),
             *(

