@@ -57,7 +57,8 @@ bench-gate: install  ## Simulate thousands of rollouts of every kind under the g
 constraints: install  ## Pin what pyproject.toml asks for (UPGRADE=1: everything anew)
 	@.venv/bin/uv pip compile --quiet $(if $(UPGRADE),--upgrade) $(shell scripts/constraints-arguments)
 	@scripts/lock-runtime docker/scoring $(if $(UPGRADE),--upgrade)
-	@scripts/lock-collector docker/collector $(if $(UPGRADE),--upgrade)
+	@scripts/lock-image collector docker/collector $(if $(UPGRADE),--upgrade)
+	@scripts/lock-image agent docker/agent $(if $(UPGRADE),--upgrade)
 
 clean:  ## Remove what was installed and built here
 	@rm -rf .venv .work .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

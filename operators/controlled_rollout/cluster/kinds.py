@@ -11,12 +11,15 @@ __all__ = [
     "DEPLOYMENT",
     "EVENT",
     "GATEWAY",
+    "HORIZONTAL_POD_AUTOSCALER",
     "HTTP_ROUTE",
     "HTTP_ROUTE_FILTER",
+    "LEASE",
     "MANAGED_BY",
     "NETWORK_POLICY",
     "POD",
     "POD_DISRUPTION_BUDGET",
+    "SCALED_OBJECT",
     "SECRET",
     "SECURITY_POLICY",
     "SERVICE",
@@ -58,6 +61,10 @@ EVENT: Final = Kind("Event", "v1", "events")
 DEPLOYMENT: Final = Kind("Deployment", "apps/v1", "deployments")
 CONTROLLER_REVISION: Final = Kind("ControllerRevision", "apps/v1", "controllerrevisions")
 POD_DISRUPTION_BUDGET: Final = Kind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
+LEASE: Final = Kind("Lease", "coordination.k8s.io/v1", "leases")
+HORIZONTAL_POD_AUTOSCALER: Final = Kind("HorizontalPodAutoscaler", "autoscaling/v2", "horizontalpodautoscalers")
+# Of KEDA (https://keda.sh).
+SCALED_OBJECT: Final = Kind("ScaledObject", "keda.sh/v1alpha1", "scaledobjects")
 NETWORK_POLICY: Final = Kind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
 GATEWAY: Final = Kind("Gateway", "gateway.networking.k8s.io/v1", "gateways")
 HTTP_ROUTE: Final = Kind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")

@@ -21,7 +21,9 @@ __all__ = [
     "GatewayStats",
     "contradiction",
     "envoy_selector",
+    "is_ready",
     "read_gateway_stats",
+    "read_in_flight",
     "read_pod_stats",
     "ready_pods",
     "version_loads",
@@ -164,7 +166,7 @@ def envoy_selector(workspace: Workspace) -> str:
 
 def ready_pods(pods: Iterable[Object]) -> list[str]:
     """Return the names of the pods that are ready and not being deleted."""
-    return [pod["metadata"]["name"] for pod in pods if _is_ready(pod)]
+    return [pod["metadata"]["name"] for pod in pods if is_ready(pod)]
 
 
 async def read_gateway_stats(api: Api, workspace: Workspace, endpoint: str) -> GatewayStats:
@@ -188,9 +190,38 @@ async def read_pod_stats(api: Api, workspace: Workspace, endpoint: str, pods: It
     return GatewayStats({name: envoy for name, envoy in zip(names, stats, strict=True) if envoy is not None})
 
 
+async def read_in_flight(api: Api, workspace: Workspace, pods: Iterable[str]) -> GatewayStats:
+    """Read from each Envoy pod how many requests it has open or waiting, for all routes of the namespace.
+
+    An Envoy has these counters of a cluster from its first request on, and from the beginning how many replicas it
+    reaches.
+
+    Args:
+        api: The cluster.
+        workspace: Where in it endpoints and Envoys are.
+        pods: The names of the Envoys.
+
+    Raises:
+        ApiError: One of them no longer exists.
+    """
+    names = (
+        rf"^cluster\.httproute/{re.escape(workspace.namespace)}/.*\.(upstream_rq_(pending_)?active|membership_healthy)$"
+    )
+
+    async def read(pod: str) -> EnvoyStats:
+        """Read one Envoy."""
+        text = await api.request(
+            "GET", _stats_path(workspace.envoy_namespace, pod), query={"filter": names}, accept="*/*"
+        )
+        return EnvoyStats.parse(text.decode(errors="replace"))
+
+    names_of_pods = list(pods)
+    return GatewayStats(dict(zip(names_of_pods, await asyncio.gather(*map(read, names_of_pods)), strict=True)))
+
+
 async def _read_pod(api: Api, namespace: str, pod: str, route: str) -> EnvoyStats | None:
     """Read the counters of one Envoy pod for a route; None if the pod no longer exists."""
-    path = f"{POD.path(namespace, f'{pod}:{STATS_PORT}', 'proxy')}/stats/prometheus"
+    path = _stats_path(namespace, pod)
     _, _, name = route.partition("/")
     metrics = "|".join(("upstream_rq_(total|active|time)", "membership_healthy", *counters.UNSENT))
     names = rf"^(cluster\.httproute/{re.escape(route)}/.*({metrics})$"
@@ -204,8 +235,13 @@ async def _read_pod(api: Api, namespace: str, pod: str, route: str) -> EnvoyStat
     return EnvoyStats.parse(text.decode(errors="replace"))
 
 
-def _is_ready(pod: Object) -> bool:
+def _stats_path(namespace: str, pod: str) -> str:
+    """Return the API server's path of an Envoy's counters."""
+    return f"{POD.path(namespace, f'{pod}:{STATS_PORT}', 'proxy')}/stats/prometheus"
+
+
+def is_ready(pod: Object) -> bool:
     """Return whether a pod's condition Ready is true and the pod is not being deleted."""
     conditions = (pod.get("status") or {}).get("conditions") or []
-    is_ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
-    return is_ready and "deletionTimestamp" not in pod["metadata"]
+    ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+    return ready and "deletionTimestamp" not in pod["metadata"]

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Final
 
 __all__ = [
+    "AGENT",
     "BUILDER",
     "CLUSTER",
     "ENVOY_NAMESPACE",
     "GATEWAY_NAMESPACE",
     "NAMESPACE",
     "Permission",
+    "agent_as_yaml",
     "as_yaml",
     "builder_as_yaml",
 ]
@@ -100,6 +102,72 @@ BUILDER: Final = (
     Permission("", "pods/log", ("get",), "its log is the task's"),
     Permission("", "secrets", ("create",), "the registries' users, for that pod alone"),
 )
+
+# Of the agent, in each namespace of endpoints. It is at work where steps wait, and gives no new rights to anybody.
+AGENT: Final = (
+    Permission("coordination.k8s.io", "leases", ("create", "get", "patch"), "one agent at a time is at work"),
+    Permission("apps", "deployments/scale", ("patch",), "replicas follow the load"),
+    Permission("autoscaling", "horizontalpodautoscalers", ("list",), "whom the autoscaler leaves alone"),
+    Permission("keda.sh", "scaledobjects", ("list",), "the same"),
+    Permission(
+        "", "configmaps", ("list", "watch", "create", "get", "patch"), "the object that owns all of an endpoint"
+    ),
+    Permission("apps", "controllerrevisions", ("list", "watch", "create"), "the endpoint's revisions"),
+    Permission("apps", "deployments", ("create", "get", "list", "watch", "patch", "delete"), "the versions' replicas"),
+    Permission("", "services", ("create", "get", "patch", "delete"), "the versions' addresses"),
+    Permission(
+        "policy", "poddisruptionbudgets", ("create", "get", "patch", "delete"), "replicas leave a node one by one"
+    ),
+    Permission("", "secrets", ("create", "get", "patch"), "the endpoints' keys"),
+    Permission("", "pods", ("list", "watch"), "what keeps a version from being ready"),
+    Permission(
+        "gateway.networking.k8s.io",
+        "httproutes",
+        ("create", "get", "list", "watch", "patch"),
+        "the split of the traffic",
+    ),
+    Permission(
+        "gateway.envoyproxy.io", "securitypolicies", ("create", "get", "list", "watch", "patch"), "who may call"
+    ),
+    Permission(
+        "gateway.envoyproxy.io", "backendtrafficpolicies", ("create", "get", "list", "patch"), "time-outs, retries"
+    ),
+    Permission(
+        "networking.k8s.io", "networkpolicies", ("create", "get", "patch"), "versions are called by the Gateway only"
+    ),
+    Permission("gateway.envoyproxy.io", "httproutefilters", ("create", "get", "patch"), "answers of the router itself"),
+)
+
+# Of the agent, in the namespace of the Gateway.
+AGENT_GATEWAY: Final = (Permission("gateway.networking.k8s.io", "gateways", ("get",), "its address and its listeners"),)
+
+
+def agent_as_yaml(
+    namespace: str = "models",
+    gateway_namespace: str = "gateway",
+    envoy_namespace: str = "envoy-gateway-system",
+    service_account: str = "controlled-rollout-agent",
+    account_namespace: str | None = None,
+) -> str:
+    """Return as YAML the agent's ServiceAccount, its Roles for one namespace of endpoints, and their bindings.
+
+    Args:
+        namespace: The namespace of the endpoints.
+        gateway_namespace: The namespace of the Gateway.
+        envoy_namespace: The namespace of its Envoy pods.
+        service_account: The ServiceAccount's name.
+        account_namespace: The namespace of the ServiceAccount and of the agent's pods; None for `namespace`.
+    """
+    account_namespace = account_namespace or namespace
+    account = f"{account_namespace}/{service_account}"
+    return "---\n".join(
+        [
+            _ACCOUNT.format(name=service_account, namespace=account_namespace),
+            _role_as_yaml(service_account, namespace, AGENT, account),
+            _role_as_yaml(f"{service_account}-{namespace}-gateway", gateway_namespace, AGENT_GATEWAY, account),
+            _role_as_yaml(f"{service_account}-{namespace}-envoy", envoy_namespace, ENVOY_NAMESPACE, account),
+        ]
+    )
 
 
 def builder_as_yaml(

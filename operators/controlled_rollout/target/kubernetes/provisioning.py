@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Final
 
+from controlled_rollout.autoscaling import Floor
 from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
 from controlled_rollout.cluster.kinds import (
     BACKEND_TRAFFIC_POLICY,
@@ -25,6 +26,7 @@ from controlled_rollout.cluster.kinds import (
 from controlled_rollout.endpoint import Auth, Endpoint, Version
 from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
 from controlled_rollout.target.kubernetes import drift, keys_secret, manifests
+from controlled_rollout.target.kubernetes.annotations import FLOOR
 from controlled_rollout.target.kubernetes.drift import Drift
 from controlled_rollout.target.kubernetes.gateway import (
     chosen_listener,
@@ -111,14 +113,25 @@ async def apply_objects(
     return found
 
 
-async def scale_version(api: Api, workspace: Workspace, endpoint: str, version: str, replicas: int) -> None:
+async def scale_version(
+    api: Api, workspace: Workspace, endpoint: str, version: str, replicas: int, *, floor: Floor | None = None
+) -> None:
     """Set the number of a version's pods, and own that field from now on, whatever it was before.
 
     It has a manager of its own: applying the Deployment again does not take the number back. Whoever else sets it then,
     also by the subresource `scale`, owns it, and is seen.
+
+    Args:
+        api: The cluster.
+        workspace: Where in it endpoints are.
+        endpoint: The endpoint's name.
+        version: The version's name.
+        replicas: The number.
+        floor: Below which number the autoscaler does not go for a while; None for no such number.
     """
     name = version_object_name(endpoint, version)
-    head = {"apiVersion": DEPLOYMENT.version, "kind": DEPLOYMENT.name, "metadata": {"name": name}}
+    metadata: Object = {"name": name} | ({"annotations": {FLOOR: str(floor)}} if floor else {})
+    head = {"apiVersion": DEPLOYMENT.version, "kind": DEPLOYMENT.name, "metadata": metadata}
     path = DEPLOYMENT.path(workspace.namespace, name)
     await api.apply(path, {**head, "spec": {"replicas": replicas}}, manager=f"{FIELD_MANAGER}-scale", force=True)
 

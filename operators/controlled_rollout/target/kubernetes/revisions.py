@@ -12,7 +12,7 @@ from controlled_rollout.target.kubernetes.manifests import owner_reference
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, endpoint_object_name, selector
 from controlled_rollout.target.protocol import Change, Revision
 
-__all__ = ["endpoints_of", "existing_history", "history", "store_revision"]
+__all__ = ["endpoints_of", "existing_history", "history", "revision_from_object", "store_revision"]
 
 KEPT: Final = 200
 MAX_WHY: Final = 4096
@@ -26,7 +26,7 @@ async def history(api: Api, namespace: str, endpoint: str) -> list[Revision]:
     stored = await api.items(CONTROLLER_REVISION.path(namespace), labelSelector=selector(endpoint_labels(endpoint)))
     # Objects that are being deleted belong to an endpoint that is being deleted.
     kept = [revision for revision in stored if "deletionTimestamp" not in revision["metadata"]]
-    return sorted(map(_revision_from_object, kept), key=lambda revision: revision.number)
+    return sorted(map(revision_from_object, kept), key=lambda revision: revision.number)
 
 
 async def existing_history(api: Api, namespace: str, endpoint: str) -> list[Revision]:
@@ -103,7 +103,7 @@ def _revision_object(revision: Revision, namespace: str, owner: Object) -> Objec
     }
 
 
-def _revision_from_object(resource: Object) -> Revision:
+def revision_from_object(resource: Object) -> Revision:
     """Return the revision that a ControllerRevision stores."""
     metadata = resource["metadata"]
     # Somebody may have removed or edited an annotation: who and why are lost, and the endpoint goes on.

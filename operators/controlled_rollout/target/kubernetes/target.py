@@ -5,12 +5,14 @@ There is no controller in the cluster; the waiting caller reconciles (docs/adr/0
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final, Literal, Self
 
+from controlled_rollout.autoscaling import Floor
 from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import CONFIG_MAP, HTTP_ROUTE
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
@@ -205,7 +207,8 @@ class KubernetesTarget:
         refusals.check_replicas(version, replicas)
         # Raises the error that names what is missing, the endpoint or the version.
         (await self.endpoint(name)).version(version)
-        await provisioning.scale_version(self._api, self._workspace, name, version, replicas)
+        floor = Floor.for_shift(replicas, time.time())
+        await provisioning.scale_version(self._api, self._workspace, name, version, replicas, floor=floor)
 
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         """Store values in a Secret; other keys of it stay."""

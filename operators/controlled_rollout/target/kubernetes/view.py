@@ -9,6 +9,7 @@ from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY, Kind
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target.kubernetes import health, route_rules
+from controlled_rollout.target.kubernetes.annotations import NOT_SCALED
 from controlled_rollout.target.kubernetes.drift import Drift, replicas_writer
 from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats, ready_pods
 from controlled_rollout.target.kubernetes.gateway import Acknowledgement, acknowledgement
@@ -321,7 +322,8 @@ class EndpointView:
         """Return what is not as the newest revision asks for, or is somebody else's: a sentence for each."""
         taken = (shadow.sentence for shadow in self.shadows if not shadow.takes_all)
         moved = route_rules.moved_rules(self.route)
-        sentences = [*map(str, self.drift), *self._other_replicas(), *taken, *((moved,) if moved else ())]
+        others = [*self._other_replicas(), *self._not_scaled()]
+        sentences = [*map(str, self.drift), *others, *taken, *((moved,) if moved else ())]
         if self.idle_since and self.served_revision < self.endpoint.revision:
             sentences.append(
                 f"revision {self.endpoint.revision}, by {self.changed_by}, is not served yet, and no step has been at "
@@ -341,6 +343,15 @@ class EndpointView:
                     f"for {version.replicas_at_start}: no step sets it back"
                 )
         return sentences
+
+    def _not_scaled(self) -> list[str]:
+        """Return a sentence for each version that the agent's autoscaler leaves alone, with its reason."""
+        return [
+            f"version {_version_label(deployment)!r} is not scaled by its load: {note}"
+            for deployment in self.objects[DEPLOYMENT].values()
+            if _version_label(deployment) in self.endpoint.versions
+            and (note := (deployment["metadata"].get("annotations") or {}).get(NOT_SCALED))
+        ]
 
     def _waiting_for(self) -> str | None:
         """Return what the newest revision's split waits for now; it changes with every step on the way."""
