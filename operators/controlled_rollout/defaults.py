@@ -15,6 +15,7 @@ __all__ = [
     "ROLL_BACK_TIMEOUT",
     "SCAN_TIMEOUT",
     "SERVED_TIMEOUT",
+    "SILENCE",
 ]
 
 # How long a new version may take to become ready.
@@ -24,6 +25,8 @@ SERVED_TIMEOUT: Final = timedelta(minutes=2)
 # How long a run's step that gives its version more traffic goes on trying while target or record do not answer: if it
 # failed, a good version would be rolled back because of an outage.
 OUTAGE_TIMEOUT: Final = timedelta(hours=1)
+# After which time without a look a treatment that has traffic is taken back.
+SILENCE: Final = timedelta(minutes=30)
 # How long the deletion of a version may take.
 RETIRE_TIMEOUT: Final = timedelta(minutes=5)
 # How long a roll-back goes on trying while the target, or the router behind it, does not do it.

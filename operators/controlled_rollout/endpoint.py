@@ -5,22 +5,22 @@ and names are those of the retired `AksEndpoint` (azureml-core 1.61), with its s
 """
 
 import math
-import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Self
 
 from pydantic import (
-    AwareDatetime,
     Field,
     NonNegativeInt,
     field_serializer,
     model_validator,
 )
 
+from controlled_rollout.defaults import SILENCE
 from controlled_rollout.errors import ConflictError, EndpointError
+from controlled_rollout.rollout import OnSilence, Rollout, WaitingRun
 from controlled_rollout.sticky import Sticky, UserRange, arranged
 from controlled_rollout.value import Value
 from controlled_rollout.version import Name, Version
@@ -32,7 +32,6 @@ __all__ = [
     "Auth",
     "Endpoint",
     "EndpointError",
-    "Rollout",
     "Version",
 ]
 
@@ -48,8 +47,6 @@ LEAST_SHARE: Final = 0.01
 WEIGHT_TOTAL: Final = 1_000_000
 # Percentiles are floats: three thirds must be allowed to add up to 100.
 SUM_TOLERANCE: Final = 1e-9
-# What the owner of a rollout ends with if it is one instance of a mapped group, or one of several groups of its DAG.
-PART_OF_RUN: Final = re.compile(r"\[[^\[\]]+\]$")
 
 
 class Auth(StrEnum):
@@ -58,52 +55,6 @@ class Auth(StrEnum):
     KEY = "key"
     TOKEN = "token"  # noqa: S105 - the name of a method, not a secret
     NONE = "none"
-
-
-class Rollout(Value):
-    """The rollout that holds an endpoint; only one at a time may.
-
-    Attributes:
-        version: The treatment that is being rolled out.
-        owner: The run that holds the endpoint, such as `retrain_and_deploy/scheduled__2026-01-05`; in a mapped group
-            with the index, such as `[0]`, after it, and with a group's name if the DAG has several for one version.
-        started: Since when it holds the endpoint.
-        held: Since when it is on hold, because its gate came to no decision and a person has to; None if it is not.
-        resumed: When the last hold ended: a gate's deadline counts anew from there. None if there was none.
-    """
-
-    version: Name
-    owner: str
-    started: AwareDatetime
-    held: AwareDatetime | None = None
-    resumed: AwareDatetime | None = None
-
-    def is_of(self, who: str) -> bool:
-        """Return whether `who`, a person or a task as `dag/run/task`, is the owner or one of the owner's tasks."""
-        return who == self.owner or who.startswith(f"{self.owner}/")
-
-    def is_of_run(self, run: str) -> bool:
-        """Return whether the owner is a run, or one of its instances or groups, whichever of them `run` names."""
-        return PART_OF_RUN.sub("", self.owner) == PART_OF_RUN.sub("", run)
-
-    def is_same(self, other: "Rollout | None") -> bool:
-        """Return whether the other is the same rollout, on hold or not."""
-        mine = (self.version, self.owner, self.started)
-        return other is not None and mine == (other.version, other.owner, other.started)
-
-
-class WaitingRun(Value):
-    """A run that waits until it may roll a version out, because another one holds the endpoint.
-
-    Attributes:
-        owner: The run.
-        run_date: When it was due: the earliest is next.
-        until: When it gives up.
-    """
-
-    owner: str
-    run_date: AwareDatetime
-    until: AwareDatetime
 
 
 class Endpoint(Value):
@@ -359,14 +310,30 @@ class Endpoint(Value):
             )
         return self.update_version(name, traffic_percentile=0.0)
 
-    def claim(self, version: str, *, owner: str, at: datetime) -> "Endpoint":
+    def claim(
+        self,
+        version: str,
+        *,
+        owner: str,
+        at: datetime,
+        on_silence: OnSilence = OnSilence.KEEP,
+        silence: timedelta = SILENCE,
+    ) -> "Endpoint":
         """Return a copy that `owner` holds for the rollout of a version; the endpoint itself if it does already.
+
+        Args:
+            version: The version.
+            owner: The run or the person.
+            at: The present.
+            on_silence: What happens when nobody has looked at it for `silence`.
+            silence: How long that is.
 
         Raises:
             ConflictError: Another rollout holds the endpoint.
         """
         if self.rollout is None:
-            return self._validated_copy(rollout=Rollout(version=version, owner=owner, started=at))
+            rollout = Rollout(version=version, owner=owner, started=at, on_silence=on_silence, silence=silence)
+            return self._validated_copy(rollout=rollout)
         if (self.rollout.owner, self.rollout.version) == (owner, version):
             return self
         raise ConflictError(

@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from airflow.sdk import BaseNotifier, BaseOperator, TaskGroup, TriggerRule, chain
@@ -17,15 +16,20 @@ from controlled_rollout.defaults import (
     READY_TIMEOUT,
     RETIRE_TIMEOUT,
     ROLL_BACK_TIMEOUT,
+    SILENCE,
 )
 from controlled_rollout.duration import parse_duration
-from controlled_rollout.endpoint import LEAST_SHARE
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.approval import ApproveRolloutOperator
 from controlled_rollout.operators.base import rule_after_skips
-from controlled_rollout.operators.group_arguments import check_fixed_arguments, check_run_has_no_timeout
+from controlled_rollout.operators.group_arguments import (
+    check_fixed_arguments,
+    check_looks_in_time,
+    check_run_has_no_timeout,
+    check_steps,
+)
 from controlled_rollout.operators.image_scan import ScanImageOperator
 from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
 from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
@@ -98,8 +102,8 @@ class ControlledRollout(TaskGroup):
         decision_timeout: How long each gate may wait.
         on_deadline: What a gate does after that: `hold`; `roll_back` when there was evidence but not enough
             (else it holds); or `ask`, which adds a task after each gate that asks a person, with the evidence.
-        silence: On hold, how long no look may be able to see the evidence before the treatment is rolled back; None
-            keeps it for as long as the hold lasts.
+        unseen_timeout: On hold, how long no look may be able to see the evidence before the treatment is rolled back;
+            None keeps it for as long as the hold lasts.
         hold_notifiers: Called with the gate's context when the rollout goes on hold: no task fails then.
         approval: Whether a person has to approve the promotion even after a pass.
         approval_settings: Further arguments of the tasks that ask a person (see `ApproveRolloutOperator`), such as
@@ -111,7 +115,11 @@ class ControlledRollout(TaskGroup):
         settings: Further fields of the version (see `RolloutVersionOperator`).
         auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
         sticky: By what a new endpoint's callers stay with a version, such as `header:x-user`; None splits at random.
-        on_conflict, conflict_timeout: `fail` or `wait` while another run holds the endpoint, and for how long.
+        on_silence: What the local supervisor, or the agent in the cluster, does with a treatment that has traffic and
+            that nobody has looked at for `silence`, such as when Airflow is gone: `roll_back` or `keep`.
+        silence: How long that is: twice `interval` at least, and more than Airflow takes to start the next task.
+        on_conflict: `fail` or `wait`, while another run holds the endpoint.
+        conflict_timeout: How long to wait for that.
         ready_timeout: How long the version may take to become ready.
         roll_back_timeout: How long a try of `roll_back` goes on while the target does not answer or refuses, or the
             router does not serve the new split. That task and `retire_treatment` have three retries at least and an
@@ -151,7 +159,7 @@ class ControlledRollout(TaskGroup):
         pass_every_step: bool | str = False,
         decision_timeout: Time = DECISION_TIMEOUT,
         on_deadline: str = "hold",
-        silence: Time | None = None,
+        unseen_timeout: Time | None = None,
         hold_notifiers: Sequence[BaseNotifier] | BaseNotifier = (),
         approval: bool = False,
         approval_settings: Mapping[str, Any] | None = None,
@@ -164,6 +172,8 @@ class ControlledRollout(TaskGroup):
         settings: Mapping[str, Any] | str | None = None,
         auth: str = "key",
         sticky: str | None = None,
+        on_silence: str = "roll_back",
+        silence: Time = SILENCE,
         on_conflict: str = "fail",
         conflict_timeout: Time = CONFLICT_TIMEOUT,
         ready_timeout: Time = READY_TIMEOUT,
@@ -175,6 +185,7 @@ class ControlledRollout(TaskGroup):
     ) -> None:
         """Create all tasks of the rollout inside this group and connect them."""
         check_steps(steps)
+        check_looks_in_time(on_silence, silence, interval)
         check_fixed_arguments(
             flags={"approval": approval, "keep_treatment": keep_treatment, "deferrable": deferrable},
             mappings={"scan": scan, "approval_settings": approval_settings},
@@ -196,7 +207,7 @@ class ControlledRollout(TaskGroup):
             "min_requests": min_requests,
             "decision_timeout": decision_timeout,
             "on_deadline": on_deadline,
-            "silence": silence,
+            "unseen_timeout": unseen_timeout,
             "interval": interval,
             "bin_width": bin_width,
             "allowed_lag": allowed_lag,
@@ -206,6 +217,8 @@ class ControlledRollout(TaskGroup):
             "settings": settings,
             "auth": auth,
             "sticky": sticky,
+            "on_silence": on_silence,
+            "silence": silence,
             "on_conflict": on_conflict,
             "conflict_timeout": conflict_timeout,
         }
@@ -466,29 +479,6 @@ def check_default_args(of_dag: Mapping[str, Any], of_group: Mapping[str, Any]) -
         raise ValueError(
             f"default_args of the group have {', '.join(misplaced)}: give that to ControlledRollout itself, if it is "
             "one of its arguments; default_args are for Airflow's own, such as retries or queue"
-        )
-
-
-def check_steps(steps: Sequence[float]) -> None:
-    """Raise ValueError unless the steps are ascending percentiles that a router can tell apart, up to 100.
-
-    Raises:
-        ValueError: There are none, or they are not numbers, not ascending, not between 0 and 100, or nearer to 0, to
-            100 or to each other than `LEAST_SHARE`.
-    """
-    numbers = isinstance(steps, Sequence) and all(
-        isinstance(step, (int, float)) and not isinstance(step, bool) for step in steps
-    )
-    if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
-        raise ValueError(
-            f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50); there is "
-            "a task for each, so they can be no template and not mapped"
-        )
-    shares = [0.0, *steps, *([] if steps[-1] == 100 else [100.0])]
-    if any(after - before < LEAST_SHARE - 1e-9 for before, after in pairwise(shares)):
-        raise ValueError(
-            f"steps={steps!r}: give percentiles that differ from each other, from 0 and from 100 by {LEAST_SHARE:g} or "
-            "more: that is the least share of the traffic that a step can move"
         )
 
 

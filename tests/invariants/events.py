@@ -26,7 +26,7 @@ OPTIONS: Final = (
     Options(approval=True),
     Options(on_conflict="wait", keep_treatment=True),
     Options(steps=(25, 100), pass_every_step=True),
-    Options(more=(("silence", "60 s"),)),
+    Options(more=(("unseen_timeout", "60 s"),)),
 )
 
 

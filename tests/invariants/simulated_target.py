@@ -13,6 +13,7 @@ from controlled_rollout.target import refusals
 from controlled_rollout.target.protocol import (
     Change,
     EndpointStatus,
+    LookNote,
     ReplicaState,
     ReplicaStatus,
     Revision,
@@ -68,6 +69,7 @@ class SimulatedTarget(KeylessTarget):
         revisions: The endpoint's revisions; empty if there is none.
         lives: The revisions of all endpoints of that name, one list for each time it was created.
         split: What the router serves.
+        looked: The last look that was noted.
     """
 
     name: str
@@ -84,6 +86,7 @@ class SimulatedTarget(KeylessTarget):
     revisions: list[Revision] = field(default_factory=list)
     lives: list[list[Revision]] = field(default_factory=list)
     split: Split = CLOSED
+    looked: LookNote | None = None
     instances: dict[str, Instance] = field(default_factory=dict)
     _served_at: list[float] = field(default_factory=list)
     _served: tuple[int, set[str]] | None = None
@@ -226,6 +229,15 @@ class SimulatedTarget(KeylessTarget):
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         raise NotImplementedError
 
+    async def note_look(self, name: str, version: str) -> None:
+        self._check()
+        if self.revisions:
+            self.looked = LookNote(version=version, at=self.clock.now())
+
+    async def last_look(self, name: str) -> LookNote | None:
+        self._check()
+        return self.looked
+
     async def delete(self, name: str, change: Change) -> None:
         await self.before("delete")
         self._check()
@@ -289,6 +301,12 @@ class SimulatedTargets(KeylessTarget):
 
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         raise NotImplementedError
+
+    async def note_look(self, name: str, version: str) -> None:
+        await self.by_endpoint[name].note_look(name, version)
+
+    async def last_look(self, name: str) -> LookNote | None:
+        return await self.by_endpoint[name].last_look(name)
 
     async def delete(self, name: str, change: Change) -> None:
         await self.by_endpoint[name].delete(name, change)

@@ -11,8 +11,8 @@ from airflow.serialization.definitions.taskgroup import SerializedTaskGroup
 from airflow.serialization.serialized_objects import DagSerialization
 
 from controlled_rollout import ControlledRollout, Gate
-from controlled_rollout.endpoint import Rollout
 from controlled_rollout.operators.base import run_of
+from controlled_rollout.rollout import Rollout
 from controlled_rollout.task_group import own_defaults
 from controlled_rollout.version_name import version_of_run
 from tests.invariants.simulated_airflow import State, next_state

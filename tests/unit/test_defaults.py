@@ -19,6 +19,8 @@ from controlled_rollout.operators.rollout_check import CheckRolloutOperator
 
 # Airflow's own convention, [operators] default_deferrable; the group waits for days, so it defers by default.
 AIRFLOW_DECIDES = {"deferrable"}
+# A DAG has gates that look; who deploys by hand has promised no looks (docs/adr/0072).
+WHO_LOOKS = {"on_silence"}
 # No task of the group: labels take weeks, and a version that has gone live stays unless they say otherwise.
 WAITS_FOR_LABELS = {"interval", "decision_timeout", "on_deadline"}
 
@@ -48,7 +50,7 @@ def options_of(command: str) -> dict[str, Any]:
 
 
 def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
-    shared = left.keys() & right.keys() - AIRFLOW_DECIDES
+    shared = left.keys() & right.keys() - AIRFLOW_DECIDES - WHO_LOOKS
     assert shared
     assert {name: given(left[name]) for name in shared} == {name: given(right[name]) for name in shared}
 

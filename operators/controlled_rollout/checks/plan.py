@@ -8,8 +8,9 @@ from typing import Final, Literal
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import MAX_VERSIONS, Endpoint
 from controlled_rollout.evidence import EvidenceWindow
+from controlled_rollout.rollout import LEAST_SILENCE, OnSilence
 
-__all__ = ["RolloutPlan", "contradictions", "room_for"]
+__all__ = ["RolloutPlan", "contradictions", "looks_too_rarely", "room_for"]
 
 WITHOUT_DECISION: Final = {
     "hold": "it holds, and a person decides",
@@ -29,6 +30,7 @@ class RolloutPlan:
         pass_every_step: Whether every gate has to pass, not only the last.
         decision_timeout, on_deadline: The most time at each step, and what follows it.
         approval: Whether a person approves the promotion.
+        on_silence, silence: What happens when nobody has looked for so long.
         keep_warm: How long the former control stays.
         keep_treatment: Whether a treatment that was rolled back stays.
     """
@@ -42,6 +44,8 @@ class RolloutPlan:
     decision_timeout: timedelta
     on_deadline: Literal["hold", "roll_back", "ask"]
     approval: bool
+    on_silence: OnSilence
+    silence: timedelta
     keep_warm: timedelta
     keep_treatment: bool
 
@@ -56,11 +60,21 @@ class RolloutPlan:
             f"  {promotion}. {'when a person approves, ' if self.approval else ''}promote it to control with all the "
             "traffic",
             f"  {promotion + 1}. retire the former control after {format_duration(self.keep_warm)}",
+            *self._silence_lines(),
             f"If a gate has no decision after {format_duration(self.decision_timeout)}, "
             f"{WITHOUT_DECISION[self.on_deadline]}. After a failure the version is rolled back at once and "
             f"{'kept at 0 %' if self.keep_treatment else 'retired'}.",
         ]
         return "\n".join(lines)
+
+    def _silence_lines(self) -> list[str]:
+        """Return the line on what happens when nobody looks any more; none if the treatment is kept then."""
+        if self.on_silence is OnSilence.KEEP:
+            return []
+        return [
+            f"If nobody has looked for {format_duration(self.silence)}, such as when Airflow is gone, the workspace's "
+            "supervisor, or the cluster's agent if it has one, sets the version to 0 %."
+        ]
 
     def _shift_text(self, percentile: float) -> str:
         """Return the text of one step: shift traffic, and the condition to go on."""
@@ -108,6 +122,24 @@ def contradictions(
             f"interval = {format_duration(interval)}: a gate has to wait between two looks: give more than 0"
         )
     return problems
+
+
+def looks_too_rarely(silence: timedelta, interval: timedelta) -> str:
+    """Return why a treatment would be taken back although its gate looks, as a sentence; empty if it would not.
+
+    One look may take long, and one may be lost: two have to fit.
+
+    Args:
+        silence: After which time without a look the treatment is taken back.
+        interval: The time between two looks.
+    """
+    least = max(2 * interval, LEAST_SILENCE)
+    if silence >= least:
+        return ""
+    return (
+        f"silence = {format_duration(silence)} would take a treatment back between two looks, which come every "
+        f"interval = {format_duration(interval)}: give {format_duration(least)} or more, or on_silence='keep'"
+    )
 
 
 def room_for(endpoint: Endpoint, version: str) -> tuple[str, str]:

@@ -22,10 +22,12 @@ from controlled_rollout.defaults import (
     RETIRE_TIMEOUT,
     ROLL_BACK_TIMEOUT,
     SERVED_TIMEOUT,
+    SILENCE,
 )
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import EndpointNotFoundError
+from controlled_rollout.rollout import OnSilence
 from controlled_rollout.version import SET_BY_STEPS, Version
 
 __all__ = ["add_to"]
@@ -116,6 +118,25 @@ def _add_deploy_command(commands: Commands) -> None:
         metavar="KEY",
         help="by what callers of a new endpoint stay with a version: header:NAME or cookie:NAME (default: nothing)",
     )
+    _add_rollout_options(roll_out)
+
+
+def _add_rollout_options(roll_out: argparse.ArgumentParser) -> None:
+    """Add the options of `deploy` that are about its rollout: what happens without looks, and beside another one."""
+    roll_out.add_argument(
+        "--on-silence",
+        choices=[str(choice) for choice in OnSilence],
+        default=str(OnSilence.KEEP),
+        help="what happens to the version while it has traffic and nobody has looked for --silence: a shift to the "
+        "share that it has counts as a look (default %(default)s)",
+    )
+    roll_out.add_argument(
+        "--silence",
+        type=duration,
+        default=SILENCE,
+        metavar="DURATION",
+        help=f"how long that is (default {format_duration(SILENCE)})",
+    )
     roll_out.add_argument(
         "--on-conflict",
         choices=["fail", "wait"],
@@ -148,6 +169,8 @@ def _run_deploy(options: argparse.Namespace) -> int:
         owner=step_options["change"].who,
         auth=Auth(options.auth),
         sticky=options.sticky,
+        on_silence=OnSilence(options.on_silence),
+        silence=options.silence,
         settings=settings,
         conflict_timeout=options.conflict_timeout if options.on_conflict == "wait" else timedelta(0),
         **step_options,

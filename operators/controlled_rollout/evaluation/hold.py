@@ -130,7 +130,7 @@ async def unseen_for(workspace: Workspace, look: "Look", terms: "GateTerms", *, 
         now: The present.
     """
     held = terms.on_hold_since(look.document.rollout)
-    if held is None or terms.silence is None or look.verdict.outcome is not Outcome.CANNOT_SEE:
+    if held is None or terms.unseen_timeout is None or look.verdict.outcome is not Outcome.CANNOT_SEE:
         return None
     try:
         seen = await within_time(

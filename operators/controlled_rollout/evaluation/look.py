@@ -4,6 +4,7 @@ Looks carry nothing from one to the next but what is in the record: a task that 
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -11,8 +12,15 @@ from typing import Final, TypeAlias
 
 from controlled_rollout import record
 from controlled_rollout.collection_settings import Collection
+from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError, EvidenceUnavailableError, StorageError
+from controlled_rollout.errors import (
+    PROGRAMMING_ERRORS,
+    ConflictError,
+    ControlledRolloutError,
+    EvidenceUnavailableError,
+    StorageError,
+)
 from controlled_rollout.evaluation.at_share import seen_at_share
 from controlled_rollout.evaluation.conclusion import conclude_but_aggregates, treatment_down, verdict_without_record
 from controlled_rollout.evaluation.splits import compared_since, splits_since
@@ -35,11 +43,14 @@ from controlled_rollout.gate import (
 )
 from controlled_rollout.record import Decision, LookInput, LookSettings
 from controlled_rollout.record.in_time import within_time
-from controlled_rollout.target.history import creation_of
+from controlled_rollout.rollout import OnSilence
+from controlled_rollout.target.history import check_holder, creation_of
 from controlled_rollout.target.protocol import EndpointStatus, Revision, Target
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["Look", "NotEvaluated", "look"]
+
+log = logging.getLogger(__name__)
 
 DEFAULT_WINDOW: Final = EvidenceWindow()
 # What expectations about all rows together have found, or why they could not be evaluated.
@@ -127,7 +138,7 @@ async def look(
     history = await target.history(endpoint)
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
     document.version(version)
-    document.check_holder(version, owner)
+    await _note_look(target, history, version, owner)
     control = _control_of(document, version)
     status = await target.status(endpoint, inspect=False)
     query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
@@ -148,6 +159,27 @@ async def look(
         document=document,
         not_evaluated=_not_evaluated(query, evidence, at_share.since, else_says),
     )
+
+
+async def _note_look(target: Target, history: Sequence[Revision], version: str, owner: str | None) -> None:
+    """Write down that somebody looks at the treatment of the rollout that is under way; a look goes on without it.
+
+    Raises:
+        ConflictError: `owner` no longer holds the endpoint.
+    """
+    check_holder(history, version, owner)
+    document = history[-1].endpoint
+    if document.rollout is None or document.rollout.version != version:
+        return
+    try:
+        await target.note_look(document.name, version)
+    except ControlledRolloutError as error:
+        consequence = (
+            f"; if none can be for {format_duration(document.rollout.silence)}, the treatment is taken back"
+            if document.rollout.on_silence is OnSilence.ROLL_BACK
+            else ""
+        )
+        log.warning("that somebody looks at %s could not be noted: %s%s", version, error, consequence)
 
 
 def _not_evaluated(

@@ -17,8 +17,9 @@ from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
-    from controlled_rollout.endpoint import Endpoint, Rollout
+    from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.evaluation.look import Look
+    from controlled_rollout.rollout import Rollout
     from controlled_rollout.target.protocol import Target
 
 __all__ = [
@@ -69,7 +70,8 @@ class GateTerms(BaseModel):
         window: How the evidence is read.
         waiting_since: When the task began to wait.
         held: Since when this task has put the rollout on hold; None if it has not, or was cleared since then.
-        silence: On hold, how long no look may see the evidence before the treatment is rolled back; None keeps it.
+        unseen_timeout: On hold, how long no look may see the evidence before the treatment is rolled back; None: for
+            ever.
         only_alarms: Whether only an alarm, or the end of the rollout, decides: while a person is asked, before a step.
     """
 
@@ -89,7 +91,7 @@ class GateTerms(BaseModel):
     window: EvidenceWindow = EvidenceWindow()
     waiting_since: AwareDatetime
     held: AwareDatetime | None = None
-    silence: timedelta | None = None
+    unseen_timeout: timedelta | None = None
     only_alarms: bool = False
 
     def on_hold_since(self, rollout: "Rollout | None") -> datetime | None:
@@ -156,7 +158,7 @@ def decide(
     """Return the next action of the gate task after a look: go on, wait, fail, hold or ask a person. Pure.
 
     An outage never passes and never rolls back, however long it lasts: after `decision_timeout` it holds, or asks.
-    While a person is asked only an alarm decides; on hold an alarm, or `silence`.
+    While a person is asked only an alarm decides; on hold an alarm, or `unseen_timeout`.
 
     Args:
         look: The look.
@@ -178,11 +180,11 @@ def decide(
         return result(NextAction.WAIT, f"no alarm; {verdict.outcome.value.replace('_', ' ')}: {verdict.reason}")
     missing = _missing_to_go_on(look, terms) or record_problem
     if (held := terms.on_hold_since(look.document.rollout)) is not None:
-        if terms.silence is not None and unseen_for is not None and unseen_for >= terms.silence:
+        if terms.unseen_timeout is not None and unseen_for is not None and unseen_for >= terms.unseen_timeout:
             return result(
                 NextAction.FAIL,
                 f"on hold since {held:%Y-%m-%d %H:%M:%S}, and no look has seen the evidence for "
-                f"{_format_seconds(unseen_for)} (silence {_format_seconds(terms.silence)}): {missing}",
+                f"{_format_seconds(unseen_for)} (unseen_timeout {_format_seconds(terms.unseen_timeout)}): {missing}",
             )
         return result(NextAction.WAIT, _on_hold(held, missing or f"the gate would go on now: {verdict.reason}"))
     if not missing:

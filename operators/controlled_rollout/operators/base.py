@@ -47,7 +47,7 @@ FAILURE_KEY = "failure"
 TEXT_FIELDS: Final = frozenset(
     {
         "conn_id", "endpoint", "version", "replaced_by", "to", "reason", "image", "auth", "sticky", "on_conflict",
-        "on_deadline",
+        "on_deadline", "on_silence",
     }
 )  # fmt: skip
 # These errors may be gone at the next try. All others would come again: a retry would only delay the roll-back.

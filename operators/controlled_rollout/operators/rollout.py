@@ -9,11 +9,12 @@ from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowSkipException, XComNotFound
 
 from controlled_rollout.arguments import check_choice, choice, duration, mapping_of, sticky_key, text
-from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT
+from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT, SILENCE
 from controlled_rollout.endpoint import Auth
 from controlled_rollout.hooks.connection_secrets import Secrets, with_connections
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import TEMPORARY_WHEN_GOING_BACK, RolloutOperator, change_of, run_of
+from controlled_rollout.rollout import OnSilence
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class RolloutVersionOperator(RolloutOperator):
         auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
         sticky: By what a new endpoint's callers stay with a version: `header:<name>` or `cookie:<name>`; None or empty
             splits at random.
+        on_silence: What the local supervisor, or the agent in the cluster, does with a treatment that has traffic and
+            that nobody has looked at for `silence`: `roll_back` or `keep`. A gate looks at its `interval`.
+        silence: How long that is.
         on_conflict: `fail` or `wait`, while another run holds the endpoint. Of several runs that wait the one that was
             due first is next. A version of an earlier run than the control's is not rolled out: the task is skipped.
         conflict_timeout: How long to wait for that.
@@ -56,6 +60,8 @@ class RolloutVersionOperator(RolloutOperator):
         "settings",
         "auth",
         "sticky",
+        "on_silence",
+        "silence",
         "on_conflict",
         "conflict_timeout",
         "timeout",
@@ -71,6 +77,8 @@ class RolloutVersionOperator(RolloutOperator):
         settings: Mapping[str, Any] | str | None = None,
         auth: str = "key",
         sticky: str | None = None,
+        on_silence: str = "roll_back",
+        silence: timedelta | float | str = SILENCE,
         on_conflict: str = "fail",
         conflict_timeout: timedelta | float | str = CONFLICT_TIMEOUT,
         timeout: timedelta | float | str = READY_TIMEOUT,
@@ -80,12 +88,15 @@ class RolloutVersionOperator(RolloutOperator):
         """Store the arguments, whose templates are rendered later; raise ValueError for an unknown choice."""
         check_choice("on_conflict", on_conflict, *ON_CONFLICT)
         check_choice("auth", auth, *Auth)
+        check_choice("on_silence", on_silence, *OnSilence)
         super().__init__(**kwargs)
         self.version = version
         self.image = image
         self.settings = settings
         self.auth = auth
         self.sticky = sticky
+        self.on_silence = on_silence
+        self.silence = silence
         self.on_conflict = on_conflict
         self.conflict_timeout = conflict_timeout
         self.timeout = timeout
@@ -118,6 +129,8 @@ class RolloutVersionOperator(RolloutOperator):
             change=change_of(context, self.reason),
             auth=Auth(choice("auth", self.auth, *Auth)),
             sticky=sticky_key("sticky", self.sticky),
+            on_silence=OnSilence(choice("on_silence", self.on_silence, *OnSilence)),
+            silence=duration("silence", self.silence),
             settings=settings,
             secrets=secrets,
             run_date=getattr(context.get("dag_run"), "run_after", None),

@@ -19,7 +19,7 @@ from controlled_rollout.arguments import (
     whole_number,
 )
 from controlled_rollout.checks.forecast import forecast, read_control_traffic
-from controlled_rollout.checks.plan import RolloutPlan, contradictions, room_for
+from controlled_rollout.checks.plan import RolloutPlan, contradictions, looks_too_rarely, room_for
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ArgumentError, ControlledRolloutError
 from controlled_rollout.evidence import EvidenceWindow
@@ -29,6 +29,7 @@ from controlled_rollout.hooks.connection_secrets import with_connections
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.operators.image_scan import scan_settings
+from controlled_rollout.rollout import OnSilence
 from controlled_rollout.version import check_settings
 from controlled_rollout.workspace import Workspace
 
@@ -45,9 +46,11 @@ READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "pass_every_step": flag,
     "decision_timeout": duration,
     "on_deadline": lambda name, value: choice(name, value, "hold", "roll_back", "ask"),
-    "silence": optional_duration,
+    "unseen_timeout": optional_duration,
     "interval": duration,
     "keep_warm": duration,
+    "on_silence": lambda name, value: choice(name, value, *OnSilence),
+    "silence": duration,
     "auth": lambda name, value: choice(name, value, *Auth),
     "sticky": sticky_key,
     "on_conflict": lambda name, value: choice(name, value, "fail", "wait"),
@@ -168,6 +171,8 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             decision_timeout=values["decision_timeout"],
             on_deadline=values["on_deadline"],
             approval=self.approval,
+            on_silence=OnSilence(values["on_silence"]),
+            silence=values["silence"],
             keep_warm=values["keep_warm"],
             keep_treatment=self.keep_treatment,
         )
@@ -203,6 +208,8 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             interval=values["interval"],
             window=values["window"],
         )
+        if values["on_silence"] == OnSilence.ROLL_BACK:
+            problems += filter(None, [looks_too_rarely(values["silence"], values["interval"])])
         problems += filter(
             None, [cannot_be_judged(values["gate"], self.version, values["version"].version(self.version).collected)]
         )

@@ -60,8 +60,8 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         decision_timeout: How long to wait after the split was set.
         on_deadline: `hold`; `roll_back` when there was evidence but not enough (else it holds); or `ask`: the
             task succeeds, and the `ApproveRolloutOperator` that has to come after it asks a person.
-        silence: On hold, how long no look may be able to see the evidence before the treatment is rolled back; None
-            keeps it for as long as the hold lasts.
+        unseen_timeout: On hold, how long no look may be able to see the evidence before the treatment is rolled back;
+            None keeps it for as long as the hold lasts.
         hold_notifiers: Called with the task's context when the rollout goes on hold: no task fails then.
         interval: The time between two looks.
         bin_width: The length of a time bin of the evidence.
@@ -83,7 +83,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         "require_pass",
         "decision_timeout",
         "on_deadline",
-        "silence",
+        "unseen_timeout",
         "interval",
         "bin_width",
         "allowed_lag",
@@ -103,7 +103,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         require_pass: bool | str = True,
         decision_timeout: timedelta | float | str = DECISION_TIMEOUT,
         on_deadline: str = "hold",
-        silence: timedelta | float | str | None = None,
+        unseen_timeout: timedelta | float | str | None = None,
         hold_notifiers: Sequence[BaseNotifier] | BaseNotifier = (),
         interval: timedelta | float | str = LOOK_INTERVAL,
         bin_width: timedelta | float | str = WINDOW.bin_width,
@@ -140,7 +140,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         self.require_pass = require_pass
         self.decision_timeout = decision_timeout
         self.on_deadline = on_deadline
-        self.silence = silence
+        self.unseen_timeout = unseen_timeout
         self.hold_notifiers = notifiers_of(hold_notifiers)
         self.interval = interval
         self.bin_width = bin_width
@@ -236,7 +236,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             interval=duration("interval", self.interval),
             window=evidence_window(self.bin_width, self.allowed_lag, self.baseline_length),
             waiting_since=datetime.now(UTC),
-            silence=optional_duration("silence", self.silence),
+            unseen_timeout=optional_duration("unseen_timeout", self.unseen_timeout),
         )
 
     def _own_terms(self, context: "Context") -> GateTerms:

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 from controlled_rollout import record
-from controlled_rollout.defaults import OUTAGE_TIMEOUT, READY_TIMEOUT, ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
-from controlled_rollout.endpoint import Auth, Endpoint, WaitingRun
+from controlled_rollout.defaults import OUTAGE_TIMEOUT, READY_TIMEOUT, ROLL_BACK_TIMEOUT, SERVED_TIMEOUT, SILENCE
+from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import (
     EndpointNotFoundError,
     NothingToDoError,
@@ -21,10 +21,11 @@ from controlled_rollout.errors import (
 )
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
+from controlled_rollout.rollout import OnSilence, WaitingRun
 from controlled_rollout.steps import edits, permission, rules
-from controlled_rollout.steps.going_back import is_outage, try_until_done
+from controlled_rollout.steps.going_back import is_outage, rollback_step, try_until_done
 from controlled_rollout.steps.retirement import former_control, retire, retire_former_control
-from controlled_rollout.steps.skeleton import Permit, Scale, Step, run_step
+from controlled_rollout.steps.skeleton import Permit, Scale, Step, format_split, run_step
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import Promotion
 from controlled_rollout.target.protocol import Change, Revision, Target
@@ -64,6 +65,8 @@ async def roll_out(
     settings: Mapping[str, Any] | None = None,
     secrets: Mapping[str, Mapping[str, str]] | None = None,
     run_date: datetime | None = None,
+    on_silence: OnSilence = OnSilence.KEEP,
+    silence: timedelta = SILENCE,
     conflict_timeout: timedelta = timedelta(0),
     timeout: timedelta = READY_TIMEOUT,
     progress: Progress = print,
@@ -83,6 +86,8 @@ async def roll_out(
         secrets: Values to store before, by key, by the name of the secret; `settings` name them.
         run_date: When the run was due: of several runs that wait the earliest is next, and the version of an earlier
             run does not replace that of a later one. None for a version that is deployed by hand.
+        on_silence: What happens to a treatment with traffic that nobody has looked at for `silence`.
+        silence: How long that is.
         conflict_timeout: How long to wait while another run holds the endpoint; 0 fails at once.
         timeout: How long the version may take to become ready.
         progress: Called with a sentence when something changes.
@@ -110,8 +115,10 @@ async def roll_out(
             at=datetime.now(UTC),
             settings=settings,
             run_date=run_date,
+            on_silence=on_silence,
+            silence=silence,
         ),
-        done=lambda stored: f"version {version!r} is ready: {_format_split(stored)}",
+        done=lambda stored: f"version {version!r} is ready: {format_split(stored)}",
         purpose=f"roll out {version}",
         creates=Endpoint(name=endpoint, auth=auth, sticky=sticky),
         conflict_timeout=conflict_timeout,
@@ -177,6 +184,7 @@ async def shift(
         ),
         ready_before=True,
         scale=scale_before,
+        owner=owner,
     )
     return await _run_through_outages(step, workspace, endpoint, owner, change, timeout, look, progress)
 
@@ -223,6 +231,7 @@ async def promote(
     step = replace(
         _promotion_step(version, owner=owner, scale=scale_before),
         permit=_permission(workspace, endpoint, version, owner, run, reason_not_to),
+        owner=owner,
     )
     return await _run_through_outages(step, workspace, endpoint, owner, change, timeout, look, progress)
 
@@ -377,27 +386,13 @@ def _permission(
     return permit
 
 
-def _rollback_step(version: str, *, owner: str | None) -> Step:
-    """Return the step that sets a treatment to 0 % and releases the endpoint."""
-    return Step(
-        name="roll_back",
-        version=version,
-        edit=partial(edits.roll_back, version=version, owner=owner),
-        done=lambda stored: f"{version!r} is rolled back: {_format_split(stored)}",
-        purpose=f"roll back {version}",
-        scale=scale_before_going_back,
-        whole_split=False,
-        going_back=True,
-    )
-
-
 def _promotion_step(version: str, *, owner: str | None, scale: Scale, going_back: bool = False) -> Step:
     """Return the step that makes a version default and control with all the traffic."""
     return Step(
         name="promote",
         version=version,
         edit=partial(edits.promote, version=version, owner=owner),
-        done=lambda stored: f"{version!r} is default and control of endpoint {stored.name!r}: {_format_split(stored)}",
+        done=lambda stored: f"{version!r} is default and control of endpoint {stored.name!r}: {format_split(stored)}",
         purpose=f"promote {version} to control",
         ready_before=True,
         scale=scale,
@@ -438,7 +433,7 @@ async def _roll_back_once(
         return await run(step, workspace, target, endpoint)
     rules.check_is_treatment(history, version)
     try:
-        return await run(_rollback_step(version, owner=owner), workspace, target, endpoint)
+        return await run(rollback_step(version, owner=owner), workspace, target, endpoint)
     except EndpointNotFoundError:
         return None
 
@@ -463,12 +458,7 @@ async def _delete_if_never_ready(
 
 def _shift_text(stored: Endpoint, version: str) -> str:
     """Return what a shift has reached, as text; a default's percentile alone changes nothing."""
-    split = f"the router serves revision {stored.revision}: {_format_split(stored)}"
+    split = f"the router serves revision {stored.revision}: {format_split(stored)}"
     if not stored.versions[version].is_default:
         return split
     return f"{split}; {version!r} is the default and gets whatever no other version has: shift another version instead"
-
-
-def _format_split(endpoint: Endpoint) -> str:
-    """Return the effective traffic of all versions as text."""
-    return ", ".join(f"{name} {percent:g} %" for name, percent in endpoint.effective_traffic().items())

@@ -1,9 +1,10 @@
 """How each step changes an endpoint, or why it is refused. Pure: a step applies its edit to the newest revision."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+from controlled_rollout.defaults import SILENCE
 from controlled_rollout.endpoint import LEAST_SHARE, Endpoint
 from controlled_rollout.errors import (
     ConflictError,
@@ -12,6 +13,7 @@ from controlled_rollout.errors import (
     NameTakenError,
     NothingToDoError,
 )
+from controlled_rollout.rollout import OnSilence
 from controlled_rollout.version import Version, check_settings
 
 __all__ = ["promote", "retire", "roll_back", "roll_out", "shift"]
@@ -26,6 +28,8 @@ def roll_out(
     at: datetime,
     settings: Mapping[str, Any],
     run_date: datetime | None = None,
+    on_silence: OnSilence = OnSilence.KEEP,
+    silence: timedelta = SILENCE,
 ) -> Endpoint:
     """Return the endpoint with a new version at 0 %, held by `owner`; a first version becomes control and is not held.
 
@@ -51,7 +55,7 @@ def roll_out(
     _check_newer(endpoint, version, run_date)
     if endpoint.rollout is None:
         endpoint.check_turn(owner, run_date=run_date or at, at=at)
-    claimed = endpoint.claim(version, owner=owner, at=at).without_waiting(owner)
+    claimed = endpoint.claim(version, owner=owner, at=at, on_silence=on_silence, silence=silence).without_waiting(owner)
     return claimed if existing is not None else claimed.create_version(version, **settings)
 
 

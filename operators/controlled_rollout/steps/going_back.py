@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Final, TypeVar
 
 from controlled_rollout.defaults import SERVED_TIMEOUT
@@ -26,9 +27,12 @@ from controlled_rollout.errors import (
     RouterTimeoutError,
     TargetUnavailableError,
 )
+from controlled_rollout.steps import edits
+from controlled_rollout.steps.skeleton import Step, format_split
+from controlled_rollout.target.scaling import scale_before_going_back
 from controlled_rollout.target.waiting import Progress
 
-__all__ = ["is_outage", "may_pass", "try_until_done"]
+__all__ = ["is_outage", "may_pass", "rollback_step", "try_until_done"]
 
 Result = TypeVar("Result")
 
@@ -95,6 +99,21 @@ async def try_until_done(
             )
         await asyncio.sleep(pause_s)
     raise AssertionError  # the pauses do not end
+
+
+def rollback_step(version: str, *, owner: str | None) -> Step:
+    """Return the step that sets a treatment to 0 % and releases the endpoint."""
+    return Step(
+        name="roll_back",
+        version=version,
+        edit=partial(edits.roll_back, version=version, owner=owner),
+        done=lambda stored: f"{version!r} is rolled back: {format_split(stored)}",
+        purpose=f"roll back {version}",
+        scale=scale_before_going_back,
+        whole_split=False,
+        going_back=True,
+        owner=owner,
+    )
 
 
 def _pauses_s() -> Iterator[float]:

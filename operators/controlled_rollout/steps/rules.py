@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, EndpointError, NothingToDoError
-from controlled_rollout.target.history import Promotion, creation_of, promotion_of
+from controlled_rollout.target.history import ON_SILENCE, Promotion, creation_of, ended_by, ending_of, promotion_of
 from controlled_rollout.target.protocol import Revision
 
 __all__ = [
@@ -46,7 +46,8 @@ def version_to_roll_back(history: Sequence[Revision], version: str, owner: str) 
 def reason_not_to_roll_back(history: Sequence[Revision], version: str, owner: str) -> str | None:
     """Return why a DAG run must not roll a version back, as a sentence; None if it may.
 
-    It may also while the rollout is on hold: a gate on hold waits, so a task that failed has another reason.
+    It may also while the rollout is on hold: a gate on hold waits, so a task that failed has another reason. And it may
+    finish what was taken back because nobody looked.
 
     Args:
         history: The endpoint's revisions, oldest first; empty if there is no endpoint.
@@ -62,13 +63,26 @@ def reason_not_to_roll_back(history: Sequence[Revision], version: str, owner: st
         return f"version {version!r} is in the rollout of {holder}: it is not for {owner} to roll back"
     if holder is None and not creator.startswith(f"{owner}/"):
         return f"version {version!r} was created by {creator}: it is not for {owner} to roll back"
-    if holder is None and (ending := _ending_of(history, version, owner)) and not _is_by(ending, owner):
-        return f"{_ended_by(ending, version, owner)}: what is left of it is not for {owner} to roll back"
+    ending = ending_of(history, version, owner) if holder is None else None
+    if ending and not _is_by(ending, owner) and not _is_left_by_silence(history, ending, version):
+        return f"{ended_by(ending, version, owner)}: what is left of it is not for {owner} to roll back"
     if endpoint.versions[version].is_control:
         return f"version {version!r} is the control of endpoint {endpoint.name!r}: " + (
             "it is the first, and there is none to go back to" if len(endpoint.versions) == 1 else "it stays"
         )
     return None
+
+
+def _is_left_by_silence(history: Sequence[Revision], ending: Revision, version: str) -> bool:
+    """Return whether a version was taken back because nobody looked, and nobody has changed it since.
+
+    Then it is still for its run to tidy up, once that is back.
+    """
+    left = ending.endpoint.versions.get(version)
+    later = [revision.endpoint for revision in history if revision.number > ending.number]
+    return ending.change.who == ON_SILENCE and all(
+        endpoint.versions.get(version) == left and endpoint.rollout is None for endpoint in later
+    )
 
 
 def reason_not_promoted(history: Sequence[Revision], version: str, owner: str) -> str | None:
@@ -82,8 +96,8 @@ def reason_not_promoted(history: Sequence[Revision], version: str, owner: str) -
     begin = next((index for index, revision in enumerate(history) if _is_of_run(revision, version, owner)), -1)
     if any(_has_as_control(revision.endpoint, version) for revision in history[begin:]):
         return None
-    if ending := _ending_of(history, version, owner):
-        return f"version {version!r} was not promoted: {_ended_by(ending, version, owner)}"
+    if ending := ending_of(history, version, owner):
+        return f"version {version!r} was not promoted: {ended_by(ending, version, owner)}"
     if begin < 0:
         return f"version {version!r} was not promoted: {owner} has not rolled it out"
     percent = history[-1].endpoint.effective_traffic().get(version, 0.0)
@@ -105,26 +119,9 @@ def _has_as_control(endpoint: Endpoint, version: str) -> bool:
     return endpoint.control is not None and endpoint.control.name == version
 
 
-def _ending_of(history: Sequence[Revision], version: str, owner: str) -> Revision | None:
-    """Return the revision that ended the last rollout of a version by a run; None if it goes on, or never was."""
-    ending: Revision | None = None
-    for revision in reversed(history):
-        rollout = revision.endpoint.rollout
-        if rollout is not None and (rollout.version, rollout.owner) == (version, owner):
-            return ending
-        ending = revision
-    return None
-
-
 def _is_by(revision: Revision, owner: str) -> bool:
     """Return whether a task of the run has stored the revision."""
     return revision.change.who == owner or revision.change.who.startswith(f"{owner}/")
-
-
-def _ended_by(ending: Revision, version: str, owner: str) -> str:
-    """Return a sentence on who ended a rollout, when and why."""
-    why = f" ({ending.change.why})" if ending.change.why else ""
-    return f"{ending.change.who} ended the rollout of {version!r} by {owner} in revision {ending.number}{why}"
 
 
 def has_created_endpoint(history: Sequence[Revision], version: str, owner: str) -> bool:

@@ -8,14 +8,15 @@ does not answer delays a step, up to its time-out.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Final, Literal, Protocol, TypeVar
 
 from controlled_rollout import record
-from controlled_rollout.endpoint import Endpoint, WaitingRun
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import (
     ConflictError,
     ControlledRolloutError,
@@ -24,7 +25,9 @@ from controlled_rollout.errors import (
 )
 from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
+from controlled_rollout.rollout import WaitingRun
 from controlled_rollout.steps.rules import check_control_is_the_same
+from controlled_rollout.target.history import check_holder
 from controlled_rollout.target.protocol import Change, Revision, Target
 from controlled_rollout.target.waiting import (
     Progress,
@@ -35,7 +38,7 @@ from controlled_rollout.target.waiting import (
 )
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["Edit", "Permit", "Scale", "Step", "run_step"]
+__all__ = ["Edit", "Permit", "Scale", "Step", "format_split", "run_step"]
 
 Edit = Callable[[Endpoint], Endpoint]
 Result = TypeVar("Result")
@@ -44,6 +47,9 @@ Permit = Callable[[Sequence[Revision]], Awaitable[None]]
 # How often a step decides again because another writer stored a revision first.
 MAX_ATTEMPTS: Final = 10
 CONFLICT_INTERVAL_S: Final = 1.0
+# When a step writes down for the first time that somebody looks, and how often at least; most are done before.
+FIRST_NOTE_S: Final = 1.0
+LONGEST_NOTE_S: Final = 60.0
 
 
 class Scale(Protocol):
@@ -77,6 +83,8 @@ class Step:
         conflict_timeout: How long to wait while another run holds the endpoint; 0 fails at once.
         waiting_run: As what the run waits meanwhile; None for a step that does not wait.
         going_back: Whether this is a roll-back, whose caller tries again: a target that does not answer fails it.
+        owner: The run that has to hold the endpoint; None for whoever does.
+        is_look: Whether the step shows that somebody looks after the rollout.
     """
 
     name: Literal["roll_out", "shift", "promote", "roll_back", "retire"]
@@ -92,6 +100,8 @@ class Step:
     conflict_timeout: timedelta = timedelta(0)
     waiting_run: WaitingRun | None = None
     going_back: bool = False
+    owner: str | None = None
+    is_look: bool = True
 
 
 async def run_step(
@@ -122,6 +132,20 @@ async def run_step(
         EndpointNotFoundError: There is no such endpoint, and the step does not create one.
     """
     change = change.with_default(step.purpose)
+    async with _noting_looks(step, target, endpoint):
+        return await _run(step, workspace, target, endpoint, change, timeout, progress)
+
+
+async def _run(
+    step: Step,
+    workspace: Workspace,
+    target: Target,
+    endpoint: str,
+    change: Change,
+    timeout: timedelta,
+    progress: Progress,
+) -> Endpoint:
+    """Run one step as `run_step` describes."""
     wait = partial(wait_until_ready, target, endpoint, step.version, timeout=timeout, progress=progress)
     if scale := step.scale:
         # Validate before waiting.
@@ -150,6 +174,33 @@ async def run_step(
         await _record_step(workspace, step, stored, history, change, progress)
     progress(step.done(stored))
     return stored
+
+
+@asynccontextmanager
+async def _noting_looks(step: Step, target: Target, endpoint: str) -> AsyncIterator[None]:
+    """Context manager: while a step is under way, write down again and again that somebody looks after its rollout."""
+    if not step.is_look or step.creates:
+        yield
+        return
+    noting = asyncio.create_task(_keep_noting(target, endpoint, step.version), name="looks")
+    try:
+        yield
+    finally:
+        noting.cancel()
+        with suppress(asyncio.CancelledError):
+            await noting
+
+
+async def _keep_noting(target: Target, endpoint: str, version: str) -> None:
+    """Write down that somebody looks at a treatment, often enough for its `silence`; a note that fails is missed."""
+    pause_s = FIRST_NOTE_S
+    while True:
+        await asyncio.sleep(pause_s)
+        with suppress(ControlledRolloutError):
+            rollout = (await target.endpoint(endpoint)).rollout
+            if rollout is not None and rollout.version == version:
+                pause_s = min(max(rollout.silence.total_seconds() / 4, FIRST_NOTE_S), LONGEST_NOTE_S)
+                await target.note_look(endpoint, version)
 
 
 async def _apply_when_free(
@@ -212,7 +263,13 @@ async def _apply(
             progress(warned := warning)
         try:
             # Applied also when nothing changes: a killed step continues the work on a revision that it had stored.
-            return await _call(step, partial(target.apply, edited, change), timeout, progress), history
+            stored = await _call(step, partial(target.apply, edited, change), timeout, progress)
+            held = stored.rollout is not None and stored.rollout.version == step.version
+            if step.is_look and held and stored.revision == newest.revision:
+                # A revision would be a sign that somebody is there; nothing has changed, so this is one.
+                with suppress(ControlledRolloutError):
+                    await target.note_look(endpoint, step.version)
+            return stored, history
         except ConflictError:
             # No writer was faster if the revision is the one that was refused before: something else is in the way.
             if attempts == MAX_ATTEMPTS or newest.revision == refused:
@@ -249,7 +306,12 @@ async def _edit_newest(step: Step, target: Target, endpoint: str) -> tuple[Endpo
         if step.creates is None:
             raise
         newest = step.creates
-    edited = step.edit(newest)
+    try:
+        edited = step.edit(newest)
+    except ConflictError:
+        if history:
+            check_holder(history, step.version, step.owner)
+        raise
     if step.permit and history:
         await step.permit(history)
     return newest, edited, history
@@ -282,3 +344,8 @@ async def _record_step(
             f"warning: the record lags behind: revision {stored.revision} is not in it yet, and will be appended with "
             f"the next entry: {error}"
         )
+
+
+def format_split(endpoint: Endpoint) -> str:
+    """Return the effective traffic of all versions as text."""
+    return ", ".join(f"{name} {percent:g} %" for name, percent in endpoint.effective_traffic().items())

@@ -3,11 +3,26 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ConflictError
 from controlled_rollout.target.protocol import Revision
 
-__all__ = ["Promotion", "SharedTraffic", "creation_of", "promotion_of", "shared_traffic"]
+__all__ = [
+    "ON_SILENCE",
+    "Promotion",
+    "SharedTraffic",
+    "check_holder",
+    "creation_of",
+    "ended_by",
+    "ending_of",
+    "promotion_of",
+    "shared_traffic",
+]
+
+# Who has rolled a treatment back that nobody looked at.
+ON_SILENCE: Final = "on_silence"
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,48 @@ def shared_traffic(history: Sequence[Revision], version: str) -> SharedTraffic |
             found = SharedTraffic(control, revision.created, None)
             image = revision.endpoint.versions[control].image
     return found
+
+
+def ending_of(history: Sequence[Revision], version: str, owner: str) -> Revision | None:
+    """Return the revision that ended the last rollout of a version by a run; None if it goes on, or never was."""
+    ending: Revision | None = None
+    for revision in reversed(history):
+        rollout = revision.endpoint.rollout
+        if rollout is not None and (rollout.version, rollout.owner) == (version, owner):
+            return ending
+        ending = revision
+    return None
+
+
+def ended_by(ending: Revision, version: str, owner: str) -> str:
+    """Return a sentence on who ended a rollout, when and why."""
+    why = f" ({ending.change.why})" if ending.change.why else ""
+    if ending.change.who == ON_SILENCE:
+        return f"the traffic of {version!r} was taken back from {owner} in revision {ending.number}{why}"
+    return f"{ending.change.who} ended the rollout of {version!r} by {owner} in revision {ending.number}{why}"
+
+
+def check_holder(history: Sequence[Revision], version: str, owner: str | None) -> None:
+    """Raise ConflictError if `owner` does not hold the endpoint for `version`, and say who ended its rollout.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+        version: The version that is being rolled out.
+        owner: The run that should hold the endpoint; None checks nothing.
+
+    Raises:
+        ConflictError: Another run holds it, or no run, or it is held for another version.
+    """
+    endpoint = history[-1].endpoint
+    try:
+        endpoint.check_holder(version, owner)
+    except ConflictError as error:
+        if owner is None or (ending := ending_of(history, version, owner)) is None:
+            raise
+        raise ConflictError(
+            f"{owner} no longer holds endpoint {endpoint.name!r} to roll out {version!r}: "
+            f"{ended_by(ending, version, owner)}"
+        ) from error
 
 
 def _control_beside(endpoint: Endpoint, version: str) -> str | None:

@@ -15,6 +15,7 @@ __all__ = [
     "Change",
     "EndpointStatus",
     "Keys",
+    "LookNote",
     "ReplicaState",
     "ReplicaStatus",
     "Revision",
@@ -69,6 +70,18 @@ class Revision(_Message):
         number = endpoint.revision + 1
         stored = endpoint.model_copy(update={"revision": number})
         return cls(number=number, endpoint=stored, change=change, created=datetime.now(UTC))
+
+
+class LookNote(_Message):
+    """That somebody has looked at a treatment, or that a step of its rollout was under way.
+
+    Attributes:
+        version: The treatment.
+        at: When.
+    """
+
+    version: str
+    at: AwareDatetime
 
 
 class ReplicaState(StrEnum):
@@ -290,6 +303,17 @@ class Target(Protocol):
         Raises:
             EndpointError: A name is not valid, or the secret exists and is not one of ours.
         """
+        ...
+
+    async def note_look(self, name: str, version: str) -> None:
+        """Write down beside the endpoint that somebody looks at a treatment now; without a new revision.
+
+        Where an endpoint is gone, nothing is written.
+        """
+        ...
+
+    async def last_look(self, name: str) -> LookNote | None:
+        """Return what `note_look` has written down last; None if nothing was, or it cannot be understood."""
         ...
 
     async def delete(self, name: str, change: Change) -> None:

@@ -4,19 +4,20 @@ from typing import Literal
 
 import pytest
 
-from controlled_rollout.checks.plan import RolloutPlan, room_for
+from controlled_rollout.checks.plan import RolloutPlan, looks_too_rarely, room_for
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.rollout import OnSilence
 
 PLAN = RolloutPlan(
     endpoint="digits", version="v2a", steps=(10, 50), bake=timedelta(minutes=10), min_requests=500,
     pass_every_step=False, decision_timeout=timedelta(days=1), on_deadline="hold", approval=False,
-    keep_warm=timedelta(days=1), keep_treatment=False,
+    on_silence=OnSilence.ROLL_BACK, silence=timedelta(minutes=30), keep_warm=timedelta(days=1), keep_treatment=False,
 )  # fmt: skip
 
 
 def test_the_plan_says_every_step_in_order() -> None:
     lines = str(PLAN).splitlines()
-    assert [line.strip()[:2] for line in lines[1:-1]] == ["1.", "2.", "3.", "4.", "5."]
+    assert [line.strip()[:2] for line in lines[1:-2]] == ["1.", "2.", "3.", "4.", "5."]
     assert "shift 10 %" in lines[2]
     assert "after 10 min and 500 requests of evidence, unless a claim alarms or nearly does" in lines[2]
     assert "shift 50 %" in lines[3]
@@ -38,6 +39,20 @@ def test_the_plan_says_what_happens_without_a_decision_and_who_approves(
     plan = str(replace(PLAN, on_deadline=on_deadline, approval=True))
     assert words in plan
     assert "4. when a person approves, promote" in plan
+
+
+def test_the_plan_says_what_happens_when_nobody_looks() -> None:
+    assert "If nobody has looked for 30 min, such as when Airflow is gone" in str(PLAN)
+    assert "nobody has looked" not in str(replace(PLAN, on_silence=OnSilence.KEEP))
+
+
+@pytest.mark.parametrize(
+    ("silence_s", "interval_s", "fits"), [(120, 60, True), (119, 60, False), (60, 90, False), (0.5, 0.1, False)]
+)
+def test_two_looks_have_to_fit_into_the_silence(silence_s: float, interval_s: float, fits: bool) -> None:
+    problem = looks_too_rarely(timedelta(seconds=silence_s), timedelta(seconds=interval_s))
+    assert (problem == "") == fits
+    assert fits or "or more, or on_silence='keep'" in problem
 
 
 def test_the_plan_says_what_becomes_of_a_version_that_fails() -> None:

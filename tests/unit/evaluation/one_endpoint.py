@@ -23,6 +23,8 @@ class OneEndpoint:
 
     Attributes:
         refuses: What a change raises; None for nothing.
+        refuses_notes: What noting a look raises; None for nothing.
+        looked_at: The versions of the looks that were noted.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class OneEndpoint:
         self._routers = dict(routers or {})
         self._fails = fails
         self.refuses: Exception | None = None
+        self.refuses_notes: Exception | None = None
+        self.looked_at: list[str] = []
         first = Endpoint(name="digits").create_version("v1a", is_control=True, is_default=True)
         rolling = first.claim("v2a", owner="dag/run", at=created).create_version("v2a", traffic_percentile=50)
         self.newest = rolling.model_copy(update={"revision": 2})
@@ -64,6 +68,11 @@ class OneEndpoint:
         revision = Revision(number=number, endpoint=self.newest, change=change, created=self._history[-1].created)
         self._history.append(revision)
         return self.newest
+
+    async def note_look(self, name: str, version: str) -> None:
+        if self.refuses_notes is not None:
+            raise self.refuses_notes
+        self.looked_at.append(version)
 
     def set_time_of_newest(self, moment: datetime) -> None:
         """Let the newest revision be of another moment."""

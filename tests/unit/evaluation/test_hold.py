@@ -124,13 +124,13 @@ def test_hold_of_an_earlier_step_does_not_lengthen_a_later_one() -> None:
 def test_hold_that_nobody_sees_for_as_long_as_the_author_allows_is_rolled_back(
     endpoint: Endpoint, held: GateTerms
 ) -> None:
-    silence = held.model_copy(update={"silence": 2 * DAY})
+    limited = held.model_copy(update={"unseen_timeout": 2 * DAY})
     blind = look("cannot_see", endpoint)
-    ended = decide(blind, silence, now=NOW, unseen_for=2 * DAY)
+    ended = decide(blind, limited, now=NOW, unseen_for=2 * DAY)
     assert ended.action is NextAction.FAIL
-    assert "no look has seen the evidence for 2 days, 0:00:00 (silence 2 days, 0:00:00)" in ended.reason
+    assert "no look has seen the evidence for 2 days, 0:00:00 (unseen_timeout 2 days, 0:00:00)" in ended.reason
     for unseen_for in (2 * DAY - timedelta(seconds=1), None):
-        assert decide(blind, silence, now=NOW, unseen_for=unseen_for).action is NextAction.WAIT
+        assert decide(blind, limited, now=NOW, unseen_for=unseen_for).action is NextAction.WAIT
     assert decide(blind, held, now=NOW, unseen_for=300 * DAY).action is NextAction.WAIT, "None keeps it"
 
 
@@ -229,19 +229,19 @@ def test_cleared_gate_takes_the_hold_away_and_passes(rollout: HeldRollout) -> No
 @pytest.mark.parametrize(
     ("seen_before", "action"), [(3 * DAY, NextAction.FAIL), (2 * DAY, NextAction.FAIL), (DAY, NextAction.WAIT)]
 )
-def test_silence_counts_from_the_last_look_that_could_see(
+def test_unseen_timeout_counts_from_the_last_look_that_could_see(
     rollout: HeldRollout, seen_before: timedelta, action: NextAction
 ) -> None:
     rollout.seen(5 * DAY, "not_enough_evidence")
     rollout.seen(seen_before, "not_enough_evidence")
     rollout.seen(HOUR, "cannot_see")
     rollout.source = Source(away=True)
-    assert rollout.take(silence=2 * DAY).action is action
-    assert rollout.take(silence=None).action is NextAction.WAIT
+    assert rollout.take(unseen_timeout=2 * DAY).action is action
+    assert rollout.take(unseen_timeout=None).action is NextAction.WAIT
 
 
-def test_without_the_record_silence_takes_no_treatment_back(rollout: HeldRollout) -> None:
+def test_without_the_record_unseen_timeout_takes_no_treatment_back(rollout: HeldRollout) -> None:
     rollout.workspace.records_folder.parent.mkdir(parents=True, exist_ok=True)
     rollout.workspace.records_folder.write_text("not a folder")
     rollout.source = Source(away=True)
-    assert rollout.take(silence=timedelta(seconds=1)).action is NextAction.WAIT
+    assert rollout.take(unseen_timeout=timedelta(seconds=1)).action is NextAction.WAIT

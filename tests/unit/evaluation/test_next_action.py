@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.endpoint import Endpoint, Rollout
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evaluation.look import Look
 from controlled_rollout.evaluation.next_action import (
     GateTerms,
@@ -20,6 +20,7 @@ from controlled_rollout.evaluation.next_action import (
 )
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Claim, Gate, Outcome, Verdict
+from controlled_rollout.rollout import Rollout
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

@@ -19,7 +19,13 @@ from tests.unit.evaluation.one_endpoint import OneEndpoint
 def check_of(**arguments: Any) -> CheckRolloutOperator:
     with DAG("weekly", schedule=None):
         rollout = ControlledRollout(
-            **{"endpoint": "digits", "version": "v2a", "image": "local/digits@sha256:" + "0" * 64, **arguments}
+            **{
+                "endpoint": "digits",
+                "version": "v2a",
+                "image": "local/digits@sha256:" + "0" * 64,
+                "silence": "4 d",
+                **arguments,
+            }
         )
     return rollout.check
 
@@ -33,7 +39,8 @@ def test_the_arguments_of_a_rollout_are_read_as_its_tasks_will_read_them() -> No
 
 
 @pytest.mark.parametrize(
-    ("argument", "value"), [("on_deadline", "promote"), ("auth", "password"), ("on_conflict", "retry")]
+    ("argument", "value"),
+    [("on_deadline", "promote"), ("auth", "password"), ("on_conflict", "retry"), ("on_silence", "wait")],
 )
 def test_unknown_choice_is_refused_when_the_dag_is_parsed_and_in_a_template_by_the_first_task(
     argument: str, value: str
@@ -43,6 +50,17 @@ def test_unknown_choice_is_refused_when_the_dag_is_parsed_and_in_a_template_by_t
     check = check_of(**{argument: "{{ params.choice }}"})
     check.arguments = {**check.arguments, argument: value}  # rendered
     with pytest.raises(ArgumentError, match=f"{argument} = '{value}' is not known"):
+        check.read_arguments()
+
+
+def test_looks_that_come_too_rarely_for_the_silence_are_refused_at_once_and_in_a_template_by_the_first_task() -> None:
+    refused = r"silence = 90 s would take a treatment back between two looks.*: give 2 min or more"
+    with pytest.raises(ValueError, match=refused):
+        check_of(silence="90 s", interval="1 min")
+    check_of(silence="90 s", interval="1 min", on_silence="keep").read_arguments()
+    check = check_of(silence="{{ params.silence }}", interval="1 min")
+    check.arguments = {**check.arguments, "silence": "90 s"}  # rendered
+    with pytest.raises(ArgumentError, match=refused):
         check.read_arguments()
 
 
@@ -83,6 +101,7 @@ def test_unknown_choice_is_refused_when_the_dag_is_parsed_and_in_a_template_by_t
         ("decision_timeout", "10 min"),
         ("interval", 0),
         ("interval", "2 d"),
+        ("silence", "for a while"),
         ("conflict_timeout", "1 week"),
         ("ready_timeout", None),
         ("roll_back_timeout", "soon"),

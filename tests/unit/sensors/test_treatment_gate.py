@@ -141,9 +141,9 @@ def deferred_terms(call: Callable[[], object]) -> GateTerms:
 
 def test_gate_on_hold_tells_people_and_waits_on_although_nobody_can_be_told(context: Context) -> None:
     notifier = Notifier()
-    task = gate(deferrable=True, silence="2 d", hold_notifiers=notifier)
+    task = gate(deferrable=True, unseen_timeout="2 d", hold_notifiers=notifier)
     terms = deferred_terms(lambda: task.execute(context))
-    assert (terms.held, terms.silence) == (None, timedelta(days=2))
+    assert (terms.held, terms.unseen_timeout) == (None, timedelta(days=2))
 
     event = {**HOLD.to_event(), "terms": terms.model_dump(mode="json")}
     held = deferred_terms(lambda: task.execute_complete(context, event))
@@ -199,8 +199,8 @@ def test_connection_that_cannot_be_read_only_makes_a_gate_in_a_worker_wait(
 
 
 def test_wrong_argument_fails_a_gate_without_retries(context: Context) -> None:
-    with pytest.raises(AirflowFailException, match="silence"):
-        gate(silence="for a while").execute(context)
+    with pytest.raises(AirflowFailException, match="unseen_timeout"):
+        gate(unseen_timeout="for a while").execute(context)
 
 
 @pytest.mark.parametrize("given", ["me@example.com", ["me@example.com"], None])

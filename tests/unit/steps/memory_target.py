@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals
-from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, Target, VersionStatus
+from controlled_rollout.target.protocol import Change, EndpointStatus, LookNote, Revision, Target, VersionStatus
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 from controlled_rollout.workspace import Workspace
 from tests.keyless_target import KeylessTarget
@@ -26,6 +27,7 @@ class MemoryTarget(KeylessTarget):
         before: By method: called before it does its work, such as by another writer.
         secrets: What was stored, by the secret's name.
         failing_calls: How many of the next calls fail because the target does not answer.
+        looks: The last look that was noted, by endpoint.
     """
 
     def __init__(self) -> None:
@@ -38,6 +40,7 @@ class MemoryTarget(KeylessTarget):
         self.before: dict[str, Callable[[], None]] = {}
         self.secrets: dict[str, dict[str, str]] = {}
         self.failing_calls = 0
+        self.looks: dict[str, LookNote] = {}
         self._revisions: dict[str, list[Revision]] = {}
         self._replicas: dict[str, int] = {}
         self._served: dict[str, Split] = {}
@@ -124,6 +127,14 @@ class MemoryTarget(KeylessTarget):
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         self._call("store_secret")
         self.secrets.setdefault(name, {}).update(values)
+
+    async def note_look(self, name: str, version: str) -> None:
+        if name in self._revisions:
+            self.looks[name] = LookNote(version=version, at=datetime.now(UTC))
+
+    async def last_look(self, name: str) -> LookNote | None:
+        self._call("last_look")
+        return self.looks.get(name)
 
     async def delete(self, name: str, change: Change) -> None:
         self._call("delete")

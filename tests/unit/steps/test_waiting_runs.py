@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout import steps
-from controlled_rollout.endpoint import Endpoint, WaitingRun
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, NameTakenError, NothingToDoError
+from controlled_rollout.rollout import WaitingRun
 from controlled_rollout.steps import Change, edits, skeleton
 from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget

@@ -31,13 +31,14 @@ from controlled_rollout.target.kubernetes import (
 )
 from controlled_rollout.target.kubernetes.confirmation import unconfirmed_after
 from controlled_rollout.target.kubernetes.gateway import base_url, find_gateway
+from controlled_rollout.target.kubernetes.look_notes import read_look_note, write_look_note
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, route_name
 from controlled_rollout.target.kubernetes.preconditions import check_cluster, check_endpoint
 from controlled_rollout.target.kubernetes.shadowing import find_shadows
 from controlled_rollout.target.kubernetes.sticky_split import check_gateway_splits_by_key
 from controlled_rollout.target.kubernetes.view import EndpointView, versions_by_cluster, versions_by_service
 from controlled_rollout.target.kubernetes.watching import read_view, watch_views
-from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
+from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, LookNote, Revision
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["KubernetesTarget"]
@@ -213,6 +214,14 @@ class KubernetesTarget:
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         """Store values in a Secret; other keys of it stay."""
         await own_secrets.store(self._api, self._namespace, name, values)
+
+    async def note_look(self, name: str, version: str) -> None:
+        """Write down at the endpoint's root object that somebody looks at a treatment now."""
+        await write_look_note(self._api, self._namespace, name, version, datetime.now(UTC))
+
+    async def last_look(self, name: str) -> LookNote | None:
+        """Return what `note_look` has written down last."""
+        return await read_look_note(self._api, self._namespace, name)
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete an endpoint: first our rules in its route, then its root object and all objects that this owns."""

@@ -12,7 +12,7 @@ from controlled_rollout.errors import ConflictError, ControlledRolloutError, End
 from controlled_rollout.sizing import Load
 from controlled_rollout.target.local.operations import Operations
 from controlled_rollout.target.local.process_status import ProcessStatus
-from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
+from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, LookNote, Revision
 
 __all__ = ["create_app"]
 
@@ -36,6 +36,12 @@ class _ScaleBody(_Body):
     """The body of a scale request: the number of replicas that should run."""
 
     replicas: int
+
+
+class _LookBody(_Body):
+    """The body of a request that notes a look: the version that is looked at."""
+
+    version: str
 
 
 class _SecretBody(_Body):
@@ -108,6 +114,16 @@ def _add_endpoint_routes(app: FastAPI, operations: Operations) -> None:
     async def load(name: str) -> dict[str, Load]:
         """Return the measured load of each version of an endpoint."""
         return operations.load(name)
+
+    @app.get("/endpoints/{name}/look")
+    async def last_look(name: str) -> LookNote | None:
+        """Return the last look at a treatment of an endpoint that was noted."""
+        return operations.last_look(name)
+
+    @app.post("/endpoints/{name}/look")
+    async def note_look(name: str, body: _LookBody) -> None:
+        """Note that somebody looks at a treatment of an endpoint now."""
+        operations.note_look(name, body.version)
 
     @app.get("/endpoints/{name}/keys")
     async def keys(name: str) -> Keys:

@@ -16,7 +16,7 @@ from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableE
 from controlled_rollout.sizing import Load
 from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.supervisor_state import SupervisorState
-from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision
+from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, LookNote, Revision
 from controlled_rollout.target.transition import sends_more
 from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
@@ -40,6 +40,7 @@ POLL_OFTEN_FOR_S: Final = 5.0
 
 _HISTORY: Final = TypeAdapter(list[Revision])
 _PROCESSES: Final = TypeAdapter(list[ProcessStatus])
+_LOOK: Final = TypeAdapter[LookNote | None](LookNote | None)
 _LOADS: Final = TypeAdapter(dict[str, Load])
 
 
@@ -132,6 +133,14 @@ class LocalTarget:
         """Store values in a secret; other keys of it stay."""
         check_secret_values(name, values)
         await self._request("POST", f"/secrets/{name}", {"values": dict(values)})
+
+    async def note_look(self, name: str, version: str) -> None:
+        """Write down that somebody looks at a treatment now."""
+        await self._request("POST", _endpoint_path(name, "look"), {"version": version})
+
+    async def last_look(self, name: str) -> LookNote | None:
+        """Return what `note_look` has written down last."""
+        return _LOOK.validate_json((await self._request("GET", _endpoint_path(name, "look"))).content)
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete the endpoint, its versions and its keys; deleting what is not there is no error."""

@@ -20,6 +20,7 @@ from controlled_rollout.target.local.envoy_config import cluster_name, cluster_n
 from controlled_rollout.target.local.envoy_process import EnvoyActivity, EnvoyProcess
 from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
+from controlled_rollout.target.local.look_notes import LookNotes
 from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.reconciler import Reconciler, VersionKey
 from controlled_rollout.target.local.replica import LaunchSpec
@@ -28,7 +29,7 @@ from controlled_rollout.target.local.router_certificate import RouterCertificate
 from controlled_rollout.target.local.running_version import SETTLE_S
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
-from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Revision, VersionStatus
+from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, LookNote, Revision, VersionStatus
 from controlled_rollout.target.transition import CLOSED
 from controlled_rollout.version import check_name
 
@@ -86,6 +87,7 @@ class Operations:
         collector: The collector.
         spools_folder: The folder of what replicas collect.
         certificate: The router's certificate; None without TLS.
+        look_notes: When somebody last looked at each endpoint's treatment.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Operations:
         logs_folder: Path,
         collector: CollectorProcess,
         spools_folder: Path,
+        look_notes: LookNotes,
         certificate: RouterCertificate | None = None,
     ) -> None:
         self._revisions = revisions
@@ -116,6 +119,7 @@ class Operations:
         self._collector = collector
         self._spools_folder = spools_folder
         self._certificate = certificate
+        self._look_notes = look_notes
         # One writer at a time for each endpoint.
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -230,6 +234,14 @@ class Operations:
             label = f"[{path.stem}] " if len(paths) > 1 else ""
             lines += [label + line for line in LogFile(path).tail(tail)]
         return "\n".join(lines[-tail:])
+
+    def note_look(self, name: str, version: str) -> None:
+        """Write down that somebody looks at a treatment now."""
+        self._look_notes.write(name, version)
+
+    def last_look(self, name: str) -> LookNote | None:
+        """Return the last look that was written down."""
+        return self._look_notes.read(name)
 
     def keys(self, name: str) -> Keys:
         """Return an endpoint's keys."""

@@ -107,6 +107,7 @@ def _command(
             "tls_certificate": _text(workspace.tls_certificate),
             "tls_key": _text(workspace.tls_key),
             "endpoint_ca": _text(workspace.endpoint_ca),
+            "records": workspace.records,
         },
         "port": port,
         "host": host,

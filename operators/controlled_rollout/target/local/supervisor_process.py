@@ -9,9 +9,10 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import Final, Self, TypedDict
 
 import uvicorn  # noqa: TID253 - runs only inside the supervisor's process
+from fastapi import FastAPI  # noqa: TID253 - as above
 
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.polling import until
@@ -28,6 +29,7 @@ from controlled_rollout.target.local.reserve import Reserve
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.router_certificate import RouterCertificate
 from controlled_rollout.target.local.runtime_folder import runtime_folder
+from controlled_rollout.target.local.silence_watch import SilenceWatch
 from controlled_rollout.target.local.spools import end_spools
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
@@ -128,6 +130,11 @@ def _port_number(reserved: socket.socket) -> int:
 class _ApiServer(uvicorn.Server):
     """A uvicorn server that does not handle the process's signals."""
 
+    @classmethod
+    def of(cls, app: FastAPI) -> Self:
+        """Return the server of an application."""
+        return cls(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Context manager that handles no signal: the supervisor handles them itself."""
@@ -189,6 +196,7 @@ class _SupervisorProcess:
         )
         self._collector = _collector(workspace, runtime, credentials)
         self._load_meter = LoadMeter(self._envoy.counters)
+        self._silence = SilenceWatch(workspace, self._revisions, runtime=runtime, credentials=credentials)
         operations = Operations(
             self._revisions,
             self._stored,
@@ -202,9 +210,9 @@ class _SupervisorProcess:
             collector=self._collector,
             spools_folder=workspace.spools_folder,
             certificate=self._certificate,
+            look_notes=self._silence.notes,
         )
-        app = create_app(operations, shut_down=self._end.set)
-        self._api_server = _ApiServer(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+        self._api_server = _ApiServer.of(create_app(operations, shut_down=self._end.set))
 
     async def run(self, report: Callable[[StartReport], None]) -> int:
         """Start everything, serve until a signal or a client ends it, stop; return the exit code."""
@@ -228,6 +236,7 @@ class _SupervisorProcess:
                 report({"code": 1 if problems else 0, "message": message, "goes_on": True})
                 self._write_state()
                 keeping_state = asyncio.create_task(self._keep_state())
+                self._silence.start()
                 await ending
         finally:
             for task in (starting, ending, keeping_state):
@@ -318,6 +327,7 @@ class _SupervisorProcess:
 
     async def _stop(self, serving_api: "asyncio.Task[None]") -> None:
         """Stop the API, the router once open requests are answered, the replicas, the store, and the collector."""
+        await self._silence.stop()
         self._workspace.state_file.unlink(missing_ok=True)
         self._api_server.should_exit = True
         await serving_api

@@ -1,0 +1,133 @@
+"""Looks after the rollouts of a local workspace while nobody else does: a treatment that nobody looks at is taken back.
+
+The supervisor only finds out that it is time. The roll-back itself is the step that tasks and commands take, in a
+process of its own (`controlled_rollout.steps.silence`): whatever goes wrong there does not touch the supervisor.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from controlled_rollout.target.local.child_process import (
+    RUNTIME_VARIABLE,
+    ChildProcess,
+    describe_exit,
+    supervisor_environment,
+)
+from controlled_rollout.target.local.log_file import LogFile
+from controlled_rollout.target.local.look_notes import LookNotes
+from controlled_rollout.target.local.revisions import RevisionStore
+from controlled_rollout.target.silence import Observation, Signs, TakeBack, check_silence, unattended_rollout
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["SilenceWatch"]
+
+log = logging.getLogger(__name__)
+
+MODULE: Final = "controlled_rollout.steps.silence"
+INTERVAL_S: Final = 2.0
+STOP_GRACE_S: Final = 5.0
+
+
+class SilenceWatch:
+    """Checks every endpoint of a workspace again and again, and takes treatments back that nobody looks at.
+
+    Args:
+        workspace: The workspace.
+        revisions: Its stored revisions.
+        runtime: The supervisor's runtime folder.
+        credentials: The variables with which the record is reached, if it is in Azure Blob Storage.
+
+    Attributes:
+        notes: When somebody last looked at each endpoint's treatment.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        revisions: RevisionStore,
+        *,
+        runtime: Path,
+        credentials: Mapping[str, str],
+    ) -> None:
+        self._settings = {
+            "root": str(workspace.root),
+            "cache_folder": str(workspace.cache_folder),
+            "storage": workspace.storage,
+            "records": workspace.records,
+        }
+        self.notes = LookNotes(revisions)
+        self._revisions = revisions
+        self._environment = {**supervisor_environment(), **credentials, RUNTIME_VARIABLE: str(runtime)}
+        self._log = LogFile(workspace.logs_folder / "silence.log")
+        self._observations: dict[str, Observation] = {}
+        self._problems: dict[str, str] = {}
+        self._roll_backs: dict[str, asyncio.Task[None]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the asyncio task that checks."""
+        self._task = asyncio.create_task(self._keep_checking(), name="silence")
+
+    async def stop(self) -> None:
+        """Stop checking, and end the roll-backs that are under way: the next supervisor finds what is left to do."""
+        for task in [self._task, *self._roll_backs.values()]:
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    async def _keep_checking(self) -> None:
+        """Check all endpoints until cancelled; an endpoint that cannot be checked concerns itself only."""
+        while True:
+            names = self._revisions.endpoints()
+            self._observations = {name: seen for name, seen in self._observations.items() if name in names}
+            for name in names:
+                problem = ""
+                try:
+                    self._check(name)
+                except Exception as error:  # such as a damaged file, or one that somebody removes meanwhile
+                    problem = str(error) or type(error).__name__
+                if problem and self._problems.get(name) != problem:
+                    log.error("whether somebody looks after endpoint %s cannot be checked: %s", name, problem)
+                self._problems[name] = problem
+            await asyncio.sleep(INTERVAL_S)
+
+    def _check(self, name: str) -> None:
+        """Check one endpoint, and begin to take its treatment back if it is time."""
+        newest = self._revisions.newest(name)
+        if newest is None or name in self._roll_backs:
+            return
+        if unattended_rollout(newest.endpoint) is None:
+            self._observations.pop(name, None)
+            return
+        signs = Signs(newest, self.notes.read(name))
+        check = check_silence(signs, self._observations.get(name), now=datetime.now(UTC))
+        self._observations[name] = check.observation
+        if check.take_back is not None:
+            taking_back = self._take_back(check.take_back)
+            self._roll_backs[name] = asyncio.create_task(taking_back, name=f"take back in {name}")
+
+    async def _take_back(self, order: TakeBack) -> None:
+        """Run the step in a process of its own, and log how it ended; the next check finds what is left to do."""
+        name = order.endpoint
+        log.warning("endpoint %s: %s is taken back: %s", name, order.rollout.version, order.reason)
+        arguments = json.dumps({"workspace": self._settings, "take_back": order.model_dump(mode="json")})
+        command = [sys.executable, "-P", "-m", MODULE, arguments]
+        process: ChildProcess | None = None
+        try:
+            process = await ChildProcess.start(command, environment=self._environment, log=self._log)
+            if code := await process.wait():
+                log.error("endpoint %s: taking back %s; look into %s", name, describe_exit(code), self._log.path)
+        except OSError as error:
+            log.error("endpoint %s: the process that takes it back could not be started: %s", name, error)
+        finally:
+            if process is not None:
+                await process.stop(STOP_GRACE_S)
+            del self._roll_backs[name]
