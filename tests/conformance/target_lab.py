@@ -139,10 +139,10 @@ class TargetLab:
 
 
 @contextmanager
-def local_lab(folder: Path) -> Iterator[TargetLab]:
-    """Start a local workspace in a folder, and stop it at the end."""
+def local_lab(folder: Path, **settings: Any) -> Iterator[TargetLab]:
+    """Start a local workspace with these settings in a folder, and stop it at the end."""
     images = {model: _build(model, folder / "sources" / model) for model in MODELS}
-    with local_target_lab.running(folder) as lab:
+    with local_target_lab.running(folder, **settings) as lab:
         # On a busy machine a request may wait long for its replica: only requests that are lost count as failed.
         token = (lab.state.runtime / "telemetry-upload.token").read_text()
         forge = partial(_forge, lab.state.telemetry_url, {"Authorization": f"Bearer {token}"})

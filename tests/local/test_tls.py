@@ -24,7 +24,7 @@ from controlled_rollout.workspace import Workspace
 from tests.certificates import Authority, Pair
 from tests.local.local_target_lab import CHANGE, Lab, running, steady_load
 from tests.polling import until, wait_until
-from tests.tls_callers import accepts, curl, serial_number
+from tests.tls_callers import curl, serial_number
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,6 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsLab]:
         yield TlsLab(lab, authority, folder / "ca.crt", certificate, key)
 
 
-def test_tls_1_1_is_refused_and_1_2_and_1_3_are_accepted(tls: TlsLab) -> None:
-    assert [accepts(tls.router, version) for version in ("tls1_1", "tls1_2", "tls1_3")] == [False, True, True]
-
-
-def test_curl_speaks_http_2_or_1_1_with_the_authority_and_nothing_without_it(tls: TlsLab) -> None:
-    url = f"{tls.router}/healthz"
-
-    assert (curl(url, authority=tls.authority_file).status, curl(url, authority=tls.authority_file).protocol) == (
-        200,
-        "2",
-    )
-    assert curl(url, "--http1.1", authority=tls.authority_file).protocol == "1.1"
-    assert curl(url).exit_code == 60
-
-
 def test_plain_http_is_refused_with_what_to_do_whatever_it_brings(tls: TlsLab) -> None:
     plain = tls.router.replace("https:", "http:")
 
@@ -90,33 +75,6 @@ def test_plain_http_is_refused_with_what_to_do_whatever_it_brings(tls: TlsLab) -
         assert answer.status == 400
         assert "https only" in json.loads(answer.body)["message"]
     assert curl(f"{plain}/healthz", "--http1.0").status == 400
-
-
-async def test_a_new_pair_of_files_is_served_under_load_and_no_request_fails(tls: TlsLab) -> None:
-    url, key = await tls.serve("renewed")
-    context = ssl.create_default_context(cafile=tls.authority_file)
-    seen = [await asyncio.to_thread(serial_number, tls.router)]
-
-    # Connections that stay open over the renewals, and new ones all the time.
-    async with (
-        steady_load(url, key, rate=40, tls=context) as kept,
-        steady_load(url, key, rate=20, connections=2, tls=context, per_connection=1) as fresh,
-    ):
-        await kept.more(20)
-        for _ in range(2):
-            tls.write(tls.authority.pair())
-
-            async def is_served() -> bool:
-                return await asyncio.to_thread(serial_number, tls.router) not in seen
-
-            await until(is_served, "the new certificate is served")
-            seen.append(await asyncio.to_thread(serial_number, tls.router))
-            await fresh.more(10)
-            await kept.more(10)
-
-    assert (kept.failed, fresh.failed) == ({}, {})
-    assert len(set(seen)) == 3
-    assert await tls.problem() is None
 
 
 async def test_a_broken_new_pair_is_said_and_the_one_of_before_is_served(tls: TlsLab) -> None:
@@ -164,21 +122,6 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(program), *arguments], capture_output=True, text=True, check=False, timeout=240, env=environment
     )
-
-
-async def test_checks_status_and_endpoint_score_use_https_with_the_authority(tls: TlsLab) -> None:
-    await tls.serve("asked")
-    root = str(tls.lab.workspace.root)
-
-    scored = await asyncio.to_thread(command, "endpoint", "score", "asked", "--data", "{}", "--root", root)
-    shown = await asyncio.to_thread(command, "status", "asked", "--root", root)
-    results = {result.name: result for result in await check_connectivity(tls.lab.workspace, {})}
-
-    assert (scored.returncode, json.loads(scored.stdout)["bytes"]) == (0, 2), scored
-    assert f"{tls.router}/api/v1/service/asked/score" in shown.stdout
-    assert "certificate: ends on 20" in shown.stdout
-    assert results["router"].works, results["router"]
-    assert "certificate ends on" in results["router"].message
 
 
 def test_up_refuses_a_pair_that_nobody_could_use_and_starts_nothing(tmp_path: Path) -> None:
