@@ -222,6 +222,11 @@ class Version(Value):
         return tuple(value for value in values if isinstance(value, SecretReference))
 
     @property
+    def longest_answer_ms(self) -> int:
+        """The longest that a replica takes to answer, in milliseconds: the wait for a slot, and the scoring."""
+        return self.max_request_wait_time + self.scoring_timeout_ms
+
+    @property
     def replicas_at_start(self) -> int:
         """The number of replicas to start with, before any load is known."""
         return self.num_replicas or self.autoscale_min_replicas

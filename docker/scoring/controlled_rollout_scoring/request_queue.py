@@ -15,14 +15,23 @@ from typing import Any
 
 from controlled_rollout_scoring.responses import Response, close_body, queue_full, timed_out, waited_too_long
 
+# When the router had the whole request: the second since 1970 in which it began, and the milliseconds that it took to
+# arrive. A request that another replica has refused comes with the same ones again.
+SENT_HEADER = "HTTP_X_CONTROLLED_ROLLOUT_SENT"
+# A request that is older than this part of the wait has waited at another replica. Clocks of two nodes differ by less.
+WAITED_PART = 0.5
 # Sends a response to one caller; the first one counts, a later one ends a streamed one.
 Reply = Callable[[Response], None]
 
 
 class Request:
-    """One request: its WSGI environment, its body, the function that replies to its caller, and its times."""
+    """One request: its WSGI environment, its body, the function that replies to its caller, and its times.
 
-    __slots__ = ("arrived", "body", "deadline", "environ", "reply")
+    Attributes:
+        has_waited: Whether it has waited at another replica before.
+    """
+
+    __slots__ = ("arrived", "body", "deadline", "environ", "has_waited", "reply")
 
     def __init__(self, environ: dict[str, Any], body: bytes, reply: Reply) -> None:
         self.environ = environ
@@ -30,6 +39,7 @@ class Request:
         self.reply = reply
         self.arrived = 0.0
         self.deadline = 0.0
+        self.has_waited = False
 
 
 class RequestQueue:
@@ -41,6 +51,7 @@ class RequestQueue:
         max_wait_s: How long one may wait before it is answered 503.
         scoring_timeout_s: How long one may be scored before it is answered 504.
         clock: A monotonic clock, in seconds.
+        time_of_day: The clock that the router has as well, in seconds since 1970.
     """
 
     def __init__(
@@ -50,11 +61,14 @@ class RequestQueue:
         max_wait_s: float,
         scoring_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
+        time_of_day: Callable[[], float] = time.time,
     ) -> None:
+        self._slots = slots
         self._capacity = slots + queue_length
         self._max_wait_s = max_wait_s
         self._scoring_timeout_s = scoring_timeout_s
         self._clock = clock
+        self._time_of_day = time_of_day
         self._lock = threading.Lock()
         self._waiting: deque[Request] = deque()
         self._scoring: set[Request] = set()
@@ -75,17 +89,24 @@ class RequestQueue:
         return queue_full(self._capacity) if self._admitted >= self._capacity else None
 
     def put(self, request: Request) -> None:
-        """Put a request that was read into the queue, or answer it 503 when the queue is full."""
+        """Put a request that was read into the queue, or answer it 503 when the queue is full.
+
+        A request that has waited at another replica does not wait again: it gets a free slot, or is answered 503.
+        """
         request.arrived = self._clock()
+        sent = request.environ.pop(SENT_HEADER, "")
+        request.has_waited = age(sent, self._time_of_day()) > WAITED_PART * self._max_wait_s
         with self._lock:
-            full = self._admitted >= self._capacity
+            full = self._admitted >= (self._slots if request.has_waited else self._capacity)
             if not full:
                 self._admitted += 1
                 self._waiting.append(request)
-        if full:
-            request.reply(queue_full(self._capacity))
-        else:
+        if not full:
             self._tokens.put(True)
+        elif request.has_waited:
+            request.reply(waited_too_long(self._max_wait_s, before=True))
+        else:
+            request.reply(queue_full(self._capacity))
 
     def take(self) -> Request | None:
         """Wait for the next request to score and return it; None when the thread has to stop."""
@@ -102,7 +123,7 @@ class RequestQueue:
                     request.deadline = now + self._scoring_timeout_s
                     self._scoring.add(request)
             if expired:
-                request.reply(waited_too_long(self._max_wait_s))
+                request.reply(waited_too_long(self._max_wait_s, before=request.has_waited))
                 continue
             return request
         return None
@@ -151,7 +172,21 @@ class RequestQueue:
                 due_in.append(self._waiting[0].arrived + self._max_wait_s - now)
             due_in += [request.deadline - now for request in self._scoring if now < request.deadline]
         for request in expired:
-            request.reply(waited_too_long(self._max_wait_s))
+            request.reply(waited_too_long(self._max_wait_s, before=request.has_waited))
         for request in overdue:
             request.reply(timed_out(self._scoring_timeout_s))
         return max(0.001, min(due_in))
+
+
+def age(sent: str, now: float) -> float:
+    """Return how many seconds ago the router had a whole request; 0 if its header does not say so. Pure.
+
+    Args:
+        sent: The router's header, such as `1700000000.125 12`.
+        now: Seconds since 1970.
+    """
+    began, _, took_ms = sent.partition(" ")
+    try:
+        return max(0.0, now - float(began) - (float(took_ms) / 1000 if took_ms.isdigit() else 0.0))
+    except ValueError:
+        return 0.0

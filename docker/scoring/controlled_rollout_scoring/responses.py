@@ -46,6 +46,14 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     )
 )
+# Why the runtime has answered a request itself; the router puts it into telemetry.
+REASON_HEADER = "x-controlled-rollout-reason"
+# The request was certainly not scored, and another replica may take it: the router sends it there.
+SEND_AGAIN_HEADER = "x-controlled-rollout-send-again"
+# A script that sent them would hide its own failures, or have its requests scored twice.
+RUNTIMES_OWN = frozenset((REASON_HEADER, SEND_AGAIN_HEADER))
+# Whole seconds are the shortest that HTTP knows.
+RETRY_AFTER_S = 1
 # Envoy takes no answer with more, by default.
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 60 * 1024
@@ -68,7 +76,7 @@ def checked_status(status: str) -> int:
 
 
 def checked_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return a script's headers without those of the connection, and without spaces around values.
+    """Return a script's headers without those of the connection and the runtime, and without spaces around values.
 
     Raises:
         InvalidResponse: A name or a value cannot be sent, or there are too many.
@@ -84,7 +92,7 @@ def checked_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]
         stripped = value.strip(" \t")
         if not FIELD_VALUE.fullmatch(stripped):
             raise InvalidResponse(f"the header {name} has a character that is not sent in headers: {value[:200]!r}")
-        if name.lower() not in HOP_BY_HOP:
+        if name.lower() not in HOP_BY_HOP and name.lower() not in RUNTIMES_OWN:
             sent.append((name, stripped))
     size = sum(len(name) + len(value) + 4 for name, value in sent)
     if len(sent) > MAX_HEADERS or size > MAX_HEADER_BYTES:
@@ -155,39 +163,56 @@ def close_body(body: object) -> None:
         close()
 
 
-def _message(status: int, message: str, *, run_failed: bool = False) -> Response:
+def _message(
+    status: int, message: str, *, run_failed: bool = False, reason: str = "", send_again: bool = False
+) -> Response:
     body = json.dumps({"message": message}).encode()
     headers = [
         ("Content-Type", "application/json"),
         ("Content-Length", str(len(body))),
         ("x-ms-run-function-failed", str(run_failed)),
     ]
+    if reason:
+        headers.append((REASON_HEADER, reason))
+    if status == 503:
+        headers.append(("Retry-After", str(RETRY_AFTER_S)))
+    if send_again:
+        headers.append((SEND_AGAIN_HEADER, "1"))
     return Response(status, headers, body)
 
 
 def queue_full(capacity: int) -> Response:
     """Return the 503 for a request beyond the queue's capacity."""
-    return _message(503, f"overloaded: {capacity} requests are being scored or wait for a slot already")
+    message = f"overloaded: {capacity} requests are being scored or wait for a slot already"
+    return _message(503, message, reason="queue-full", send_again=True)
 
 
 def bodies_full(max_bytes: int) -> Response:
     """Return the 503 for a body that does not fit into the memory for bodies."""
-    return _message(503, f"overloaded: requests with bodies of {max_bytes:,} bytes are being read or wait already")
+    message = f"overloaded: requests with bodies of {max_bytes:,} bytes are being read or wait already"
+    return _message(503, message, reason="memory-full", send_again=True)
 
 
-def waited_too_long(max_wait_s: float) -> Response:
-    """Return the 503 for a request that no slot became free for in time."""
-    return _message(503, f"overloaded: the request waited {max_wait_s * 1000:g} ms for a slot")
+def waited_too_long(max_wait_s: float, *, before: bool = False) -> Response:
+    """Return the 503 for a request that no slot became free for in time.
+
+    Args:
+        max_wait_s: How long a request may wait.
+        before: Whether it has waited at another replica, so that it is not sent to a third one.
+    """
+    message = f"overloaded: the request waited {max_wait_s * 1000:g} ms for a slot"
+    return _message(503, message, reason="waited-too-long", send_again=not before)
 
 
 def timed_out(scoring_timeout_s: float) -> Response:
     """Return the 504 for a request whose `run()` took too long."""
-    return _message(504, f"Scoring timeout after {scoring_timeout_s * 1000:g} ms", run_failed=True)
+    message = f"Scoring timeout after {scoring_timeout_s * 1000:g} ms"
+    return _message(504, message, run_failed=True, reason="timeout")
 
 
 def too_large(max_body_bytes: int) -> Response:
     """Return the 413 for a body that is larger than allowed."""
-    return _message(TOO_LARGE, f"the request's body exceeds {max_body_bytes:,} bytes")
+    return _message(TOO_LARGE, f"the request's body exceeds {max_body_bytes:,} bytes", reason="body-too-large")
 
 
 def too_slow() -> Response:

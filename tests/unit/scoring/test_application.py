@@ -129,13 +129,15 @@ def test_body_without_end_is_read_no_further_than_the_length_that_the_script_sai
     assert len(taken) <= 3
 
 
-def test_headers_of_the_connection_are_left_out_and_others_kept() -> None:
+def test_headers_of_the_connection_and_of_the_runtime_are_left_out_and_others_kept() -> None:
     """Scripts pass the headers of another service's answer on."""
     headers = [
         ("Transfer-Encoding", "chunked"),
         ("Connection", "keep-alive, X-A"),
         ("Keep-Alive", "timeout=5"),
         ("Upgrade", "h2c"),
+        ("X-Controlled-Rollout-Reason", "queue-full"),
+        ("X-Controlled-Rollout-Send-Again", "1"),
         ("X-A", " ä "),
         ("Set-Cookie", "a=1"),
         ("Set-Cookie", "b=2"),

@@ -1,11 +1,11 @@
 import threading
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from controlled_rollout_scoring.request_queue import Request, RequestQueue
+from controlled_rollout_scoring.request_queue import Request, RequestQueue, age
 from controlled_rollout_scoring.responses import Response
 from tests.examples import examples
 
@@ -191,3 +191,51 @@ class RequestQueueMachine(RuleBasedStateMachine):
 
 RequestQueueMachine.TestCase.settings = settings(examples(40), stateful_step_count=30)
 TestRequestQueue = RequestQueueMachine.TestCase
+
+
+def refusals(queue: RequestQueue, *, sent: str = "") -> list[Response]:
+    """Let a request arrive that the router had at `sent`; return how it was refused, if it was."""
+    responses: list[Response] = []
+    queue.put(Request({"HTTP_X_CONTROLLED_ROLLOUT_SENT": sent} if sent else {}, b"", responses.append))
+    return responses
+
+
+def headers_of(response: Response) -> dict[str, str]:
+    return dict(response.headers)
+
+
+def test_a_refusal_says_why_when_to_come_again_and_that_another_replica_may_take_the_request(clock: Clock) -> None:
+    queue = RequestQueue(1, 1, 0.5, 60, clock)
+    first, waiting, refused = refusals(queue), refusals(queue), refusals(queue)
+    queue.take()
+    clock.now += 0.6
+    queue.expire()
+    clock.now += 60
+    queue.expire()
+
+    assert headers_of(refused[0])["x-controlled-rollout-reason"] == "queue-full"
+    assert headers_of(waiting[0])["x-controlled-rollout-reason"] == "waited-too-long"
+    assert headers_of(first[0])["x-controlled-rollout-reason"] == "timeout"
+    assert [headers_of(each[0]).get("Retry-After") for each in (refused, waiting, first)] == ["1", "1", None]
+    # What was scored in part is never sent again.
+    again = [headers_of(each[0]).get("x-controlled-rollout-send-again") for each in (refused, waiting, first)]
+    assert again == ["1", "1", None]
+
+
+def test_a_request_that_has_waited_at_another_replica_gets_a_free_slot_or_is_refused_at_once(clock: Clock) -> None:
+    queue = RequestQueue(1, 5, 0.5, 60, clock, time_of_day=lambda: 1_700_000_000.6)
+
+    free = refusals(queue, sent="1700000000.000 20")
+    busy = refusals(queue, sent="1700000000.000 20")
+    # A long upload is no wait, and a clock that is a little ahead says nothing.
+    slow_upload = refusals(queue, sent="1700000000.000 590")
+    other_clock = refusals(queue, sent="1700000000.450 0")
+
+    assert (free, slow_upload, other_clock) == ([], [], [])
+    assert headers_of(busy[0])["x-controlled-rollout-reason"] == "waited-too-long"
+    assert "x-controlled-rollout-send-again" not in headers_of(busy[0])
+
+
+@given(st.text() | st.sampled_from(["nan", "inf 3", "1e400", "- -", "1700000000.000 -", "1700000000.000 ²"]))
+def test_whatever_stands_in_the_routers_header_a_request_has_an_age(sent: str) -> None:
+    assert age(sent, 1_700_000_000.0) >= 0

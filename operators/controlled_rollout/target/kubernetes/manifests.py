@@ -19,7 +19,7 @@ from controlled_rollout.cluster.kinds import (
 )
 from controlled_rollout.endpoint import ROUTED_BY_HEADER, VERSION_HEADER, Auth, Endpoint, Version
 from controlled_rollout.environment_variables import SecretReference
-from controlled_rollout.target.kubernetes import sticky_split
+from controlled_rollout.target.kubernetes import overload, sticky_split
 from controlled_rollout.target.kubernetes.collector_sidecar import RESTRICTED, add_collector
 from controlled_rollout.target.kubernetes.names import (
     endpoint_labels,
@@ -56,7 +56,7 @@ CONTAINER: Final = "model"
 
 # A pod that has to end goes on answering for so long: until then every router has taken it off its list.
 LEAVE_S: Final = 5
-# The time for requests that are still being answered, on top of the scoring time-out.
+# The time for requests that are still being answered, on top of the longest wait and the scoring time-out.
 DRAIN_MARGIN_S: Final = 10
 # Below the replicas' keep-alive, so that it is always the router that ends an idle connection.
 UPSTREAM_IDLE: Final = "10s"
@@ -94,7 +94,7 @@ def owner_reference(owner: Object) -> Object:
 def deployment(endpoint: Endpoint, version: Version, workspace: Workspace, *, owner: Object) -> Object:
     """Return a version's Deployment, without the number of replicas, which scaling sets."""
     labels = version_labels(endpoint.name, version.name)
-    drain_s = -(-version.scoring_timeout_ms // 1000) + DRAIN_MARGIN_S
+    drain_s = -(-version.longest_answer_ms // 1000) + DRAIN_MARGIN_S
     pod: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -317,12 +317,9 @@ def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Obje
             },
             # A replica gets a request once the router has all of it: who sends slowly keeps no place in a replica.
             "requestBuffer": {"limit": MAX_PAYLOAD},
-            # Only requests that certainly never reached a replica's code are retried.
-            "retry": {
-                "numRetries": 2,
-                "retryOn": {"triggers": ["connect-failure", "reset-before-request", "refused-stream"]},
-                "perRetry": {"backOff": {"baseInterval": "5ms", "maxInterval": "50ms"}},
-            },
+            # Only requests that certainly never reached a model's code are retried.
+            "retry": overload.retry(),
+            "responseOverride": overload.response_overrides(),
             "telemetry": {
                 "tracing": {
                     "samplingFraction": {"numerator": 100 if endpoint.enable_app_insights else 0, "denominator": 100},
@@ -332,6 +329,7 @@ def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Obje
                         "routed_by": {"type": "RequestHeader", "requestHeader": {"name": ROUTED_BY_HEADER}},
                         **sticky_split.key_tags(endpoint),
                     },
+                    "tags": overload.reason_tags(),
                 },
                 # Counters by the name of each rule: an Envoy that has them has taken the rule over.
                 "metrics": {"routeStatName": "%ROUTE_NAMESPACE%/%ROUTE_NAME%/%ROUTE_RULE_NAME%"},

@@ -26,9 +26,11 @@ from controlled_rollout.cluster.api import FIELD_MANAGER, Object
 from controlled_rollout.cluster.kinds import HTTP_ROUTE_FILTER
 from controlled_rollout.endpoint import ROUTED_BY_HEADER, VERSION_HEADER, Endpoint
 from controlled_rollout.errors import EndpointError
+from controlled_rollout.target.kubernetes import overload
 from controlled_rollout.target.kubernetes.manifests import SERVICE_PORT
 from controlled_rollout.target.kubernetes.names import endpoint_object_name, version_object_name
 from controlled_rollout.target.kubernetes.phases import Phase, shares
+from controlled_rollout.target.overload import SEND_AGAIN_HEADER
 from controlled_rollout.target.transition import Split
 
 __all__ = [
@@ -327,7 +329,7 @@ def _weights_rule(endpoint: Endpoint, current: Sequence[Object], weights: Mappin
     rule = {"name": PREFIX + WEIGHTS, "matches": [_endpoint_match(endpoint.name)]}
     if not weights:
         return {**rule, "filters": [_direct_response_filter(endpoint.name, "closed")]}
-    timeout_ms = max(version.scoring_timeout_ms for version in endpoint.versions.values()) + TIMEOUT_MARGIN_MS
+    timeout_ms = max(version.longest_answer_ms for version in endpoint.versions.values()) + TIMEOUT_MARGIN_MS
     return {
         **rule,
         "filters": _request_filters(WEIGHTS),
@@ -338,7 +340,7 @@ def _weights_rule(endpoint: Endpoint, current: Sequence[Object], weights: Mappin
 
 def _version_rule(endpoint: Endpoint, version: str) -> Object:
     """Return the rule for callers who name `version` in the version header."""
-    timeout_ms = endpoint.versions[version].scoring_timeout_ms + TIMEOUT_MARGIN_MS
+    timeout_ms = endpoint.versions[version].longest_answer_ms + TIMEOUT_MARGIN_MS
     return {
         "name": f"{PREFIX}version-{version}",
         "matches": [_endpoint_match(endpoint.name, {"type": "Exact", "value": version})],
@@ -363,7 +365,9 @@ def _request_filters(routed_by: str) -> list[Object]:
         },
         {
             "type": "RequestHeaderModifier",
-            "requestHeaderModifier": {"set": [{"name": ROUTED_BY_HEADER, "value": routed_by}]},
+            "requestHeaderModifier": {
+                "set": [{"name": ROUTED_BY_HEADER, "value": routed_by}, *overload.request_headers()]
+            },
         },
     ]
 
@@ -419,7 +423,10 @@ def _version_backend(endpoint: str, version: str, weight: int) -> Object:
         "weight": weight,
         "filters": [
             {"type": "RequestHeaderModifier", "requestHeaderModifier": version_header},
-            {"type": "ResponseHeaderModifier", "responseHeaderModifier": version_header},
+            {
+                "type": "ResponseHeaderModifier",
+                "responseHeaderModifier": {**version_header, "remove": [SEND_AGAIN_HEADER]},
+            },
         ],
     }
 

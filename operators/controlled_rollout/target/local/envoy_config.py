@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.endpoint import VERSION_HEADER
-from controlled_rollout.target.local import envoy_bounds, envoy_tls
+from controlled_rollout.target.local import envoy_bounds, envoy_overload, envoy_tls
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
+from controlled_rollout.target.overload import SENT_HEADER
 
 __all__ = [
     "API_KEY_AUTH",
@@ -48,6 +49,8 @@ TRACED_ROUTE: Final = "traced"
 # connection that its replica is closing.
 UPSTREAM_IDLE_TIMEOUT_S: Final = 10
 CONNECT_TIMEOUT_S: Final = 2
+# A replica's own 504 comes first: it says whose time-out it was.
+ANSWER_MARGIN_MS: Final = 500
 # Far above what replicas queue: they refuse requests long before this.
 MAX_OPEN_REQUESTS: Final = 4096
 
@@ -70,6 +73,7 @@ _REMOVED_REQUEST_HEADERS: Final = (
     "x-envoy-decorator-operation",
     "x-envoy-force-trace",
     "x-envoy-attempt-count",
+    SENT_HEADER,
 )
 
 
@@ -79,7 +83,7 @@ class ClusterSpec:
 
     Attributes:
         name: Its name, one of `cluster_names`.
-        timeout_ms: After so many milliseconds a request is answered 504.
+        timeout_ms: The longest that a replica takes to answer, in milliseconds: later the router answers 504 for it.
     """
 
     name: str
@@ -286,7 +290,7 @@ def _connection_manager(files: EnvoyFiles, *, traced: bool, telemetry_token: str
         "always_set_request_id_in_response": True,
         "stream_idle_timeout": "0s",
         "common_http_protocol_options": {"idle_timeout": "300s", "headers_with_underscores_action": "ALLOW"},
-        "local_reply_config": _local_replies(),
+        "local_reply_config": envoy_overload.local_replies(),
         "http_filters": _http_filters(),
     }
     if traced:
@@ -302,20 +306,6 @@ def _remove_request_headers(*headers: str) -> Json:
             "@type": ENVOY_TYPE + "extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
             "mutations": [{"remove": header} for header in headers],
         },
-    }
-
-
-def _local_replies() -> Json:
-    """Return the form of Envoy's own error responses: JSON, with HTTP status 504 after a scoring timeout."""
-    return {
-        "mappers": [
-            {
-                "filter": {"response_flag_filter": {"flags": ["UMSDR"]}},
-                "status_code": 504,
-                "body": {"inline_string": "the version did not answer within its scoring timeout"},
-            }
-        ],
-        "body_format": {"json_format": {"status": "%RESPONSE_CODE%", "message": "%LOCAL_REPLY_BODY%"}},
     }
 
 
@@ -402,7 +392,7 @@ def cluster_config(files: EnvoyFiles, spec: ClusterSpec) -> Json:
         "name": spec.name,
         "type": "EDS",
         "eds_cluster_config": {"eds_config": _file_config_source(files.assignment(spec.name))},
-        "lb_policy": "LEAST_REQUEST",
+        "load_balancing_policy": envoy_overload.LEAST_REQUEST,
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
         "circuit_breakers": {
             "thresholds": [
@@ -415,7 +405,7 @@ def cluster_config(files: EnvoyFiles, spec: ClusterSpec) -> Json:
             ]
         },
         "typed_extension_protocol_options": _http_options(
-            idle_timeout_s=UPSTREAM_IDLE_TIMEOUT_S, max_stream_ms=spec.timeout_ms
+            idle_timeout_s=UPSTREAM_IDLE_TIMEOUT_S, max_stream_ms=spec.timeout_ms + ANSWER_MARGIN_MS
         ),
     }
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from controlled_rollout.endpoint import ROUTED_BY_HEADER, VERSION_HEADER
+from controlled_rollout.target.local import envoy_overload
 from controlled_rollout.target.local.envoy_bounds import (
     BUFFERED_HEADER,
     LARGE_BODIES,
@@ -22,10 +23,12 @@ from controlled_rollout.target.local.envoy_config import (
     protobuf_duration,
 )
 from controlled_rollout.target.local.envoy_sticky import StickyRoute, cookie_settings, hash_policy, key_tags
+from controlled_rollout.target.overload import SEND_AGAIN_HEADER
 
 __all__ = ["EndpointRoute", "VersionRoute", "route_configuration"]
 
-# A version's cluster enforces its scoring timeout; the route's timeout is longer and only a safeguard.
+# A replica enforces its scoring timeout; the cluster's timeout and the route's, which has time for a request that is
+# sent again, are longer and only safeguards.
 ROUTE_TIMEOUT_MARGIN_MS: Final = 1000
 
 
@@ -36,7 +39,7 @@ class VersionRoute:
     Attributes:
         name: The version's name.
         weight: Its share of the traffic in parts per million; 0 for a version that callers reach only by its name.
-        timeout_ms: After so many milliseconds a request is answered 504.
+        timeout_ms: The longest that a replica takes to answer, in milliseconds.
     """
 
     name: str
@@ -181,7 +184,8 @@ def _weighted_route(endpoint: EndpointRoute, match: Json, auth: Json, *, judged:
     }
     if not weighted:
         body = {"inline_string": f"endpoint {endpoint.name} has no version that is ready yet"}
-        return {**route, "direct_response": {"status": 503, "body": body}}
+        headers = envoy_overload.refusal_headers("no-replica")
+        return {**route, "direct_response": {"status": 503, "body": body}, "response_headers_to_add": headers}
     sticky = endpoint.sticky
     # Envoy goes through them in their order: with a hash, that is the order of its ranges.
     shares = (
@@ -234,7 +238,11 @@ def _version_headers(version: str, routed_by: str) -> Json:
     overwrite = {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
     header = {"header": {"key": VERSION_HEADER, "value": version}, **overwrite}
     routed = {"header": {"key": ROUTED_BY_HEADER, "value": routed_by}, **overwrite}
-    return {"request_headers_to_add": [header, routed], "response_headers_to_add": [header]}
+    return {
+        "request_headers_to_add": [header, routed, envoy_overload.sent_header()],
+        "response_headers_to_add": [header],
+        "response_headers_to_remove": [SEND_AGAIN_HEADER],
+    }
 
 
 def _route_action(versions: Sequence[VersionRoute], target: Mapping[str, Any], *, rewrite: str = "/") -> Json:
@@ -250,21 +258,7 @@ def _route_action(versions: Sequence[VersionRoute], target: Mapping[str, Any], *
         "prefix_rewrite": rewrite,
         "timeout": protobuf_duration(max(version.timeout_ms for version in versions) + ROUTE_TIMEOUT_MARGIN_MS),
         "idle_timeout": "0s",
-        # Only requests that certainly reached no replica are sent again.
-        "retry_policy": {
-            "retry_on": "connect-failure,reset-before-request,refused-stream",
-            "num_retries": 2,
-            "retry_host_predicate": [
-                {
-                    "name": "envoy.retry_host_predicates.previous_hosts",
-                    "typed_config": {
-                        "@type": ENVOY_TYPE + "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
-                    },
-                }
-            ],
-            "host_selection_retry_max_attempts": 5,
-            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.050s"},
-        },
+        "retry_policy": envoy_overload.retry_policy(),
     }
 
 
@@ -281,6 +275,7 @@ def _tracing_settings(endpoint: EndpointRoute, routed_by: str) -> Json:
             {"tag": "endpoint", "literal": {"value": endpoint.name}},
             {"tag": "routed_by", "literal": {"value": routed_by}},
             *(key_tags(endpoint.sticky.key) if endpoint.sticky and routed_by == "weights" else ()),
+            envoy_overload.reason_tag(),
         ],
     }
     return {"name": TRACED_ROUTE, "tracing": settings}

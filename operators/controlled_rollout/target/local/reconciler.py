@@ -166,7 +166,7 @@ class Reconciler:
         routes = [self._endpoint_route(entry, splits[name]) for name, entry in stored.items()]
         published = await self._envoy.publish(
             [
-                ClusterSpec(cluster, running.version.scoring_timeout_ms)
+                ClusterSpec(cluster, running.version.longest_answer_ms)
                 for key, running in self.running.items()
                 for cluster in cluster_names(*key)
             ],
@@ -279,7 +279,7 @@ class Reconciler:
         return EndpointRoute(
             name=endpoint.name,
             versions=tuple(
-                VersionRoute(name, split.weights.get(name, 0), version.scoring_timeout_ms)
+                VersionRoute(name, split.weights.get(name, 0), version.longest_answer_ms)
                 for name, version in versions.items()
             ),
             keys=(stored.keys.primary, stored.keys.secondary) if stored.keys else None,

@@ -110,7 +110,7 @@ class LaunchSpec:
                 "REPLICA_MAX_CONCURRENT_REQUESTS": str(self.concurrency),
                 "SCORING_TIMEOUT_MS": str(self.scoring_timeout_ms),
                 "MAX_REQUEST_WAIT_TIME_MS": str(self.max_wait_ms),
-                "DRAIN_TIMEOUT_S": str(math.ceil(self.scoring_timeout_ms / 1000)),
+                "DRAIN_TIMEOUT_S": str(math.ceil((self.scoring_timeout_ms + self.max_wait_ms) / 1000)),
             }
         )
         return Command(arguments, environment, self.app_root)
@@ -202,7 +202,7 @@ class Replica:
     async def stop(self) -> None:
         """Let the process answer the requests that it has, then end it."""
         self.begin_stopping()
-        await self._process.stop(self.spec.scoring_timeout_ms / 1000 + STOP_MARGIN_S)
+        await self._process.stop((self.spec.scoring_timeout_ms + self.spec.max_wait_ms) / 1000 + STOP_MARGIN_S)
         end_spools(self._spool)
 
     def _next_command(self) -> Command:

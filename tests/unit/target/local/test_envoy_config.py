@@ -92,7 +92,10 @@ def test_the_keys_appear_in_no_repr() -> None:
 def test_the_route_by_name_comes_before_the_weights_and_names_the_way() -> None:
     by_name, unknown, weighted, other_paths = routes_of(endpoint())[3:-1]
 
-    tags = [{tag["tag"]: tag["literal"]["value"] for tag in r["tracing"]["custom_tags"]} for r in (by_name, weighted)]
+    tags = [
+        {tag["tag"]: tag["literal"]["value"] for tag in route["tracing"]["custom_tags"] if "literal" in tag}
+        for route in (by_name, weighted)
+    ]
     assert tags == [{"endpoint": "digits", "routed_by": "header"}, {"endpoint": "digits", "routed_by": "weights"}]
     assert weighted["match"]["path"] == "/api/v1/service/digits/score"
     assert other_paths["tracing"]["overall_sampling"] == {"numerator": 0}
@@ -110,10 +113,13 @@ def test_the_route_by_name_comes_before_the_weights_and_names_the_way() -> None:
 def test_a_request_that_may_have_run_is_never_sent_again() -> None:
     policy = weighted_route(endpoint())["route"]["retry_policy"]
 
-    assert set(policy["retry_on"].split(",")) == {"connect-failure", "reset-before-request", "refused-stream"}
+    before_a_replica = {"connect-failure", "reset-before-request", "refused-stream"}
+    assert set(policy["retry_on"].split(",")) == {*before_a_replica, "retriable-headers"}
+    # By this one a replica says that it has not scored the request; a script cannot send it.
+    assert policy["retriable_headers"] == [{"name": "x-controlled-rollout-send-again", "present_match": True}]
 
 
-def test_each_version_has_its_own_scoring_timeout() -> None:
+def test_each_version_has_its_own_timeout_a_little_after_its_replicas() -> None:
     files = EnvoyFiles(Path("/x"))
     timeouts = [
         envoy_config.cluster_config(files, ClusterSpec("digits/one", timeout_ms))["typed_extension_protocol_options"][
@@ -122,7 +128,7 @@ def test_each_version_has_its_own_scoring_timeout() -> None:
         for timeout_ms in (250, 60_000)
     ]
 
-    assert timeouts == ["0.250s", "60.000s"]
+    assert timeouts == ["0.750s", "60.500s"]
 
 
 def test_endpoint_without_versions_answers_503_and_one_without_insights_is_not_traced() -> None:

@@ -1,0 +1,141 @@
+"""A version that has no room: what its callers are told, what telemetry has, and who else is answered as ever."""
+
+import asyncio
+import subprocess
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import requests
+
+from controlled_rollout.endpoint import VERSION_HEADER, Endpoint
+from controlled_rollout.evidence import EvidenceQuery, EvidenceWindow, evidence_source
+from controlled_rollout.gate import Category, Counts, Gate
+from tests.conformance.target_lab import Answer, TargetLab
+from tests.polling import until
+
+REASON = "x-controlled-rollout-reason"
+# Longer than anything else here takes on a busy machine.
+LONG_S = 12.0
+
+
+@asynccontextmanager
+async def busy_replica(lab: TargetLab, endpoint: Endpoint, key: str, version: str) -> AsyncIterator[None]:
+    """Keep one slot of a version busy for as long as the block runs, `LONG_S` at most."""
+    held = asyncio.create_task(lab.ask(endpoint, key=key, sleep_s=LONG_S))
+
+    async def is_busy() -> bool:
+        return (await lab.target.status(endpoint.name)).versions[version].active == 1
+
+    await until(is_busy, "a request is being scored", timeout_s=30)
+    try:
+        yield
+    finally:
+        held.cancel()
+        await asyncio.gather(held, return_exceptions=True)
+
+
+def curl(url: str, key: str, body: str, *options: str) -> dict[str, str]:
+    """Send a request with curl; return the answer's headers in lower case, its status as `status`."""
+    command = ["curl", "--silent", "--max-time", "60", "--dump-header", "-", "--output", "/dev/null", url]
+    sent = ["--header", f"Authorization: Bearer {key}", "--data", body, *options]
+    answer = subprocess.run([*command, *sent], check=True, capture_output=True, text=True).stdout
+    lines = answer.strip().splitlines()
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
+    return {"status": lines[0].split()[1], **headers}
+
+
+async def counted(lab: TargetLab, endpoint: Endpoint) -> tuple[Counts, Counter[str]]:
+    """Return what the gate counts of version `one`, and how many answers telemetry has for each reason."""
+    reasons = f"""
+        AppRequests
+        | where tostring(Properties.endpoint) == '{endpoint.name}'
+        | project TimeGenerated, Version = tostring(Properties.version), Value = tostring(Properties.reason)
+    """
+    now = datetime.now(UTC)
+    query = EvidenceQuery(
+        endpoint=endpoint.name, control="one", treatment="two", started=now - timedelta(minutes=5), now=now,
+        gate=Gate(latency_quantiles=(), categories={"reason": Category(kql=reasons)}), splits=[],
+        clusters=(await lab.target.status(endpoint.name)).clusters,
+        window=EvidenceWindow(bin_width=timedelta(seconds=1), allowed_lag=timedelta(0)),
+    )  # fmt: skip
+    all_counts = [one.control for one in (await evidence_source(lab.workspace).read(query)).bins]
+    found: Counter[str] = Counter()
+    for counts in all_counts:
+        found.update(counts.categories.get("reason", {}))
+    total = Counts(
+        requests=sum(counts.requests for counts in all_counts), errors=sum(counts.errors for counts in all_counts)
+    )
+    return total, found
+
+
+async def test_each_refusal_tells_its_caller_and_telemetry_why(target_lab: TargetLab) -> None:
+    lab = target_lab
+    settings: dict[str, Any] = {"num_replicas": 1, "max_request_wait_time": 400, "scoring_timeout_ms": 30_000}
+    endpoint = lab.with_version(
+        lab.endpoint("refusals"), "one", environment_variables={"MAX_BODY_BYTES": "200"}, **settings
+    )
+    endpoint = await lab.serve(endpoint)
+    url, key = (await lab.target.status(endpoint.name)).url, (await lab.target.keys(endpoint.name)).primary
+
+    async with busy_replica(lab, endpoint, key, "one"):
+        waited = await asyncio.to_thread(curl, url, key, "{}")
+        again = await asyncio.to_thread(
+            requests.post, url, data="{}", headers={"Authorization": f"Bearer {key}"}, timeout=60
+        )
+    too_large = await asyncio.to_thread(curl, url, key, "x" * 201)
+    # This one does not come as far as the version.
+    for_router = await asyncio.to_thread(
+        requests.post, url, data=b"x" * 100_000_001, headers={"Authorization": f"Bearer {key}"}, timeout=60
+    )
+
+    assert (waited["status"], waited[REASON], waited["retry-after"]) == ("503", "waited-too-long", "1")
+    assert (again.status_code, again.headers[REASON], again.headers["Retry-After"]) == (503, "waited-too-long", "1")
+    assert (too_large["status"], too_large[REASON]) == ("413", "body-too-large")
+    assert (for_router.status_code, for_router.headers[REASON]) == (413, "body-too-large")
+    # The others are the version's answers, and say nothing to callers of how the router deals with them.
+    assert waited[VERSION_HEADER] == too_large[VERSION_HEADER] == "one"
+    assert not [name for name in (*waited, *again.headers) if "send-again" in name.lower()]
+
+    async def are_counted() -> bool:
+        return (await counted(lab, endpoint))[0].requests >= 3
+
+    await until(are_counted, "the requests are in the store", timeout_s=90, interval_s=1)
+    _, reasons = await counted(lab, endpoint)
+    assert reasons["waited-too-long"] == 2
+    assert reasons["body-too-large"] == 1
+
+
+async def test_a_version_that_takes_too_long_is_a_time_out_and_not_a_wait(target_lab: TargetLab) -> None:
+    lab = target_lab
+    settings: dict[str, Any] = {"num_replicas": 1, "max_request_wait_time": 10_000, "scoring_timeout_ms": 2_000}
+    endpoint = await lab.serve(lab.with_version(lab.endpoint("time-outs"), "one", **settings))
+    url, key = (await lab.target.status(endpoint.name)).url, (await lab.target.keys(endpoint.name)).primary
+
+    slow = asyncio.create_task(asyncio.to_thread(curl, url, key, '{"sleep_s": 30}'))
+    # This one waits longer than one may be scored, and is scored in time.
+    behind = [asyncio.create_task(lab.ask(endpoint, key=key, sleep_s=1.2)) for _ in range(3)]
+    late, answers = await slow, await asyncio.gather(*behind)
+
+    assert (late["status"], late[REASON]) == ("504", "timeout")
+    assert "retry-after" not in late
+    assert [answer.status for answer in answers] == [200, 200, 200]
+
+
+async def test_a_request_goes_to_the_replica_that_is_free(target_lab: TargetLab) -> None:
+    lab = target_lab
+    settings: dict[str, Any] = {"num_replicas": 2, "max_request_wait_time": 1_500, "scoring_timeout_ms": 30_000}
+    endpoint = await lab.serve(lab.with_version(lab.endpoint("free-replica"), "one", **settings))
+    key = (await lab.target.keys(endpoint.name)).primary
+
+    answers: list[Answer] = []
+    async with busy_replica(lab, endpoint, key, "one"):
+        ending = time.monotonic() + LONG_S / 2
+        while len(answers) < 20 and time.monotonic() < ending:
+            answers.append(await lab.ask(endpoint, key=key))
+
+    # The router sends it there, or the busy replica gives it back before it was scored.
+    assert {answer.status for answer in answers} == {200}, [answer.body for answer in answers]
