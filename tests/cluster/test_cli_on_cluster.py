@@ -36,6 +36,21 @@ def test_a_rollout_by_hand_on_a_cluster(
     code, out, _ = run("endpoint", "score", name, "--data", '{"data": [1]}', "--version", "two")
     assert (code, json.loads(out)["version"]) == (0, "steady2")
 
+    # The node's processes reach the registry on loopback; in a pod that address is the pod's own.
+    registry = f"tcp://{sandbox.lab.registry}"
+    code, out, _ = run("check", name, "--version", "two", "--to", registry, "--to", f"http://{name}.invalid", "--json")
+    checked = {(each["origin"], each["name"]): each for each in json.loads(out)}
+    own, unknown = sandbox.lab.registry, f"{name}.invalid:80"
+    assert {each["outcome"] for each in checked.values() if each["name"] not in (own, unknown)} <= {"works", "closed"}
+    assert checked["pods", "pod"]["message"].endswith(f"with the labels of version two of endpoint {name}")
+    assert [checked[origin, own]["outcome"] for origin in ("worker", "pods")] == ["works", "FAILS"]
+    assert [checked[origin, unknown]["probe"]["failed"] for origin in ("worker", "pods")] == ["DNS", "DNS"]
+    assert checked["pods", "API server"]["probe"]["passed"] == ["DNS", "TCP", "TLS", "HTTP"]
+    assert code == 1
+    assert sandbox.kubectl("get", "pods", "--selector", "controlled-rollout/check", "--output", "name") == ""
+    code, out, _ = run("check")
+    assert (code, out.splitlines()[-1]) == (0, "not checked from the pods: name an endpoint for that")
+
     code, out, _ = run("shift", name, "two", "50")
     assert (code, "one 50 %, two 50 %" in out) == (0, True)
     assert run("logs", name, "two", "--tail", "20")[0] == 0

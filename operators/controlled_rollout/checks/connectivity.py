@@ -1,68 +1,137 @@
-"""The connectivity check: does everything that a rollout needs of a workspace answer, seen from this process?"""
+"""The connectivity check: does all that a rollout needs of a workspace answer, from here and from its versions?"""
 
 import asyncio
 import os
 import secrets
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from controlled_rollout.checks.advice import advice, failure_text, place_text
 from controlled_rollout.checks.certificate import with_certificate_end
+from controlled_rollout.checks.destinations import (
+    API_SERVER,
+    METRIC_STORE,
+    PODS,
+    REGISTRY,
+    STORAGE,
+    WORKER,
+    Wanted,
+    destination_of,
+    from_pods,
+    from_worker,
+)
+from controlled_rollout.checks.probe import SECONDS, Destination, Probe, probe_all
 from controlled_rollout.checks.reachability import check_reachable, http_get
+from controlled_rollout.checks.result import CheckResult
 from controlled_rollout.errors import ControlledRolloutError, StorageError, TargetUnavailableError, WorkspaceError
-from controlled_rollout.text_table import text_table
 from controlled_rollout.workspace import Workspace, is_url
 
 if TYPE_CHECKING:
+    from controlled_rollout.cluster.api import Api
+    from controlled_rollout.endpoint import Endpoint, Version
     from controlled_rollout.image import Credentials
     from controlled_rollout.target.local.supervisor_state import SupervisorState
 
-__all__ = ["CheckResult", "check_connectivity", "check_registry", "results_table", "run_check"]
+__all__ = ["Question", "check_connectivity", "check_registry", "run_check", "version_to_be"]
 
 TIMEOUT_S = 10.0
 # A client takes seconds to import, and signing in may start another program.
 OPENING_TIMEOUT_S = 60.0
+# The pod's own limits are shorter, and name what it waits for.
+POD_TIMEOUT_S = 100.0
+DATA_ENGINE = "data engine"
 # A name that no endpoint and no image has: the answer is empty, and quick.
 UNUSED_NAME = "check-connectivity"
 
 
 @dataclass(frozen=True)
-class CheckResult:
-    """The result of one check.
+class Question:
+    """What a connectivity check is asked besides the workspace itself.
 
     Attributes:
-        name: What was checked.
-        works: Whether it works.
-        message: The address and the answer, or what went wrong.
+        endpoint: Whose versions' network is checked too, from a pod; empty for none. On Kubernetes only.
+        version: Whose labels the pod gets; empty, or one that is not there, for control's.
+        destinations: URLs that have to be reached besides, from the worker and from the pod.
+        needs_pod: Whether it counts as a failure that the pod cannot run.
     """
 
-    name: str
-    works: bool
-    message: str
+    endpoint: str = ""
+    version: str = ""
+    destinations: tuple[str, ...] = ()
+    needs_pod: bool = True
 
 
-async def check_connectivity(workspace: Workspace, users: "Mapping[str, Credentials]") -> list[CheckResult]:
+async def check_connectivity(
+    workspace: Workspace, users: "Mapping[str, Credentials]", question: Question | None = None
+) -> list[CheckResult]:
     """Run all connectivity checks of a workspace; a failed check is a result, not an exception.
+
+    First all servers are asked for name, port, certificate and an answer, at once and within `SECONDS`. What signs in,
+    reads or writes is tried only where that works.
 
     Args:
         workspace: What is checked.
         users: The user of each registry, by host.
+        question: What is checked besides.
+
+    Raises:
+        WorkspaceError: A destination of the question is no address of a server.
     """
-    # The cluster first: importing its client blocks everything else in this process.
-    cluster = await _check_cluster(workspace)
-    others = [run_check(name, check(workspace)) for name, check in _checks_for_target(workspace.target, users)]
-    storage = run_check("storage", _check_storage(workspace), OPENING_TIMEOUT_S)
-    if workspace.data_engine == "spark":
-        others.append(run_check("data engine", _check_spark(workspace), OPENING_TIMEOUT_S))
-    return [*cluster, *await asyncio.gather(*others, storage)]
+    question = question or Question()
+    async with AsyncExitStack() as stack:
+        # The cluster first: importing its client blocks everything else in this process.
+        api, opening = await _open_cluster(workspace, stack)
+        server = _api_destination(api) if api else None
+        wanted = from_worker(
+            workspace, own=question.destinations, api_server=server, endpoints_url=_known_url(workspace),
+            environment=os.environ,
+        )  # fmt: skip
+        probes = await asyncio.to_thread(probe_all, [each.destination for each in wanted])
+        found = {each.name: (each, one) for each, one in zip(wanted, probes, strict=True)}
+        cluster = await _check_cluster(workspace, api, opening, found)
+        pods = _check_from_pods(workspace, api, question, found)
+        others = [_checked(name, check, found) for name, check in _checks(workspace, users)]
+        results, from_pods = await asyncio.gather(asyncio.gather(*others), pods)
+    done = [*cluster, *results]
+    names = {result.name for result in done}
+    more = [_probe_result(*pair, WORKER) for name, pair in found.items() if name not in names]
+    return [*done, *more, *from_pods]
 
 
-def results_table(results: Sequence[CheckResult]) -> str:
-    """Return the check results as a text table, one line per check."""
-    return text_table([(result.name, "works" if result.works else "FAILS", result.message) for result in results])
+async def _checked(name: str, check: Awaitable[str], found: Mapping[str, tuple[Wanted, Probe]]) -> CheckResult:
+    """Return the result of a check, which is not begun where its server has not answered the probe."""
+    if name not in found:
+        return await run_check(name, check, _time_for(name))
+    wanted, probe = found[name]
+    if probe.failed:
+        if isinstance(check, Coroutine):
+            check.close()
+        return _probe_result(wanted, probe, WORKER)
+    result = await run_check(name, check, _time_for(name))
+    return replace(result, probe=probe, message="; ".join(filter(None, (result.message, probe.note))))
+
+
+def _time_for(name: str) -> float:
+    """Return how long a check may take: longer where a client is imported and signed in first."""
+    return OPENING_TIMEOUT_S if name in (STORAGE, DATA_ENGINE) else TIMEOUT_S
+
+
+def _probe_result(wanted: Wanted, probe: Probe, origin: str, namespace: str = "") -> CheckResult:
+    """Return the result for a server that was only probed."""
+    place = "; ".join(filter(None, (place_text(probe), probe.note)))
+    return CheckResult(
+        wanted.name,
+        works=not probe.failed,
+        message=failure_text(probe) or f"{place}: {wanted.why}",
+        origin=origin,
+        needed=wanted.needed,
+        advice=advice(probe, wanted, origin, namespace),
+        probe=probe,
+    )
 
 
 async def run_check(name: str, check: Awaitable[str], timeout_s: float = TIMEOUT_S) -> CheckResult:
@@ -75,28 +144,107 @@ async def run_check(name: str, check: Awaitable[str], timeout_s: float = TIMEOUT
         return CheckResult(name, False, str(error).partition("\n")[0])
 
 
-async def _check_cluster(workspace: Workspace) -> list[CheckResult]:
+async def _open_cluster(workspace: Workspace, stack: AsyncExitStack) -> "tuple[Api | None, CheckResult | None]":
+    """Open the client of the workspace's cluster; return it, or why it cannot be opened; neither without a cluster."""
+    if workspace.target != "kubernetes":
+        return None, None
+    from controlled_rollout.cluster.api import Api
+
+    api: Api | None = None
+
+    async def open_api() -> str:
+        """Sign in, without a request to the API server."""
+        nonlocal api
+        api = await stack.enter_async_context(Api.open(workspace))
+        return ""
+
+    opening = await run_check(API_SERVER, open_api(), OPENING_TIMEOUT_S)
+    return api, opening if api is None else None
+
+
+def _api_destination(api: "Api") -> Destination:
+    """Return the API server as its client reaches it, with the authority that the kube config names."""
+    destination = destination_of(API_SERVER, api.server)
+    return replace(destination, path="/version", **api.trust)
+
+
+def _known_url(workspace: Workspace) -> str:
+    """Return where callers reach the endpoints, if the workspace itself says so."""
+    return workspace.endpoint_url or "" if workspace.target == "kubernetes" else ""
+
+
+async def _check_cluster(
+    workspace: Workspace,
+    api: "Api | None",
+    opening: CheckResult | None,
+    found: Mapping[str, tuple[Wanted, Probe]],
+) -> list[CheckResult]:
     """Run the checks of the Kubernetes cluster; without an answer of its API server all others count as failed."""
     if workspace.target != "kubernetes":
         return []
     from controlled_rollout.checks.cluster import CLUSTER_CHECKS, api_server
-    from controlled_rollout.cluster.api import Api
 
-    api: Api | None = None
-    async with AsyncExitStack() as stack:
+    server = opening or await _checked(API_SERVER, api_server(api), found) if api else opening
+    assert server is not None  # noqa: S101 - the client is open, or the reason why not is there
+    if api is None or not server.works:
+        message = "not checked: the API server does not work"
+        return [server, *(CheckResult(name, False, message) for name, _ in CLUSTER_CHECKS)]
+    others = (_checked(name, check(api, workspace), found) for name, check in CLUSTER_CHECKS)
+    return [server, *await asyncio.gather(*others)]
 
-        async def open_api() -> str:
-            """Open the client of the cluster for all checks, and check the API server."""
-            nonlocal api
-            api = await stack.enter_async_context(Api.open(workspace))
-            return await api_server(api)
 
-        server = await run_check("API server", open_api(), OPENING_TIMEOUT_S)
-        if api is None or not server.works:
-            message = "not checked: the API server does not work"
-            return [server, *(CheckResult(name, False, message) for name, _ in CLUSTER_CHECKS)]
-        others = (run_check(name, check(api, workspace)) for name, check in CLUSTER_CHECKS)
-        return [server, *await asyncio.gather(*others)]
+async def _check_from_pods(
+    workspace: Workspace,
+    api: "Api | None",
+    question: Question,
+    found: Mapping[str, tuple[Wanted, Probe]],
+) -> list[CheckResult]:
+    """Ask the same from a pod with the network identity of an endpoint's version; nothing without an endpoint."""
+    if api is None or not question.endpoint or found[API_SERVER][1].failed:
+        return []
+    from controlled_rollout.checks.check_pod import probe_from_pod
+    from controlled_rollout.target.kubernetes import revisions
+
+    asked: list[Wanted] = []
+    probes: list[Probe] = []
+
+    async def run_pod() -> str:
+        """Run the pod, and keep what it has found; return a sentence on it."""
+        nonlocal asked, probes
+        history = await revisions.existing_history(api, workspace.namespace, question.endpoint)
+        endpoint = history[-1].endpoint
+        version = version_to_be(endpoint, question.version)
+        if version is None:
+            return f"not checked: endpoint {endpoint.name} has no version yet, whose network it would be"
+        asked = from_pods(
+            workspace, version, own=question.destinations, api_server=_plain(found[API_SERVER][0].destination),
+            endpoints_url=_known_url(workspace), environment=os.environ,
+        )  # fmt: skip
+        probes = await probe_from_pod(api, workspace, endpoint, version, [each.destination for each in asked], SECONDS)
+        return f"ran in {workspace.namespace} with the labels of version {version.name} of endpoint {endpoint.name}"
+
+    pod = await run_check("pod", run_pod(), POD_TIMEOUT_S)
+    rows = [_probe_result(each, probe, PODS, workspace.namespace) for each, probe in zip(asked, probes, strict=False)]
+    return [replace(pod, origin=PODS, needed=question.needs_pod), *rows]
+
+
+def _plain(destination: Destination) -> Destination:
+    """Return a destination without the proxy of this process; certificates in a file of it are read."""
+    file = destination.authorities_file
+    authorities = Path(file).read_text(encoding="utf-8") if file and Path(file).is_file() else destination.authorities
+    return replace(destination, proxy=None, authorities_file="", authorities=authorities)
+
+
+def version_to_be(endpoint: "Endpoint", name: str) -> "Version | None":
+    """Return the version whose network identity a check takes: the named one, else control, else the default.
+
+    Args:
+        endpoint: The endpoint.
+        name: The version's name; it need not exist, as that of a rollout does not yet.
+    """
+    versions = endpoint.versions
+    chosen = versions.get(name) or endpoint.control
+    return chosen or next(iter(versions.values()), None)
 
 
 async def _check_supervisor(workspace: Workspace) -> str:
@@ -236,19 +384,24 @@ def _supervisor_state(workspace: Workspace) -> "SupervisorState":
     return state
 
 
-def _checks_for_target(
-    target: str, users: "Mapping[str, Credentials]"
-) -> Sequence[tuple[str, Callable[[Workspace], Awaitable[str]]]]:
-    """Return names and functions of the checks for a target, besides those of the cluster."""
-    if target == "local":
-        return (
-            ("supervisor", _check_supervisor),
-            ("router", _check_router),
-            ("telemetry store", _check_telemetry_store),
-            ("cache folder", _check_cache_folder),
-        )
-    return (
-        ("metric store", _check_metric_store),
-        ("registry", partial(check_registry, users=users)),
-        ("cache folder", _check_cache_folder),
-    )
+def _checks(workspace: Workspace, users: "Mapping[str, Credentials]") -> list[tuple[str, Awaitable[str]]]:
+    """Return names and coroutines of the checks besides those of the cluster."""
+    cache = ("cache folder", _check_cache_folder(workspace))
+    storage = (STORAGE, _check_storage(workspace))
+    spark = [(DATA_ENGINE, _check_spark(workspace))] if workspace.data_engine == "spark" else []
+    if workspace.target == "local":
+        return [
+            ("supervisor", _check_supervisor(workspace)),
+            ("router", _check_router(workspace)),
+            ("telemetry store", _check_telemetry_store(workspace)),
+            cache,
+            *spark,
+            storage,
+        ]
+    return [
+        (METRIC_STORE, _check_metric_store(workspace)),
+        (REGISTRY, check_registry(workspace, users)),
+        cache,
+        *spark,
+        storage,
+    ]

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from controlled_rollout.cli import data, endpoint, image, machine, record, rollout, secret
+from controlled_rollout.cli import check, data, endpoint, image, machine, record, rollout, secret
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.visible_text import visible_text
 
@@ -56,5 +56,6 @@ def command_parser() -> argparse.ArgumentParser:
     record.add_to(commands)
     image.add_to(commands)
     data.add_to(commands)
+    check.add_to(commands)
     machine.add_to(commands)
     return parser

@@ -107,6 +107,16 @@ class Api:
         """The API server's address."""
         return str(self._client.configuration.host)
 
+    @property
+    def trust(self) -> dict[str, Any]:
+        """How its certificate is checked, and the proxy on the way, by names of the connectivity check's settings."""
+        settings = self._client.configuration
+        return {
+            "authorities_file": str(settings.ssl_ca_cert or ""),
+            "verify": bool(settings.verify_ssl),
+            "proxy": str(settings.proxy or ""),
+        }
+
     async def request(
         self,
         method: str,

@@ -123,13 +123,14 @@ class WorkspaceHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Run all connectivity checks for Airflow's Test button; return whether all passed, and a table of results."""
-        from controlled_rollout.checks.connectivity import check_connectivity, results_table
+        from controlled_rollout.checks.connectivity import check_connectivity
+        from controlled_rollout.checks.result import failures, results_table
         from controlled_rollout.hooks.registry_users import registry_users
 
         quieten_clients()
         workspace = self.get_workspace()
         results = asyncio.run(check_connectivity(workspace, registry_users(workspace, self.get_connection)))
-        return all(result.works for result in results), results_table(results)
+        return not failures(results), results_table(results)
 
     def _workspace_of(self, connection: "Connection") -> Workspace:
         """Return the workspace that a connection describes; raise WorkspaceError if it is of another type.

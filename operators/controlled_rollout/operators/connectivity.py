@@ -1,12 +1,13 @@
-"""The connectivity check as a task: does everything that a rollout needs answer from this worker?"""
+"""The connectivity check as a task: does everything that a rollout needs answer, from this worker and from the pods?"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from controlled_rollout.checks.connectivity import check_connectivity, results_table
-from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.checks.connectivity import Question, check_connectivity
+from controlled_rollout.checks.result import failures, results_table
+from controlled_rollout.errors import ArgumentError, TargetUnavailableError
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls
 from controlled_rollout.workspace import Workspace
@@ -20,19 +21,39 @@ __all__ = ["CheckConnectivityOperator"]
 
 
 class CheckConnectivityOperator(EngineCalls, BaseOperator):
-    """Checks that everything a rollout needs answers from this worker, and fails with a table of what does not.
+    """Checks that everything a rollout needs answers, and fails with a table of what does not and what to open.
+
+    It is asked from this worker; with an `endpoint`, on Kubernetes, also from a pod that has the network identity of
+    one of its versions, which is deleted afterwards.
 
     Args:
+        endpoint: The endpoint whose versions' network is checked too; None for this worker's alone.
+        version: The version whose labels, node selector and account the pod gets; None, or one that does not exist yet,
+            for control's.
+        destinations: URLs that a script calls, `https://host/path` or `tcp://host:port`; all have to be reached.
         conn_id: The connection of the workspace; without the default one, the local workspace.
         **kwargs: What every operator takes.
     """
 
-    template_fields: Sequence[str] = ("conn_id",)
+    template_fields: Sequence[str] = ("conn_id", "endpoint", "version", "destinations")
     ui_color = "#e6e6e6"
+    # Whether the task fails where the pod cannot run.
+    needs_pod = True
 
-    def __init__(self, *, conn_id: str = WorkspaceHook.default_conn_name, **kwargs: Any) -> None:
-        """Store the connection's id."""
+    def __init__(
+        self,
+        *,
+        endpoint: str | None = None,
+        version: str | None = None,
+        destinations: Sequence[str] = (),
+        conn_id: str = WorkspaceHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        """Store the arguments; Airflow renders their templates before `execute`."""
         super().__init__(**kwargs)
+        self.endpoint: str | None = endpoint
+        self.version: str | None = version
+        self.destinations = destinations
         self.conn_id = conn_id
 
     def execute(self, context: "Context") -> None:
@@ -47,12 +68,24 @@ class CheckConnectivityOperator(EngineCalls, BaseOperator):
             users: The user of each registry, by host.
 
         Raises:
+            ArgumentError: `destinations` is no list of texts.
             TargetUnavailableError: Something does not work.
         """
-        results = await check_connectivity(workspace, users)
+        results = await check_connectivity(workspace, users, self.question())
         self.log_progress(f"workspace {workspace.name!r}\n{results_table(results)}")
-        if failed := [result for result in results if not result.works]:
+        if failed := failures(results):
             raise TargetUnavailableError(
-                f"workspace {workspace.name!r} cannot be used from this worker: "
-                + "; ".join(f"{result.name}: {result.message}" for result in failed)
+                f"workspace {workspace.name!r} cannot be used: "
+                + "; ".join(f"{result.name} (from {result.origin}): {result.message}" for result in failed)
             )
+
+    def question(self) -> Question:
+        """Return what is checked besides the workspace, from this task's arguments.
+
+        Raises:
+            ArgumentError: `destinations` is no list of texts.
+        """
+        given = self.destinations
+        if isinstance(given, str) or not all(isinstance(each, str) for each in given):
+            raise ArgumentError(f'destinations = {given!r} is no list of addresses: give ["https://host/path", …]')
+        return Question(self.endpoint or "", self.version or "", tuple(given), needs_pod=self.needs_pod)

@@ -78,7 +78,11 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         **kwargs: What `CheckConnectivityOperator` takes.
     """
 
-    template_fields = (*CheckConnectivityOperator.template_fields, "endpoint", "version", "arguments")
+    template_fields = (*CheckConnectivityOperator.template_fields, "arguments")
+    # Nodes may still be added: whether the version itself can run is for its own step to see.
+    needs_pod = False
+    endpoint: str
+    version: str
 
     def __init__(
         self,
@@ -93,9 +97,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         **kwargs: Any,
     ) -> None:
         """Store the arguments of all later tasks; `check` reads them."""
-        super().__init__(**kwargs)
-        self.endpoint = endpoint
-        self.version = version
+        super().__init__(endpoint=endpoint, version=version, **kwargs)
         self.steps = steps
         self.arguments = arguments
         self.approval = approval

@@ -9,11 +9,11 @@ from controlled_rollout.checks.connectivity import (
     _check_storage,
     check_connectivity,
     check_registry,
-    results_table,
     run_check,
 )
+from controlled_rollout.checks.result import results_table
 from controlled_rollout.workspace import Workspace
-from tests.unit.checks.server import port_of, serve
+from tests.unit.checks.server import say, serving
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,8 @@ from tests.unit.checks.server import port_of, serve
     ],
 )
 async def test_registry_is_recognised_by_its_answer(answer: bytes, message: str, tmp_path: Path) -> None:
-    async with await serve(answer + b"\r\nContent-Length: 0\r\n\r\n") as server:
-        workspace = Workspace(root=tmp_path, registry=f"127.0.0.1:{port_of(server)}/models/team")
+    with serving(say(answer + b"\r\nContent-Length: 0\r\n\r\n")) as port:
+        workspace = Workspace(root=tmp_path, registry=f"127.0.0.1:{port}/models/team")
         result = await run_check("registry", check_registry(workspace, {}))
     assert result.works == ("404" not in message)
     assert result.message.endswith(message)
@@ -50,8 +50,9 @@ def test_without_an_api_server_the_other_checks_still_run(tmp_path: Path, closed
     assert [name for name, result in results.items() if result.works] == ["cache folder", "storage"]
     assert results["storage"].message.startswith("none is set: ")
     printed = results_table(list(results.values())).splitlines()
-    assert printed[0].split()[:3] == ["API", "server", "FAILS"]
-    assert len(printed) == len(results) == 11
+    assert printed[0].split() == ["check", "from", "result", "DNS", "TCP", "TLS", "HTTP"]
+    assert printed[1].split()[:7] == ["API", "server", "worker", "FAILS", "ok", "FAILS", "-"]
+    assert len(printed) == len(results) + 1 == 12
 
 
 def storage_check(workspace: Workspace) -> str:

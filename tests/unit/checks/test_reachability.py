@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from controlled_rollout.checks.reachability import certificate_end, check_reachable, http_get
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
-from tests.unit.checks.server import port_of, serve
+from tests.unit.checks.server import say, serving
 
 
 @pytest.fixture
@@ -56,13 +56,13 @@ async def test_unknown_host_and_closed_port_have_different_messages(
 async def test_untrusted_certificate_has_its_own_message(
     go: Callable[[str], Awaitable[Any]], self_signed: ssl.SSLContext
 ) -> None:
-    async with await serve(b"", tls=self_signed) as server:
-        url = f"https://127.0.0.1:{port_of(server)}"
+    with serving(say(b""), self_signed) as port:
+        url = f"https://127.0.0.1:{port}"
         with pytest.raises(
-            TargetUnavailableError, match=rf"^TLS: 127\.0\.0\.1:{port_of(server)} is not trusted \(self"
+            TargetUnavailableError, match=rf"^TLS: 127\.0\.0\.1:{port} is not trusted \(unknown authority: self"
         ):
             await go(url)
-        assert await check_reachable(url, tls=False) == f"127.0.0.1:{port_of(server)}"
+        assert await check_reachable(url, tls=False) == f"127.0.0.1:{port}"
 
 
 async def test_this_machine_is_asked_without_a_proxy_and_with_the_certificates_of_the_environment(
@@ -75,10 +75,10 @@ async def test_this_machine_is_asked_without_a_proxy_and_with_the_certificates_o
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "both.pem"))
     ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
-    async with await serve(ok, tls=self_signed) as server:
-        assert (await http_get(f"https://127.0.0.1:{port_of(server)}")).status_code == 200
-    async with await serve(ok) as server:
-        assert (await http_get(f"http://127.0.0.1:{port_of(server)}")).status_code == 200
+    with serving(say(ok), self_signed) as port:
+        assert (await http_get(f"https://127.0.0.1:{port}")).status_code == 200
+    with serving(say(ok)) as port:
+        assert (await http_get(f"http://127.0.0.1:{port}")).status_code == 200
 
 
 async def test_a_named_authority_is_trusted_and_the_certificates_end_is_read(
@@ -107,15 +107,15 @@ async def test_an_authority_that_cannot_be_read_is_named(tmp_path: Path, content
 
 
 async def test_server_without_http_has_its_own_message() -> None:
-    async with await serve(b"220 mail\r\n") as server:
-        url = f"http://127.0.0.1:{port_of(server)}"
+    with serving(say(b"220 mail\r\n")) as port:
+        url = f"http://127.0.0.1:{port}"
         with pytest.raises(TargetUnavailableError, match=rf"^{url} does not answer"):
             await http_get(url)
-    async with await serve(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n") as server:
+    with serving(say(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")) as port:
         with pytest.raises(TargetUnavailableError, match="answers 503"):
-            await http_get(f"http://127.0.0.1:{port_of(server)}")
-    async with await serve(b"HTTP/1.1 401 Who\r\nContent-Length: 0\r\n\r\n") as server:
-        assert (await http_get(f"http://127.0.0.1:{port_of(server)}")).status_code == 401
+            await http_get(f"http://127.0.0.1:{port}")
+    with serving(say(b"HTTP/1.1 401 Who\r\nContent-Length: 0\r\n\r\n")) as port:
+        assert (await http_get(f"http://127.0.0.1:{port}")).status_code == 401
 
 
 @pytest.mark.parametrize("url", ["models.example", "ftp://models.example", "https://", "http://host:port"])

@@ -8,10 +8,12 @@ from controlled_rollout.cluster.kinds import MANAGED_BY
 from controlled_rollout.version import check_name
 
 __all__ = [
+    "CHECK_LABEL",
     "ENDPOINT_LABEL",
     "VERSION_LABEL",
     "endpoint_labels",
     "endpoint_object_name",
+    "replica_selector",
     "route_name",
     "selector",
     "version_labels",
@@ -21,6 +23,8 @@ __all__ = [
 
 ENDPOINT_LABEL: Final = "controlled-rollout/endpoint"
 VERSION_LABEL: Final = "controlled-rollout/version"
+# Of a pod that checks the network as a version's pod sees it: it has the version's labels, and is no replica.
+CHECK_LABEL: Final = "controlled-rollout/check"
 
 
 def endpoint_labels(endpoint: str) -> dict[str, str]:
@@ -36,6 +40,11 @@ def version_labels(endpoint: str, version: str) -> dict[str, str]:
 def selector(labels: Mapping[str, str]) -> str:
     """Return labels as a label selector for the API server, such as `a=1,b=2`."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def replica_selector(labels: Mapping[str, str]) -> str:
+    """Return the label selector of the replicas among the pods with these labels, without pods that check."""
+    return f"{selector(labels)},!{CHECK_LABEL}"
 
 
 def endpoint_object_name(endpoint: str, part: str = "") -> str:

@@ -45,7 +45,9 @@ NAMESPACE: Final = (
         "policy", "poddisruptionbudgets", ("create", "get", "patch", "delete"), "replicas leave a node one by one"
     ),
     Permission("", "secrets", ("create", "get", "patch"), "the endpoints' keys, secrets of versions"),
-    Permission("", "pods", ("list", "watch"), "what keeps a version from being ready"),
+    Permission(
+        "", "pods", ("create", "get", "list", "watch", "delete"), "why a version is not ready; the pod of a check"
+    ),
     Permission("", "pods/log", ("get",), "a version's log"),
     Permission("", "events", ("list",), "the same, in Kubernetes' words; not needed"),
     Permission("", "namespaces", ("get",), "whether it enforces Pod Security; not needed"),

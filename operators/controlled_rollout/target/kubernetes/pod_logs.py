@@ -8,7 +8,7 @@ from controlled_rollout.cluster.kinds import EVENT, POD
 from controlled_rollout.cluster.pods import newest_warning
 from controlled_rollout.errors import AccessError
 from controlled_rollout.target.kubernetes.manifests import CONTAINER
-from controlled_rollout.target.kubernetes.names import selector, version_labels
+from controlled_rollout.target.kubernetes.names import replica_selector, version_labels
 from controlled_rollout.target.kubernetes.startup import is_startup_warning
 from controlled_rollout.target.protocol import EndpointStatus, ReplicaState, VersionStatus
 from controlled_rollout.visible_text import visible_text
@@ -21,7 +21,7 @@ STATUS_LINES: Final = 30
 
 async def version_logs(api: Api, workspace: Workspace, endpoint: str, version: str, lines: int) -> str:
     """Read the last lines of the logs of a version's pods; the newest pod's lines come last."""
-    labels = selector(version_labels(endpoint, version))
+    labels = replica_selector(version_labels(endpoint, version))
     pods = await api.items(POD.path(workspace.namespace), labelSelector=labels)
     text: list[str] = []
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"])):

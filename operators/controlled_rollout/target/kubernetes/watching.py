@@ -12,7 +12,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.target.kubernetes import envoy_stats, revisions
 from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats
-from controlled_rollout.target.kubernetes.names import endpoint_labels, selector
+from controlled_rollout.target.kubernetes.names import endpoint_labels, replica_selector, selector
 from controlled_rollout.target.kubernetes.route_rules import positive_weights
 from controlled_rollout.target.kubernetes.shadowing import find_shadows
 from controlled_rollout.target.kubernetes.view import EndpointView
@@ -154,9 +154,10 @@ class _Source:
 def _view_sources(workspace: Workspace, endpoint: str) -> list[_Source]:
     """Return what a view is made of: the endpoint's objects of each kind, and the Gateway's Envoy pods."""
     labels = selector(endpoint_labels(endpoint))
-    kinds = (DEPLOYMENT, POD, HTTP_ROUTE, SECURITY_POLICY)
+    kinds = (DEPLOYMENT, HTTP_ROUTE, SECURITY_POLICY)
     return [
         *(_Source(kind, workspace.namespace, labels) for kind in kinds),
+        _Source(POD, workspace.namespace, replica_selector(endpoint_labels(endpoint))),
         _Source(POD, workspace.envoy_namespace, envoy_stats.envoy_selector(workspace), are_envoys=True),
     ]
 

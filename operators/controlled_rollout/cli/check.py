@@ -1,0 +1,55 @@
+"""The command `check`: does everything that a workspace needs answer, from here and from its versions' network?"""
+
+import argparse
+import asyncio
+
+from controlled_rollout.cli.arguments import Commands, add_workspace_options, workspace_of
+from controlled_rollout.cli.registry_users import registry_users
+from controlled_rollout.cli.view import print_json, print_line
+
+__all__ = ["add_to"]
+
+EXIT_FAILED = 1
+
+
+def add_to(commands: Commands) -> None:
+    """Add the parser of `check`."""
+    check = commands.add_parser(
+        "check", help="check that everything a workspace needs answers, and say what to open for what does not"
+    )
+    check.add_argument(
+        "endpoint",
+        nargs="?",
+        default="",
+        metavar="name",
+        help="on Kubernetes: ask from a pod with the network identity of a version of this endpoint, too",
+    )
+    check.add_argument("--version", default="", help="the version whose identity that is (default: control)")
+    check.add_argument(
+        "--to",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="a server that a script calls, as https://host/path or tcp://host:port; may be repeated",
+    )
+    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_workspace_options(check)
+    check.set_defaults(run=_run_check)
+
+
+def _run_check(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout check`: print a line per check; return 1 if something that is needed fails."""
+    from controlled_rollout.checks.connectivity import Question, check_connectivity
+    from controlled_rollout.checks.result import as_json, failures, results_table
+
+    workspace = workspace_of(options)
+    question = Question(options.endpoint, options.version, tuple(options.to))
+    results = asyncio.run(check_connectivity(workspace, registry_users(), question))
+    if options.json:
+        print_json(as_json(results))
+    else:
+        for line in results_table(results).splitlines():
+            print_line(line)
+        if workspace.target == "kubernetes" and not options.endpoint:
+            print_line("not checked from the pods: name an endpoint for that")
+    return EXIT_FAILED if failures(results) else 0
