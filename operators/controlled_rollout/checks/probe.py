@@ -24,7 +24,7 @@ from urllib.request import getproxies_environment, proxy_bypass_environment  # t
 __all__ = ["PART_TIMEOUT_S", "SECONDS", "STAGES", "Destination", "Probe", "main", "probe", "probe_all"]
 
 # All destinations together. A name that hangs costs no more: its thread is left alone then.
-SECONDS = 8.0
+SECONDS = 7.0
 # One stage, so that the result names the one that hangs.
 PART_TIMEOUT_S = 3.0
 STAGES = ("DNS", "TCP", "TLS", "HTTP")
