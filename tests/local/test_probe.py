@@ -3,10 +3,12 @@
 import inspect
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,21 +27,31 @@ SECONDS = 60.0
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
     """An authority that this process trusts, and no proxy."""
-    authority = Authority(tmp_path)
-    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    authority = Authority()
+    (tmp_path / "authority.pem").write_bytes(authority.pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     return authority
 
 
+def server_tls(
+    authority: Authority, folder: Path, names: Sequence[str] = ("127.0.0.1",), **times: Any
+) -> ssl.SSLContext:
+    """The TLS settings of a server with a certificate for these names."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.pair(names=names, **times).write(folder, names[0]))
+    return context
+
+
 def to(port: int, scheme: str = "https", host: str = "127.0.0.1", **more: Any) -> Destination:
     return Destination("server", host, port, scheme, **more)
 
 
-def test_all_stages_of_a_server_that_answers(authority: Authority) -> None:
+def test_all_stages_of_a_server_that_answers(authority: Authority, tmp_path: Path) -> None:
     heads: list[bytes] = []
-    with serving(say(b"HTTP/1.1 401 Who\r\n\r\n", heads), authority.server("127.0.0.1")) as port:
+    with serving(say(b"HTTP/1.1 401 Who\r\n\r\n", heads), server_tls(authority, tmp_path)) as port:
         found = probe(to(port, path="/v2/"), SECONDS)
 
     assert (found.passed, found.failed, found.status) == (("DNS", "TCP", "TLS", "HTTP"), "", 401)
@@ -62,15 +74,15 @@ def test_nothing_is_sent_to_a_port_that_is_only_to_be_open() -> None:
 @pytest.mark.parametrize(
     ("names", "times", "cause"),
     [
-        (["127.0.0.1"], {"begins": timedelta(days=-9), "ends": timedelta(days=-2)}, "expired"),
+        (["127.0.0.1"], {"begins": timedelta(days=-9), "lasts": timedelta(days=-2)}, "expired"),
         (["127.0.0.1"], {"begins": timedelta(days=2)}, "not yet valid"),
         (["other.example"], {}, "wrong name"),
     ],
 )
 def test_what_is_wrong_with_a_certificate_is_told_apart(
-    names: list[str], times: dict[str, timedelta], cause: str, authority: Authority
+    names: list[str], times: dict[str, timedelta], cause: str, authority: Authority, tmp_path: Path
 ) -> None:
-    with serving(say(OK), authority.server(*names, **times)) as port:
+    with serving(say(OK), server_tls(authority, tmp_path, names=names, **times)) as port:
         found = probe(to(port), SECONDS)
 
     assert (found.passed, found.failed, found.cause) == (("DNS", "TCP"), "TLS", cause)
@@ -79,32 +91,33 @@ def test_what_is_wrong_with_a_certificate_is_told_apart(
 def test_certificate_of_an_authority_that_nobody_knows_is_trusted_once_it_is_given(
     authority: Authority, tmp_path: Path
 ) -> None:
-    (tmp_path / "other").mkdir()
-    other = Authority(tmp_path / "other")
-    with serving(say(OK), other.server("127.0.0.1")) as port:
+    other = Authority("another authority")
+    file = tmp_path / "other.pem"
+    file.write_bytes(other.pem)
+    with serving(say(OK), server_tls(other, tmp_path)) as port:
         unknown = probe(to(port), SECONDS)
-        given = probe(to(port, authorities=other.file.read_text()), SECONDS)
-        in_a_file = probe(to(port, authorities_file=str(other.file)), SECONDS)
+        given = probe(to(port, authorities=file.read_text()), SECONDS)
+        in_a_file = probe(to(port, authorities_file=str(file)), SECONDS)
         unchecked = probe(to(port, verify=False), SECONDS)
 
     assert (unknown.failed, unknown.cause) == ("TLS", "unknown authority")
     assert [given.failed, in_a_file.failed, unchecked.failed] == ["", "", ""]
 
 
-def test_certificate_that_ends_soon_is_said(authority: Authority) -> None:
-    with serving(say(OK), authority.server("127.0.0.1", ends=timedelta(days=3, hours=1))) as port:
+def test_certificate_that_ends_soon_is_said(authority: Authority, tmp_path: Path) -> None:
+    with serving(say(OK), server_tls(authority, tmp_path, lasts=timedelta(days=3, hours=1))) as port:
         found = probe(to(port), SECONDS)
 
     assert (found.failed, found.note) == ("", "its certificate ends in 3 days")
 
 
-def test_plain_http_on_a_port_for_tls_and_tls_on_a_port_for_http(authority: Authority) -> None:
+def test_plain_http_on_a_port_for_tls_and_tls_on_a_port_for_http(authority: Authority, tmp_path: Path) -> None:
     with serving(say(OK)) as port:
         plain = probe(to(port), SECONDS)
     with serving(say(b"220 mail.example\r\n")) as port:
         mail = probe(to(port), SECONDS)
         no_answer = probe(to(port, "http"), SECONDS)
-    with serving(say(OK), authority.server("127.0.0.1")) as port:
+    with serving(say(OK), server_tls(authority, tmp_path)) as port:
         tls = probe(to(port, "http"), SECONDS)
 
     assert (plain.failed, plain.cause) == ("TLS", "plain http")
@@ -161,14 +174,15 @@ def test_servers_that_hang_in_any_stage_take_no_longer_than_all_together_may(
 
 
 def test_proxy_of_the_environment_is_used_said_and_told_apart(
-    authority: Authority, monkeypatch: pytest.MonkeyPatch
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads: list[bytes] = []
 
     def tunnel(connection: socket.socket) -> None:
         heads.append(read_head(connection))
         connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
-        with authority.server("far.example").wrap_socket(connection, server_side=True) as secured:
+        far = server_tls(authority, tmp_path, names=["far.example"])
+        with far.wrap_socket(connection, server_side=True) as secured:
             say(OK, heads)(secured)
 
     with serving(tunnel) as port:

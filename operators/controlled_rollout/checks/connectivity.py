@@ -14,6 +14,7 @@ from controlled_rollout.checks.advice import advice, failure_text, place_text
 from controlled_rollout.checks.certificate import with_certificate_end
 from controlled_rollout.checks.destinations import (
     API_SERVER,
+    ENDPOINTS,
     METRIC_STORE,
     PODS,
     REGISTRY,
@@ -112,7 +113,9 @@ async def _checked(name: str, check: Awaitable[str], found: Mapping[str, tuple[W
             check.close()
         return _probe_result(wanted, probe, WORKER)
     result = await run_check(name, check, _time_for(name))
-    return replace(result, probe=probe, message="; ".join(filter(None, (result.message, probe.note))))
+    # The check of the endpoints' address says itself when their certificate ends.
+    note = "" if name == ENDPOINTS else probe.note
+    return replace(result, probe=probe, message="; ".join(filter(None, (result.message, note))))
 
 
 def _time_for(name: str) -> float:
@@ -217,10 +220,11 @@ async def _check_from_pods(
         if version is None:
             return f"not checked: endpoint {endpoint.name} has no version yet, whose network it would be"
         asked = from_pods(
-            workspace, version, own=question.destinations, api_server=_plain(found[API_SERVER][0].destination),
+            workspace, version, own=question.destinations, api_server=found[API_SERVER][0].destination,
             endpoints_url=_known_url(workspace), environment=os.environ,
         )  # fmt: skip
-        probes = await probe_from_pod(api, workspace, endpoint, version, [each.destination for each in asked], SECONDS)
+        destinations = [_for_a_pod(each.destination) for each in asked]
+        probes = await probe_from_pod(api, workspace, endpoint, version, destinations, SECONDS)
         return f"ran in {workspace.namespace} with the labels of version {version.name} of endpoint {endpoint.name}"
 
     pod = await run_check("pod", run_pod(), POD_TIMEOUT_S)
@@ -228,8 +232,8 @@ async def _check_from_pods(
     return [replace(pod, origin=PODS, needed=question.needs_pod), *rows]
 
 
-def _plain(destination: Destination) -> Destination:
-    """Return a destination without the proxy of this process; certificates in a file of it are read."""
+def _for_a_pod(destination: Destination) -> Destination:
+    """Return a destination as a pod can ask it: with its own proxy, and without a file of this machine."""
     file = destination.authorities_file
     authorities = Path(file).read_text(encoding="utf-8") if file and Path(file).is_file() else destination.authorities
     return replace(destination, proxy=None, authorities_file="", authorities=authorities)

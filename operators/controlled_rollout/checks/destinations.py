@@ -128,7 +128,7 @@ def from_worker(
         return _with_own([*storage, *_wanted(SIGN_IN, sign_in_url(workspace, environment), signs_in, TOKENS)], own)
     found = [
         *([Wanted(api_server, True, "all steps")] if api_server else []),
-        *_wanted(ENDPOINTS, endpoints_url, True, "callers"),
+        *_endpoints(workspace, endpoints_url, True, "callers"),
         *_storage(workspace, needed=True, why="models, records and collected data"),
         *_wanted(METRIC_STORE, _metric_store_url(workspace), True, "the gate's queries"),
         *_wanted(SIGN_IN, sign_in_url(workspace, environment), signs_in, TOKENS),
@@ -168,7 +168,7 @@ def from_pods(
         *([Wanted(api_server, False, "not called by versions")] if api_server else []),
         *_registries(workspace, needed=False),
         *_wanted(METRIC_STORE, _metric_store_url(workspace), False, "not called by versions"),
-        *_wanted(ENDPOINTS, endpoints_url, False, "models that call other endpoints"),
+        *_endpoints(workspace, endpoints_url, False, "models that call other endpoints"),
     ]
     return _with_own(found, own)
 
@@ -192,6 +192,13 @@ def _with_own(found: Sequence[Wanted], own: Sequence[str]) -> list[Wanted]:
 def _wanted(name: str, url: str, needed: bool, why: str) -> list[Wanted]:
     """Return the destination for a URL; nothing for an empty one."""
     return [Wanted(destination_of(name, url), needed, why)] if url else []
+
+
+def _endpoints(workspace: Workspace, url: str, needed: bool, why: str) -> list[Wanted]:
+    """Return where callers reach the endpoints, whose certificate may be of an authority of one's own."""
+    file = str(workspace.endpoint_ca or "")
+    found = _wanted(ENDPOINTS, url, needed, why)
+    return [replace(each, destination=replace(each.destination, authorities_file=file)) for each in found]
 
 
 def _storage(workspace: Workspace, *, needed: bool, why: str) -> list[Wanted]:

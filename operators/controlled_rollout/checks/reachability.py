@@ -2,8 +2,6 @@
 
 import asyncio
 import ssl
-import asyncio
-import ssl
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path

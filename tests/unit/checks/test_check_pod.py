@@ -16,7 +16,7 @@ from controlled_rollout.workspace import Workspace
 
 IMAGE = "registry.example/models/digits@sha256:" + "0" * 64
 OWNER = {"metadata": {"name": "controlled-rollout-digits", "uid": "1"}}
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "node_selector": {"pool": "models"},
     "tolerations": [{"key": "models", "operator": "Exists"}],
     "collect_model_data": True,
