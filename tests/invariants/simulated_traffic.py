@@ -8,7 +8,7 @@ from typing import Any, Final
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import answers
 from controlled_rollout.evidence.metric_store import Answer, Arrivals, StoreRequest
-from controlled_rollout.evidence.rows import CountRow, MetricRow
+from controlled_rollout.evidence.rows import CountRow, MetricRow, UserRow
 from controlled_rollout.gate import Counts
 from tests.invariants.simulated_clock import SimulatedClock, moment, seconds
 
@@ -170,6 +170,9 @@ class SimulatedMetricStore:
     async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:
         self._check()
         return []
+
+    async def users(self, request: StoreRequest, *, until: datetime) -> list[UserRow]:
+        raise EvidenceUnavailableError("no rollout here counts users")
 
     async def arrivals(
         self, *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta

@@ -152,6 +152,7 @@ def export(*spans: dict[str, Any]) -> bytes:
             "endpoint": fields.get("endpoint", "digits"),
             "version": fields.get("version", "control"),
             "routed_by": fields.get("routed_by", "weights"),
+            "sticky_key": fields.get("user"),
         }
         for key, value in tags.items():
             if value is not None:

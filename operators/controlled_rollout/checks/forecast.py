@@ -93,6 +93,11 @@ def forecast(
         bake: The least time at each step, counted in evidence that was seen.
         decision_timeout: The most time at each step; counts where `bake` is 0.
     """
+    if gate.unit == "user":
+        return (
+            "Forecast: not known where users are counted: a step shows as much as there are users whom it draws anew, "
+            "however many requests they send."
+        )
     if traffic is None:
         return "Forecast: none, because the first version of an endpoint has nothing to be compared with, and no gate."
     if not traffic.requests or traffic.period <= timedelta(0):

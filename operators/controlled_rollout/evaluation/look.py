@@ -18,6 +18,7 @@ from controlled_rollout.errors import (
     PROGRAMMING_ERRORS,
     ConflictError,
     ControlledRolloutError,
+    EndpointError,
     EvidenceUnavailableError,
     StorageError,
 )
@@ -40,6 +41,7 @@ from controlled_rollout.gate import (
     verdict_from_dict,
     verdict_to_dict,
     with_aggregates,
+    wrong_unit,
 )
 from controlled_rollout.record import Decision, LookInput, LookSettings
 from controlled_rollout.record.in_time import within_time
@@ -131,7 +133,7 @@ async def look(
 
     Raises:
         ConflictError: `owner` no longer holds the endpoint, or there is no control to compare with.
-        EndpointError: There is no such version.
+        EndpointError: There is no such version, or the gate counts requests where users have to be counted.
     """
     evaluated = await _evaluated(workspace, evaluate) if evaluate is not None else NOTHING_EVALUATED
     now = now or datetime.now(UTC)
@@ -139,6 +141,8 @@ async def look(
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
     document.version(version)
     await _note_look(target, history, version, owner)
+    if problem := wrong_unit(gate, endpoint, document.sticky):
+        raise EndpointError(problem)
     control = _control_of(document, version)
     status = await target.status(endpoint, inspect=False)
     query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)

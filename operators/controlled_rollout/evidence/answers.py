@@ -12,10 +12,10 @@ from typing import Any, Final, TypeVar
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import floor_to_bin, thresholds
 from controlled_rollout.evidence.metric_store import Answer, Arrivals, StoreRequest, UnreadableError
-from controlled_rollout.evidence.rows import CountRow, MetricRow
-from controlled_rollout.gate import Counts, Moments
+from controlled_rollout.evidence.rows import CountRow, MetricRow, UserRow
+from controlled_rollout.gate import Counts, Moments, UserCounts
 
-__all__ = ["arrivals_of", "count_rows", "histogram_thresholds", "metric_rows", "newest_of"]
+__all__ = ["arrivals_of", "count_rows", "histogram_thresholds", "metric_rows", "newest_of", "user_rows"]
 
 Row = Mapping[str, Any]
 Value = TypeVar("Value")
@@ -98,6 +98,29 @@ def metric_rows(
         else:
             values[key] = _moments(name, row)
     return [MetricRow(*key, name, value) for key, value in values.items()]
+
+
+def user_rows(rows: Iterable[Row], request: StoreRequest, *, until: datetime) -> list[UserRow]:
+    """Return the users by bin and version, from the rows of `kql.users_query`.
+
+    Raises:
+        UnreadableError: A row is unreadable.
+    """
+    found: dict[tuple[datetime, str, bool, float], UserRow] = {}
+    for row in rows:
+        key = _bin_key(row, request, until=until, bin_width=request.key.window.bin_width)
+        users = _whole_number(row, "Users")
+        above = _finite(row, "Above", least=0.0, most=1.0)
+        counts = UserCounts(
+            users=users,
+            errors=_whole_number(row, "Errors", most=users),
+            slow=tuple(_whole_number(row, f"Slow{n}", most=users) for n in range(len(request.thresholds_ms))),
+            above=above,
+        )
+        if (*key, above) in found:
+            raise _unreadable("Above", above, "each way of being drawn once for each bin and version")
+        found[(*key, above)] = UserRow(*key, counts)
+    return list(found.values())
 
 
 def arrivals_of(rows: Iterable[Row]) -> dict[str, Answer[Arrivals]]:

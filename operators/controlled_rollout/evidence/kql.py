@@ -21,6 +21,7 @@ __all__ = [
     "mean_query",
     "newest_query",
     "until_line",
+    "users_query",
 ]
 
 # Longer than any duration: fills up where one gate has fewer thresholds than another in the same query.
@@ -88,6 +89,56 @@ def counts_query(requests: Sequence[StoreRequest], *, bin_width: timedelta) -> s
         "| summarize Requests = count(), Represented = sum(ItemCount),\n"
         f"    Errors = countif({_IS_ERROR}){slow}\n"
         f"    by Gate, Version, Bin = bin(TimeGenerated, {_kql_timespan(bin_width)}), Before = TimeGenerated < Started"
+    )
+
+
+def users_query(request: StoreRequest, *, until: datetime | None, bin_width: timedelta, guard: timedelta) -> str:
+    """Return the KQL of each version's users per bin, by how they were drawn: see `gate/users.py`.
+
+    A user counts once at each step, by the first request there, and no more once the treatment has answered at an
+    earlier one. `Above` is the treatment's largest part at the earlier steps at which the user was in control. Before
+    the rollout each user counts once.
+
+    Args:
+        request: Whose users, and the steps.
+        until: How far to read; None leaves it open, for `until_line`.
+        bin_width: The length of a bin.
+        guard: What came so soon after a step began may have gone by the split before, and is left out.
+    """
+    key, end = request.key, "Until" if until is None else _kql_datetime(until)
+    steps = key.steps or ((key.started, 0.0),)
+    control, treatment = check_name(key.control), check_name(key.treatment)
+    times = [f"TimeGenerated < {_kql_datetime(key.started)}, -1"]
+    for number, (at, _) in enumerate(steps[1:]):
+        times.append(f"TimeGenerated < {_kql_datetime(at)}, {number}")
+        times.append(f"TimeGenerated < {_kql_datetime(at + guard)}, -2")
+    shares = "".join(f"Step == {number}, {_kql_real(share)}, " for number, (_, share) in enumerate(steps))
+    slow = "".join(
+        f",\n    Slow{number} = countif(DurationMs > iff(Version == '{treatment}', "
+        f"{_kql_real(threshold * (1 + key.tolerance))}, {_kql_real(threshold)}))"
+        for number, threshold in enumerate(request.thresholds_ms)
+    )
+    return (
+        f"let Seen = {_evidence_rows(_kql_datetime(request.since), end, with_user=True)}"
+        f"| where Endpoint == '{check_name(key.endpoint)}' and Version in ('{control}', '{treatment}')\n"
+        "| where isnotempty(User)\n"
+        f"| extend Step = case({', '.join(times)}, {len(steps) - 1})\n"
+        "| where Step != -2\n"
+        f"| extend Share = case({shares}0.0);\n"
+        "let First = Seen\n"
+        "| summarize arg_min(TimeGenerated, Version, ResultCode, Flags, DurationMs, Share) by User, Step;\n"
+        "let Users = Seen\n"
+        f"| extend Treated = iff(Version == '{treatment}' and Step >= 0, Step, {len(steps)})\n"
+        "| summarize TreatedSince = min(Treated) by User;\n"
+        "First\n"
+        "| join kind=inner (Users) on User\n"
+        "| where Step <= TreatedSince\n"
+        "| join kind=inner (First | project User, OtherStep = Step, OtherShare = Share) on User\n"
+        "| extend Drawn = iff(OtherStep >= 0 and OtherStep < Step, OtherShare, 0.0)\n"
+        "| summarize Above = max(Drawn) by User, Step, TimeGenerated, Version, ResultCode, Flags, DurationMs, Share\n"
+        "| where Above == 0.0 or Above < Share\n"
+        f"| summarize Users = count(), Errors = countif({_IS_ERROR}){slow}\n"
+        f"    by Version, Bin = bin(TimeGenerated, {_kql_timespan(bin_width)}), Before = Step < 0, Above"
     )
 
 
@@ -174,12 +225,18 @@ def newest_query(endpoint: str, *, start: datetime, end: datetime) -> str:
     )
 
 
-def _evidence_rows(start: str, end: str) -> str:
+def _evidence_rows(start: str, end: str, *, with_user: bool = False) -> str:
     """Return the KQL that reads what is evidence: requests to `/score` that the router split by weight, each once.
 
     `routed_by` is set by the router's own rule after it has let the caller in. Rows of answers 401 and 403 are left out
     as well, for a router that does not remove that header from what callers send.
+
+    Args:
+        start: KQL of when the time that is read begins.
+        end: KQL of when it ends.
+        with_user: Whether the rows have the hash of the caller's key as well, empty without a key.
     """
+    user = (", User = tostring(Properties.user)", ", User") if with_user else ("", "")
     return (
         "AppRequests\n"
         f"| where TimeGenerated >= {start} and TimeGenerated < {end}\n"
@@ -187,8 +244,9 @@ def _evidence_rows(start: str, end: str) -> str:
         "| where Name endswith '/score' and not(Name startswith 'OPTIONS ')\n"
         # A span that was sent twice has the same ids.
         "| extend Endpoint = tostring(Properties.endpoint), Version = tostring(Properties.version)"
-        ", Flags = tostring(Properties.response_flags)\n"
-        "| distinct OperationId, Id, TimeGenerated, Endpoint, Version, ResultCode, Flags, DurationMs, ItemCount\n"
+        f", Flags = tostring(Properties.response_flags){user[0]}\n"
+        "| distinct OperationId, Id, TimeGenerated, Endpoint, Version, ResultCode, Flags, DurationMs, ItemCount"
+        f"{user[1]}\n"
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 from controlled_rollout.addresses import azure_settings_for
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence import answers, kql
+from controlled_rollout.evidence.bins import SPLIT_GUARD
 from controlled_rollout.evidence.metric_store import Answer, Arrivals, StoreRequest, ThrottledError, TooMuchError
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
-from controlled_rollout.evidence.rows import CountRow, MetricRow
+from controlled_rollout.evidence.rows import CountRow, MetricRow, UserRow
 from controlled_rollout.evidence.shared import read_shared, shared_reader
 
 __all__ = ["LogAnalyticsEvidence"]
@@ -94,6 +95,14 @@ class LogAnalyticsEvidence:
             metrics += answers.metric_rows(name, rows, request, until=until, is_category=True)
         return metrics
 
+    async def users(self, request: StoreRequest, *, until: datetime) -> list[UserRow]:
+        """Return the users by bin, version and how they were drawn; see `MetricStore.users`."""
+        width = request.key.window.bin_width
+        slow = [f"Slow{number}" for number in range(len(request.thresholds_ms))]
+        query = kql.users_query(request, until=until, bin_width=width, guard=SPLIT_GUARD)
+        rows = await self._query(query, "Version", "Bin", "Before", "Above", "Users", "Errors", *slow)
+        return answers.user_rows(rows, request, until=until)
+
     async def _query_metric(self, metric: str, query: str, *columns: str) -> list[dict[str, Any]]:
         """Run the query of one of the author's metrics; an error names the metric."""
         try:
@@ -119,7 +128,12 @@ class LogAnalyticsEvidence:
             kql.category_query(author, request, until=None, bin_width=width) for _, author in request.key.categories
         ]
         baseline = [kql.baseline_query([request])] if request.key.quantiles else []
-        return (*baseline, counts, *means, *categories)
+        users = (
+            []
+            if request.key.steps is None
+            else [kql.users_query(request, until=None, bin_width=width, guard=SPLIT_GUARD)]
+        )
+        return (*baseline, counts, *means, *categories, *users)
 
     async def newest(self, endpoint: str, *, now: datetime | None = None) -> datetime | None:
         """Return the time of the endpoint's newest request of the last day; None if there is none.

@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.query import EvidenceQuery
-from controlled_rollout.evidence.rows import CountRow, MetricRow
+from controlled_rollout.evidence.rows import CountRow, MetricRow, UserRow
 from controlled_rollout.evidence.window import EvidenceWindow
 
 __all__ = [
@@ -61,6 +61,8 @@ class QueryKey:
         clusters: What the router calls control's and the treatment's replicas.
         baseline_from: The baseline does not reach behind this moment; None: it may.
         limit_ms: The gate's `max_latency` in milliseconds; None if it has none.
+        steps: Where the gate counts users: since when the treatment had which part of the traffic, oldest first; None
+            where it counts requests.
     """
 
     endpoint: str
@@ -75,6 +77,7 @@ class QueryKey:
     clusters: tuple[tuple[str, str], ...] = ()
     baseline_from: datetime | None = None
     limit_ms: float | None = None
+    steps: tuple[tuple[datetime, float], ...] | None = None
 
     @property
     def first(self) -> datetime:
@@ -113,6 +116,9 @@ class QueryKey:
             categories=tuple((name, category.kql) for name, category in query.gate.categories.items() if category.kql),
             clusters=tuple((name, query.clusters[name]) for name in versions if name in query.clusters),
             baseline_from=query.baseline_from,
+            steps=tuple((change.at, change.share or 0.0) for change in query.splits)
+            if query.gate.unit == "user"
+            else None,
             limit_ms=None if (limit := query.gate.max_latency) is None else limit.duration.total_seconds() * 1_000,
         )
 
@@ -169,6 +175,14 @@ class MetricStore(Protocol):
 
         Raises:
             EvidenceUnavailableError: Also where the author's query cannot be run; only that gate is blind then.
+        """
+        ...
+
+    async def users(self, request: StoreRequest, *, until: datetime) -> list[UserRow]:
+        """Return the users by bin, version and how they were drawn, from the request's `since` to `until`.
+
+        Raises:
+            EvidenceUnavailableError: Also where the store knows no users.
         """
         ...
 

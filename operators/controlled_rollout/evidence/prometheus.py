@@ -17,7 +17,7 @@ from controlled_rollout.evidence.bins import MIN_BASELINE_REQUESTS
 from controlled_rollout.evidence.increments import Sample, bound_at_least, growth_by_bin, growths, quantile_bounds
 from controlled_rollout.evidence.metric_store import Arrivals, StoreRequest, TooMuchError
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
-from controlled_rollout.evidence.rows import CountRow, MetricRow
+from controlled_rollout.evidence.rows import CountRow, MetricRow, UserRow
 from controlled_rollout.evidence.shared import read_shared, shared_reader
 from controlled_rollout.gate import Counts
 
@@ -163,6 +163,13 @@ class PrometheusEvidence:
         window = max(LATELY, 2 * bin_width)
         self._check_scrapes(await self._scrapes(until - window, until), until, bin_width)
         return {}
+
+    async def users(self, request: StoreRequest, *, until: datetime) -> list[UserRow]:
+        """Raise an error: counters know no users; see `MetricStore.users`."""
+        raise EvidenceUnavailableError(
+            "the gate counts users (unit='user'), and Prometheus knows requests only: give the workspace a Log "
+            "Analytics workspace, or judge an endpoint that is not sticky"
+        )
 
     def queries(self, request: StoreRequest) -> tuple[str, ...]:
         """Return the series whose raw samples were read; see `MetricStore.queries`."""

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from controlled_rollout.gate import Counts, Moments
+from controlled_rollout.gate import Counts, Moments, UserCounts
 
-__all__ = ["CountRow", "MetricRow", "inconsistency", "with_metrics"]
+__all__ = ["CountRow", "MetricRow", "UserRow", "inconsistency", "with_metrics", "with_users"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,16 @@ class MetricRow:
     before: bool
     name: str
     values: Moments | Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class UserRow:
+    """Users of one version in one bin who were drawn in the same way; `before` as in `CountRow`."""
+
+    start: datetime
+    version: str
+    before: bool
+    counts: UserCounts
 
 
 def inconsistency(rows: Iterable[CountRow]) -> str:
@@ -74,3 +84,19 @@ def _with_metric(counts: Counts, metric: MetricRow) -> Counts:
     if isinstance(metric.values, Moments):
         return replace(counts, means={**counts.means, metric.name: metric.values})
     return replace(counts, categories={**counts.categories, metric.name: metric.values})
+
+
+def with_users(rows: Iterable[CountRow], users: Iterable[UserRow]) -> list[CountRow]:
+    """Return the count rows with the users of the same bin and version added. Pure.
+
+    Args:
+        rows: The counts.
+        users: The users; those of a bin and version without a request are left out, for there are none.
+    """
+    complete = {(row.start, row.version, row.before): row for row in rows}
+    for user in users:
+        key = (user.start, user.version, user.before)
+        if row := complete.get(key):
+            counted = (*row.counts.users, user.counts)
+            complete[key] = replace(row, counts=replace(row.counts, users=counted))
+    return list(complete.values())

@@ -26,7 +26,7 @@ from controlled_rollout.evidence.metric_store import (
     UnreadableError,
 )
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery
-from controlled_rollout.evidence.rows import CountRow, MetricRow, inconsistency, with_metrics
+from controlled_rollout.evidence.rows import CountRow, MetricRow, UserRow, inconsistency, with_metrics, with_users
 from controlled_rollout.version import check_name
 
 __all__ = ["ReadBins", "SharedReader", "read_shared", "shared_reader"]
@@ -304,9 +304,13 @@ class SharedReader:
         cached = self._cached[key]
         cached.checked = cached.wanted = now
         metrics: list[MetricRow] = []
-        if key.metrics:
+        users: list[UserRow] = []
+        if key.metrics or key.steps is not None:
             try:
-                metrics = await self._store.metrics(StoreRequest(key, key.first), until=until)
+                if key.metrics:
+                    metrics = await self._store.metrics(StoreRequest(key, key.first), until=until)
+                if key.steps is not None:
+                    users = await self._store.users(StoreRequest(key, key.first, cached.thresholds_ms), until=until)
             except ThrottledError:
                 raise
             except EvidenceUnavailableError as error:
@@ -314,7 +318,7 @@ class SharedReader:
                 round_.failures[key] = error
                 return
         n_thresholds = len(cached.thresholds_ms)
-        rows = with_metrics(cached.counts.values(), metrics, n_thresholds=n_thresholds)
+        rows = with_users(with_metrics(cached.counts.values(), metrics, n_thresholds=n_thresholds), users)
         round_.results[key] = ReadBins(cached.thresholds_ms, rows, arrivals.lag if arrivals is not None else None)
 
     def _forget_unused(self, now: datetime) -> None:

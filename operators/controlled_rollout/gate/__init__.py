@@ -13,10 +13,12 @@ from controlled_rollout.gate.model import (
     Mean,
     Moments,
     Outcome,
+    UserCounts,
     Verdict,
 )
 from controlled_rollout.gate.report import describe, verdict_from_dict, verdict_to_dict
 from controlled_rollout.gate.step_power import Power, power
+from controlled_rollout.gate.users import wrong_unit
 
 __all__ = [
     "AggregateResult",
@@ -32,6 +34,7 @@ __all__ = [
     "Moments",
     "Outcome",
     "Power",
+    "UserCounts",
     "Verdict",
     "cannot_see",
     "describe",
@@ -40,4 +43,5 @@ __all__ = [
     "verdict_from_dict",
     "verdict_to_dict",
     "with_aggregates",
+    "wrong_unit",
 ]

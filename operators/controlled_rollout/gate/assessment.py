@@ -12,6 +12,7 @@ from controlled_rollout.gate.model import Bin, Gate
 from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_because, no_step_because
 from controlled_rollout.gate.restarts import at_present_share
 from controlled_rollout.gate.traffic_claims import split_wrong, traffic_claims
+from controlled_rollout.gate.users import bins_of_users
 
 __all__ = ["Assessment", "assess"]
 
@@ -51,6 +52,8 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
     Raises:
         EvidenceError: The counts are inconsistent.
     """
+    if gate.unit == "user":
+        bins, baseline = bins_of_users(bins), bins_of_users(baseline)
     n_quantiles = len(gate.latency_quantiles)
     limit = gate.max_latency is not None
     named = (*gate.categories, *gate.events, *gate.expectation_names)
@@ -117,6 +120,12 @@ def _notes(judged: Columns, gate: Gate, warm_up: int, wrong: int) -> Iterable[st
         for name in (*gate.means, *gate.categories, *gate.events, *gate.expectation_names):
             if name not in judged.means and name not in judged.categories:
                 yield f"{name} is not judged: the bins carry no values of it"
+    if gate.unit == "user":
+        yield (
+            "users are counted, each by the first request of a step"
+            if judged.starts
+            else "no user is counted: no request has the key that the endpoint is sticky by"
+        )
     if warm_up:
         yield f"{warm_up} {'bin' if warm_up == 1 else 'bins'} of warm-up left out"
     if wrong:

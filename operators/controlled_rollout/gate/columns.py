@@ -78,6 +78,8 @@ class Columns:
         means: By metric the treatment's and control's values; only metrics that some bin carries.
         categories: By metric and category how often each version had it; only what some bin carries.
         over_limit: The requests slower than the gate's `max_latency`; None where they are not counted.
+        of_other_draw: Whether each bin's requests fell to the treatment with another part than `shares`; None if
+            none did.
     """
 
     starts: Sequence[datetime]
@@ -89,6 +91,13 @@ class Columns:
     means: Mapping[str, tuple[Values, Values]]
     categories: Mapping[str, Mapping[str, Metric]]
     over_limit: Metric | None = None
+    of_other_draw: NDArray[np.bool_] | None = None
+
+    @property
+    def has_known_split(self) -> NDArray[np.bool_]:
+        """Whether it is known of each bin with which part its requests fell to the treatment."""
+        known = ~np.isnan(self.shares)
+        return known if self.of_other_draw is None else known & ~self.of_other_draw
 
     def since(self, first: int) -> "Columns":
         """Return the columns without the bins before index `first`."""
@@ -109,6 +118,7 @@ class Columns:
                 for name, metrics in self.categories.items()
             },
             None if self.over_limit is None else self.over_limit.at(bins),
+            None if self.of_other_draw is None else self.of_other_draw[bins],
         )
 
     def without(self, left_out: NDArray[np.bool_]) -> "Columns":
@@ -127,6 +137,7 @@ class Columns:
                 for name, metrics in self.categories.items()
             },
             None if self.over_limit is None else self.over_limit.times(kept),
+            self.of_other_draw,
         )
 
     def warm_up_bins(self, warm_up: timedelta) -> int:
@@ -188,6 +199,7 @@ def columns(
         _means_as_arrays(starts, treatment, control, list(means)),
         _categories_as_arrays(starts, treatment, control, list(categories)),
         slow[quantiles] if limit and counted else None,
+        None if all(row.checks_split for row in rows) else np.array([not row.checks_split for row in rows]),
     )
 
 

@@ -12,7 +12,20 @@ from controlled_rollout.duration import parse_duration
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.expectations import Expectation, Suite, read_suite
 
-__all__ = ["Bin", "Category", "Claim", "Counts", "Event", "Gate", "MaxLatency", "Mean", "Moments", "Outcome", "Verdict"]
+__all__ = [
+    "Bin",
+    "Category",
+    "Claim",
+    "Counts",
+    "Event",
+    "Gate",
+    "MaxLatency",
+    "Mean",
+    "Moments",
+    "Outcome",
+    "UserCounts",
+    "Verdict",
+]
 
 ALWAYS: Final = frozenset({"errors", "latency"})
 # An alarm is near when its evidence is its threshold divided by this, or more.
@@ -168,6 +181,8 @@ class Gate(BaseModel):
         means: The author's numeric metrics, by name.
         categories: The author's categorical metrics, by name.
         events: Metrics that are an event or none for each request, by name.
+        unit: What counts as one observation: a `request`; or, for an endpoint whose split goes by a key of its callers
+            (`sticky`), a `user`: then errors, latency and the split are judged by each user's first request of a step.
         judges_traffic: Whether errors, latency and the split are judged; False where the bins count something else than
             the requests of callers, such as labelled requests.
         expectations: A suite of Great Expectations on what both versions collect: an object, its JSON, or the path of a
@@ -200,6 +215,7 @@ class Gate(BaseModel):
     means: Mapping[str, Mean] = {}
     categories: Mapping[str, Category] = {}
     events: Mapping[str, Event] = {}
+    unit: Literal["request", "user"] = "request"
     judges_traffic: bool = True
     expectations: Annotated[Suite | None, BeforeValidator(_suite)] = None
     expectations_against: Literal["control", "allowed"] = "control"
@@ -222,6 +238,19 @@ class Gate(BaseModel):
             raise ValueError(
                 "max_latency without latency_quantiles: latency is not read then, give at least one quantile"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_unit(self) -> Self:
+        """Raise if users are to be counted, and something is judged of which only requests are known."""
+        if self.unit == "user":
+            metrics = [*self.means, *self.categories, *self.events]
+            metrics += ["expectations"] if self.expectations is not None else []
+            if metrics or not self.judges_traffic:
+                raise ValueError(
+                    f"unit='user' with {', '.join(metrics) or 'judges_traffic=False'}: users are counted for errors, "
+                    "latency and the split only, and requests of one user are not independent; leave the others out"
+                )
         return self
 
     @model_validator(mode="after")
@@ -283,6 +312,24 @@ class Moments:
     variance: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class UserCounts:
+    """The users of one version in one bin who count there: by their first request since the split was set.
+
+    Attributes:
+        users: How many users.
+        errors: Those whose first request was an error.
+        slow: As in `Counts`, of their first requests.
+        above: What is known of how they were drawn: at an earlier split, at which the treatment had this part of the
+            traffic, they were in control. 0: they are new, or were in control before the treatment had traffic.
+    """
+
+    users: int
+    errors: int
+    slow: tuple[int, ...] = ()
+    above: float = 0.0
+
+
 # One for all: a look may carry tens of thousands of counts.
 NO_MEANS: Final[Mapping[str, Moments]] = {}
 NO_CATEGORIES: Final[Mapping[str, Mapping[str, int]]] = {}
@@ -303,6 +350,7 @@ class Counts:
             need not add up to the requests.
         represented: How many requests these stand for, where telemetry is sampled; 0: each for itself. The requests
             are the observations: the gate judges by them alone.
+        users: The users among them, by how they were drawn, where the gate counts users.
     """
 
     requests: int
@@ -311,6 +359,7 @@ class Counts:
     means: Mapping[str, Moments] = field(default_factory=lambda: NO_MEANS)
     categories: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: NO_CATEGORIES)
     represented: int = 0
+    users: tuple[UserCounts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,12 +372,15 @@ class Bin:
         treatment: The treatment's counts.
         share: The treatment's set part of the two versions' traffic, 0 to 1; None where the split changed within the
             bin or is not known: the split is then not checked.
+        checks_split: Whether what is counted fell to the treatment with that part. False for users who were in control
+            at an earlier split: fewer of them come to the treatment than of new ones.
     """
 
     start: datetime
     control: Counts
     treatment: Counts
     share: float | None = None
+    checks_split: bool = True
 
 
 class Outcome(StrEnum):

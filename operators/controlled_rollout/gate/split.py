@@ -66,7 +66,7 @@ def check_split(columns: Columns, log_threshold: float) -> SplitCheck:
     as many requests; so it is right again when twice as many have come, in 10 bins at least.
     """
     total = columns.treatment + columns.control
-    checked = np.flatnonzero(~np.isnan(columns.shares) & (total > 0))
+    checked = np.flatnonzero(columns.has_known_split & (total > 0))
     share, treated, total = columns.shares[checked], columns.treatment[checked], total[checked]
     requests = np.concatenate([[0.0], np.cumsum(total)])
     was_wrong: list[tuple[int, int]] = []
@@ -140,7 +140,7 @@ def _request_cost(share: Floats, ratio: float) -> Floats:
 
 def split_served(columns: Columns) -> tuple[float, float] | None:
     """Return the treatment's share of the requests as served and as set; None if no split is known."""
-    known = ~np.isnan(columns.shares)
+    known = columns.has_known_split
     treated = columns.treatment[known]
     requests = treated + columns.control[known]
     total = float(requests.sum())

@@ -8,7 +8,7 @@ from functools import partial
 
 from controlled_rollout import record
 from controlled_rollout.collection_settings import Collection
-from controlled_rollout.errors import ConflictError, RecordUnavailableError
+from controlled_rollout.errors import ConflictError, EndpointError, RecordUnavailableError
 from controlled_rollout.evaluation.conclusion import verdict_without_record
 from controlled_rollout.evaluation.splits import splits_since
 from controlled_rollout.evidence import Evidence, EvidenceWindow
@@ -62,12 +62,17 @@ async def look_at_labels(
         ArgumentError: The time is none, or a function of the author's cannot be imported.
         ConflictError: The version never had traffic beside a control, or one of the two did not keep its predictions
             as they are.
-        EndpointError: There is no such version.
+        EndpointError: There is no such version, or the endpoint is sticky.
     """
     now = now or datetime.now(UTC)
     history = await target.history(endpoint)
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
     document.version(version)
+    if document.sticky is not None:
+        raise EndpointError(
+            f"endpoint {endpoint!r} is sticky by {document.sticky}: labels are judged by request, and requests of "
+            "one user are not independent; compare them outside of the gate"
+        )
     check_time(since, until)
     control, since, until = _compared(history, version, control, since, until)
     if until is None:

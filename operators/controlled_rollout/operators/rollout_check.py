@@ -24,7 +24,7 @@ from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ArgumentError, ControlledRolloutError
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.evidence.collected.terms import cannot_be_judged
-from controlled_rollout.gate import Gate
+from controlled_rollout.gate import Gate, wrong_unit
 from controlled_rollout.hooks.connection_secrets import with_connections
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
@@ -215,6 +215,8 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         problems += filter(
             None, [cannot_be_judged(values["gate"], self.version, values["version"].version(self.version).collected)]
         )
+        if values["sticky"] is not None:
+            problems += filter(None, [wrong_unit(values["gate"], self.endpoint, values["sticky"])])
         if values["on_deadline"] == "ask" and not self.asks:
             problems.append(
                 "on_deadline = 'ask' came from a template or a mapped argument, and the tasks that ask are made when "
@@ -226,7 +228,8 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         """Return a warning if the endpoint will have as many versions as it may; empty if not, or if it is not known.
 
         Raises:
-            ArgumentError: It has as many already, or its control does not collect what the gate judges.
+            ArgumentError: It has as many already, its control does not collect what the gate judges, or the gate counts
+                another unit than the endpoint's split asks for.
         """
         from controlled_rollout.target.connect import connect
 
@@ -240,8 +243,9 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         unjudged = ""
         if control is not None and control.name != self.version:
             unjudged = cannot_be_judged(gate, control.name, control.collected)
-        if full or unjudged:
-            raise ArgumentError("\n".join(filter(None, (full, unjudged))))
+        unit = wrong_unit(gate, endpoint.name, endpoint.sticky)
+        if full or unjudged or unit:
+            raise ArgumentError("\n".join(filter(None, (full, unjudged, unit))))
         return warning
 
     async def _forecast_text(self, workspace: Workspace, plan: RolloutPlan, gate: Gate, window: EvidenceWindow) -> str:

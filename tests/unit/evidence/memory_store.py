@@ -8,7 +8,7 @@ from statistics import mean, variance
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.bins import floor_to_bin
 from controlled_rollout.evidence.metric_store import Arrivals, StoreRequest
-from controlled_rollout.evidence.rows import CountRow, MetricRow
+from controlled_rollout.evidence.rows import CountRow, MetricRow, UserRow
 from controlled_rollout.gate import Counts, Moments
 
 T0 = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -109,6 +109,9 @@ class MemoryStore:
             for name in request.key.metrics
             for key, values in groups.items()
         ]
+
+    async def users(self, request: StoreRequest, *, until: datetime) -> list[UserRow]:
+        raise EvidenceUnavailableError("no rollout here counts users")
 
     async def arrivals(
         self, *, first: datetime, until: datetime, since: datetime, lag_since: datetime, bin_width: timedelta

@@ -128,10 +128,25 @@ def test_collected_data_is_refused_where_the_workspace_has_nothing_that_collects
 
 
 def test_a_cookie_is_refused_where_the_workspace_is_a_cluster() -> None:
-    check = check_of(sticky="cookie:session")
+    check = check_of(sticky="cookie:session", gate={"unit": "user"})
     check.read_arguments(Workspace.local())
     with pytest.raises(ArgumentError, match="use a header on Kubernetes"):
         check.read_arguments(Workspace.from_settings({"target": "kubernetes", "gateway": "edge/public"}))
+
+
+def test_a_gate_that_counts_another_unit_than_the_split_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the arguments of a new endpoint, and by the endpoint that there is."""
+    with pytest.raises(ArgumentError, match="give the gate unit='user'"):
+        check_of(sticky="header:x-user").read_arguments()
+    check = check_of(gate={"unit": "user"})
+    _, judged, _ = check.read_arguments()
+    now = datetime.now(UTC)
+    target = OneEndpoint(before=now, created=now, counted=dict)
+    monkeypatch.setattr(connect_module, "connect", target.connect)
+    with pytest.raises(ArgumentError, match="is not sticky: no request says whose it is"):
+        asyncio.run(check._check_endpoint(Workspace.local(tmp_path), judged))
 
 
 def test_a_gate_of_columns_is_refused_for_versions_that_do_not_collect_them(

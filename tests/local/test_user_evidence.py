@@ -1,0 +1,95 @@
+"""The gate's users over HTTP against the real telemetry store, beside the rule by which they count."""
+
+import asyncio
+import random
+from datetime import UTC, datetime, timedelta
+
+from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow, SplitChange
+from controlled_rollout.evidence.bins import SPLIT_GUARD, floor_to_bin
+from controlled_rollout.gate import Bin, Gate, UserCounts, judge
+from tests.local.telemetry_lab import Process, source
+from tests.sticky_users import UserRequest, counted_requests
+
+S = timedelta(seconds=1)
+STARTED = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(hours=1)
+SPLITS = ((STARTED, 0.0), (STARTED + 60 * S, 0.1), (STARTED + 150 * S, 0.5), (STARTED + 240 * S, 0.25))
+WINDOW = EvidenceWindow(bin_width=10 * S, allowed_lag=S, baseline_length=timedelta(minutes=2))
+
+
+def read(store: Process, endpoint: str, gate: Gate) -> Evidence:
+    query = EvidenceQuery(
+        endpoint=endpoint,
+        control="control",
+        treatment="treatment",
+        started=STARTED,
+        now=STARTED + 331 * S,
+        window=WINDOW,
+        splits=[SplitChange(at, share) for at, share in SPLITS],
+        gate=gate,
+    )
+    return asyncio.run(source(store).read(query))
+
+
+def test_the_stores_users_are_those_who_count_by_the_rule(store: Process) -> None:
+    """Random users over four splits, one smaller than the one before; a heavy user, and callers without a key."""
+    draw = random.Random("users over four splits")
+    requests: list[UserRequest] = []
+    for number in range(150):
+        place, user = draw.random(), f"user-{number}"
+        for _ in range(300 if number == 0 else draw.randrange(1, 9)):
+            at = STARTED + draw.uniform(-110, 329) * S
+            share = next((share for since, share in reversed(SPLITS) if since <= at), 0.0)
+            requests.append(UserRequest(at, user, place < share, draw.random() < 0.3, draw.choice([1.0, 400.0])))
+    rows = [
+        {
+            "endpoint": "users",
+            "at": one.at,
+            "user": one.user,
+            "version": "treatment" if one.is_treatment else "control",
+            "code": "500" if one.is_error else "200",
+            "ms": one.ms,
+        }
+        for one in requests
+    ]
+    anonymous = [{"endpoint": "users", "at": STARTED + n * S, "code": "500"} for n in range(200)]
+    store.send(*rows, *anonymous)
+    gate = Gate(unit="user", latency_quantiles=(0.5,))
+
+    evidence = read(store, "users", gate)
+
+    expected: dict[tuple[datetime, bool, float], list[int]] = {}
+    for one in counted_requests(requests, SPLITS, guard=SPLIT_GUARD):
+        if STARTED <= one.request.at < STARTED + 330 * S:
+            key = floor_to_bin(one.request.at, WINDOW.bin_width), one.request.is_treatment, one.above
+            tally = expected.setdefault(key, [0, 0, 0])
+            tally[0] += 1
+            tally[1] += one.request.is_error
+            tally[2] += one.request.ms > evidence.thresholds_ms[0] * (1.05 if one.request.is_treatment else 1)
+    found = {
+        (one.start, is_treatment, users.above): [users.users, users.errors, *users.slow]
+        for one in evidence.bins
+        for is_treatment, counts in ((False, one.control), (True, one.treatment))
+        for users in counts.users
+    }
+    assert found == expected
+    assert {above for _, _, above in found} == {0.0, 0.1}
+    assert sum(one.control.requests + one.treatment.requests for one in evidence.bins) > len(expected)
+    assert sum(users.users for one in evidence.baseline for users in one.control.users) > 0
+    verdict = judge(evidence.bins, gate, baseline=evidence.baseline)
+    assert verdict.control_requests + verdict.treatment_requests == sum(tally[0] for tally in expected.values())
+    assert len(store.rows(f"let Until = datetime({evidence.until.isoformat()});\n{evidence.queries[-1]}")) == len(
+        [*found, *baseline_users(evidence)]
+    )
+
+
+def baseline_users(evidence: Evidence) -> list[tuple[Bin, UserCounts]]:
+    """Return the users of control before the rollout, with their bins."""
+    return [(one, users) for one in evidence.baseline for users in one.control.users]
+
+
+def test_a_gate_that_counts_requests_reads_no_users(store: Process) -> None:
+    """Nothing is asked about users that nobody judges."""
+    store.send({"endpoint": "plain", "at": STARTED + S, "user": "somebody"})
+    evidence = read(store, "plain", Gate())
+    assert [one.control.users for one in evidence.bins] == [()]
+    assert not any("User" in query for query in evidence.queries)
