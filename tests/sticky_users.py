@@ -68,11 +68,11 @@ def bins_of_requests(counted: Iterable[Counted], steps: Steps) -> list[Bin]:
         tally[0] += 1
         tally[1] += one.request.is_error
     bins: list[Bin] = []
-    for start, tally in sorted(tallies.items()):
+    for start, of_bin in sorted(tallies.items()):
         versions = [
             tuple(
                 UserCounts(users, errors, above=above)
-                for (is_of, above), (users, errors) in tally.items()
+                for (is_of, above), (users, errors) in of_bin.items()
                 if is_of is t
             )
             for t in (False, True)
