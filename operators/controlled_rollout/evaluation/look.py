@@ -141,9 +141,7 @@ async def look(
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
     document.version(version)
     await _note_look(target, history, version, owner)
-    if problem := wrong_unit(gate, endpoint, document.sticky):
-        raise EndpointError(problem)
-    control = _control_of(document, version)
+    control = _control_of(document, version, gate)
     status = await target.status(endpoint, inspect=False)
     query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
     decision = Decision.about(document, version, step="look", who=who, time=now)
@@ -205,8 +203,15 @@ async def _evaluated(workspace: Workspace, wanted: NotEvaluated) -> Evaluated:
         return None, str(error)
 
 
-def _control_of(endpoint: Endpoint, version: str) -> str:
-    """Return the name of the control that a version is compared with; raise ConflictError if there is none."""
+def _control_of(endpoint: Endpoint, version: str, gate: Gate) -> str:
+    """Return the name of the control that a version is compared with.
+
+    Raises:
+        ConflictError: There is none.
+        EndpointError: The gate counts requests where users have to be counted, or the other way round.
+    """
+    if problem := wrong_unit(gate, endpoint.name, endpoint.sticky):
+        raise EndpointError(problem)
     control = endpoint.control
     if control is None or control.name == version:
         raise ConflictError(

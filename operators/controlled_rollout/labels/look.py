@@ -8,6 +8,7 @@ from functools import partial
 
 from controlled_rollout import record
 from controlled_rollout.collection_settings import Collection
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError, EndpointError, RecordUnavailableError
 from controlled_rollout.evaluation.conclusion import verdict_without_record
 from controlled_rollout.evaluation.splits import splits_since
@@ -68,11 +69,7 @@ async def look_at_labels(
     history = await target.history(endpoint)
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
     document.version(version)
-    if document.sticky is not None:
-        raise EndpointError(
-            f"endpoint {endpoint!r} is sticky by {document.sticky}: labels are judged by request, and requests of "
-            "one user are not independent; compare them outside of the gate"
-        )
+    _check_not_sticky(document)
     check_time(since, until)
     control, since, until = _compared(history, version, control, since, until)
     if until is None:
@@ -91,6 +88,15 @@ async def look_at_labels(
     decision = Decision.about(document, version, step="judge_labels", who=who, time=now)
     recorded = _look_input(endpoint, version, control, labels, source, look)
     return await asyncio.to_thread(_record, workspace, recorded, decision, look, history)
+
+
+def _check_not_sticky(endpoint: Endpoint) -> None:
+    """Raise EndpointError if an endpoint is sticky: labels are of requests, and those of a user are not independent."""
+    if endpoint.sticky is not None:
+        raise EndpointError(
+            f"endpoint {endpoint.name!r} is sticky by {endpoint.sticky}: labels are judged by request, and requests of "
+            "one user are not independent; compare them outside of the gate"
+        )
 
 
 def _look_input(
