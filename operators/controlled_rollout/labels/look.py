@@ -68,8 +68,7 @@ async def look_at_labels(
     now = now or datetime.now(UTC)
     history = await target.history(endpoint)
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
-    document.version(version)
-    _check_not_sticky(document)
+    _check_judged_by_request(document, version)
     check_time(since, until)
     control, since, until = _compared(history, version, control, since, until)
     if until is None:
@@ -90,8 +89,9 @@ async def look_at_labels(
     return await asyncio.to_thread(_record, workspace, recorded, decision, look, history)
 
 
-def _check_not_sticky(endpoint: Endpoint) -> None:
-    """Raise EndpointError if an endpoint is sticky: labels are of requests, and those of a user are not independent."""
+def _check_judged_by_request(endpoint: Endpoint, version: str) -> None:
+    """Raise EndpointError if an endpoint has no such version, or is sticky: a user's requests are not independent."""
+    endpoint.version(version)
     if endpoint.sticky is not None:
         raise EndpointError(
             f"endpoint {endpoint.name!r} is sticky by {endpoint.sticky}: labels are judged by request, and requests of "
