@@ -87,7 +87,7 @@ class Shell:
         gateway_namespace = gateway.partition("/")[0]
         (folder / "docs" / "aks").mkdir(parents=True)
         (folder / "docs" / "aks" / "role.yaml").write_text(as_yaml(namespace, gateway_namespace))
-        for name in ("gateway.yaml", "collector.yaml"):
+        for name in ("gateway.yaml", "gateway-dev-test.yaml", "collector.yaml"):
             text = (PAGE.parent / "aks" / name).read_text(encoding="utf-8")
             (folder / "docs" / "aks" / name).write_text(
                 text.replace("namespace: gateway", f"namespace: {gateway_namespace}")
