@@ -10,12 +10,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from controlled_rollout.duration import parse_duration
+from controlled_rollout.endpoint import Auth
 from controlled_rollout.errors import ArgumentError, ControlledRolloutError, EndpointError
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.sticky import StickyKey
+from controlled_rollout.tokens import TokenIssuer
 
 __all__ = [
+    "authentication",
+    "check_authentication",
     "check_choice",
     "choice",
     "duration",
@@ -144,6 +148,32 @@ def choice(name: str, value: str, *allowed: str) -> str:
     if value not in allowed:
         raise ArgumentError(f"{name} = {value!r} is not known: choose one of {', '.join(allowed)}")
     return value
+
+
+def authentication(name: str, value: Any) -> Auth | TokenIssuer:
+    """Parse an argument as how callers authenticate: `key`, `token`, `none`, or the fields of an issuer of tokens.
+
+    Raises:
+        ArgumentError: It is none of the names, and a field of the issuer is missing, unknown or not valid.
+    """
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        return Auth(choice(name, value, *Auth))
+    if isinstance(value, TokenIssuer):
+        return value
+    try:
+        return TokenIssuer(**mapping_of(name, value))
+    except (EndpointError, TypeError) as error:
+        raise ArgumentError(f"{name} is no issuer of tokens: {error}") from None
+
+
+def check_authentication(name: str, value: Any) -> None:
+    """Raise ValueError for a way to authenticate that is written into a DAG and not known; a template is read later.
+
+    Raises:
+        ValueError: It is text without a template, and neither one of the names nor the JSON text of an issuer.
+    """
+    if not (isinstance(value, str) and value.lstrip().startswith("{")):
+        check_choice(name, value, *Auth)
 
 
 def check_choice(name: str, value: Any, *allowed: str) -> None:

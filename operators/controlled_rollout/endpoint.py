@@ -22,6 +22,7 @@ from controlled_rollout.defaults import SILENCE
 from controlled_rollout.errors import ConflictError, EndpointError
 from controlled_rollout.rollout import OnSilence, Rollout, WaitingRun
 from controlled_rollout.sticky import Sticky, UserRange, arranged
+from controlled_rollout.tokens import TokenIssuer
 from controlled_rollout.value import Value
 from controlled_rollout.version import Name, Version
 
@@ -69,6 +70,7 @@ class Endpoint(Value):
             with a version; None splits at random.
         user_ranges: With `sticky`: which hashes of the key each version has. It follows from the versions' traffic, and
             from what it was before, so that as few callers as possible change their version.
+        token_issuer: Who issues their tokens, if `auth` is `token`; None for the endpoint's own signing keys.
         versions: The versions by name, in the order of their creation; at most six.
         rollout: The rollout that holds the endpoint; None if there is none.
         waiting: The runs that wait until they may hold it.
@@ -83,6 +85,7 @@ class Endpoint(Value):
     auth: Auth = Auth.KEY
     sticky: Sticky | None = None
     user_ranges: tuple[UserRange, ...] = ()
+    token_issuer: TokenIssuer | None = None
     enable_app_insights: bool = True
     versions: Mapping[str, Version] = Field(default_factory=dict, validate_default=True)
     rollout: Rollout | None = None
@@ -91,6 +94,11 @@ class Endpoint(Value):
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
         """Raise EndpointError if the versions break a rule, such as two defaults or more than 100 % in sum."""
+        if self.token_issuer is not None and self.auth is not Auth.TOKEN:
+            raise EndpointError(
+                f"endpoint {self.name!r} names an issuer of tokens, and its auth is {self.auth.value!r}: callers have "
+                "keys or tokens, never both; use auth='token', or leave token_issuer out"
+            )
         versions = list(self.versions.values())
         for key, version in self.versions.items():
             if key != version.name:
@@ -118,6 +126,22 @@ class Endpoint(Value):
         object.__setattr__(self, "user_ranges", ranges)
         return self
 
+    @classmethod
+    def new(cls, name: str, auth: "Auth | TokenIssuer" = Auth.KEY, *, sticky: str | None = None) -> Self:
+        """Return an endpoint without versions.
+
+        Args:
+            name: Its name.
+            auth: How callers authenticate; an outside issuer stands for its tokens.
+            sticky: By what callers stay with a version; None splits at random.
+
+        Raises:
+            EndpointError: The name or the key is not valid.
+        """
+        if isinstance(auth, TokenIssuer):
+            return cls(name=name, auth=Auth.TOKEN, token_issuer=auth, sticky=sticky)
+        return cls(name=name, auth=auth, sticky=sticky)
+
     @field_serializer("versions")
     def _versions_as_dict(self, versions: Mapping[str, Version]) -> dict[str, Version]:
         """Return the versions as a plain dict, which pydantic can write."""
@@ -132,6 +156,11 @@ class Endpoint(Value):
     def control(self) -> Version | None:
         """The version that treatments are judged against, if one is marked."""
         return next((version for version in self.versions.values() if version.is_control), None)
+
+    @property
+    def has_signing_keys(self) -> bool:
+        """Whether the endpoint issues its tokens itself."""
+        return self.auth is Auth.TOKEN and self.token_issuer is None
 
     def version(self, name: str) -> Version:
         """Return the version called `name`; raise EndpointError if there is none.

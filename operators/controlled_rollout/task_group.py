@@ -113,13 +113,12 @@ class ControlledRollout(TaskGroup):
         keep_warm: How long the former control stays after the promotion.
         keep_treatment: Whether a treatment that was rolled back stays, at 0 %, to be inspected.
         settings: Further fields of the version (see `RolloutVersionOperator`).
-        auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
         sticky: By what a new endpoint's callers stay with a version, such as `header:x-user`; None splits at random.
         on_silence: What the local supervisor, or the agent in the cluster, does with a treatment that has traffic and
             that nobody has looked at for `silence`, such as when Airflow is gone: `roll_back` or `keep`.
         silence: How long that is: twice `interval` at least, and more than Airflow takes to start the next task.
-        on_conflict: `fail` or `wait`, while another run holds the endpoint.
-        conflict_timeout: How long to wait for that.
+        on_conflict, conflict_timeout: `fail` or `wait` while another run holds the endpoint, and for how long.
+        auth: How callers of a new endpoint authenticate: `key`, `token`, `none`, or an issuer of tokens as a mapping.
         ready_timeout: How long the version may take to become ready.
         roll_back_timeout: How long a try of `roll_back` goes on while the target does not answer or refuses, or the
             router does not serve the new split. That task and `retire_treatment` have three retries at least and an
@@ -170,10 +169,10 @@ class ControlledRollout(TaskGroup):
         keep_warm: Time = KEEP_WARM,
         keep_treatment: bool = False,
         settings: Mapping[str, Any] | str | None = None,
-        auth: str = "key",
         sticky: str | None = None,
         on_silence: str = "roll_back",
         silence: Time = SILENCE,
+        auth: Mapping[str, Any] | str = "key",
         on_conflict: str = "fail",
         conflict_timeout: Time = CONFLICT_TIMEOUT,
         ready_timeout: Time = READY_TIMEOUT,

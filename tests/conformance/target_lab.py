@@ -1,6 +1,8 @@
 """One interface for the conformance tests to the two places that endpoints live in: a local workspace and a cluster."""
 
 import asyncio
+import base64
+import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext
@@ -14,8 +16,11 @@ import httpx
 
 from controlled_rollout import image
 from controlled_rollout.endpoint import VERSION_HEADER, Auth, Endpoint
+from controlled_rollout.target.kubernetes.names import endpoint_object_name
+from controlled_rollout.target.local.signing_keys import read_signing_keys
 from controlled_rollout.target.protocol import Change, EndpointStatus, Target, VersionStatus
 from controlled_rollout.target.waiting import wait_until_ready, wait_until_served
+from controlled_rollout.tokens import SigningKeys
 from controlled_rollout.workspace import Workspace, user_cache
 from tests.cluster.lab import Lab
 from tests.cluster.lab.turns import turn
@@ -54,6 +59,7 @@ class TargetLab:
         images: The references of the images of tests/cluster/models, by model.
         settings: What every version is given, so that many fit on the machine.
         turn: Held while a test uses the target: another may want to break it.
+        signing_keys: Returns the private keys that sign an endpoint's tokens, which only a test looks at.
         forge: Writes rows into that store as somebody does who got past all that keeps others out.
     """
 
@@ -63,6 +69,7 @@ class TargetLab:
     settings: Mapping[str, Any]
     turn: Callable[[], AbstractContextManager[None]]
     forge: Callable[[Sequence[Mapping[str, Any]]], None]
+    signing_keys: Callable[[str], SigningKeys]
 
     def endpoint(self, name: str, *, auth: Auth = Auth.KEY) -> Endpoint:
         """Return an endpoint that no other test has: all endpoints of a Gateway share its paths."""
@@ -125,7 +132,10 @@ class TargetLab:
     async def load(self, endpoint: Endpoint, rate: float = RATE) -> AsyncIterator[Load]:
         """Send requests at a steady rate for as long as the block runs."""
         url = (await self.target.status(endpoint.name)).url
-        key = (await self.target.keys(endpoint.name)).primary
+        if endpoint.auth is Auth.TOKEN:
+            key = (await self.target.token(endpoint.name)).token
+        else:
+            key = (await self.target.keys(endpoint.name)).primary
         async with steady_load(url, key, rate=rate) as load:
             yield load
 
@@ -146,7 +156,12 @@ def local_lab(folder: Path, **settings: Any) -> Iterator[TargetLab]:
         # On a busy machine a request may wait long for its replica: only requests that are lost count as failed.
         token = (lab.state.runtime / "telemetry-upload.token").read_text()
         forge = partial(_forge, lab.state.telemetry_url, {"Authorization": f"Bearer {token}"})
-        yield TargetLab(lab.workspace, lab.target, images, {"max_request_wait_time": 20_000}, nullcontext, forge)
+
+        def signing_keys(name: str) -> SigningKeys:
+            return read_signing_keys(lab.workspace.endpoints_folder / name)[0]
+
+        settings = {"max_request_wait_time": 20_000}
+        yield TargetLab(lab.workspace, lab.target, images, settings, nullcontext, forge, signing_keys)
 
 
 @contextmanager
@@ -161,7 +176,13 @@ def cluster_lab(lab: Lab, folder: Path) -> Iterator[TargetLab]:
             images = build_all(lab.registry)
             sandbox = stack.enter_context(fresh_sandbox(lab, images, folder))
         forge = partial(_forge_spans, lab)
-        yield TargetLab(sandbox.workspace, sandbox.target, images, SMALL, use_lab, forge)
+
+        def signing_keys(name: str) -> SigningKeys:
+            secret = endpoint_object_name(name, "signing-keys")
+            data = json.loads(sandbox.kubectl("get", "secret", secret, "-o", "jsonpath={.data}"))
+            return SigningKeys(**{part: base64.b64decode(value).decode() for part, value in data.items()})
+
+        yield TargetLab(sandbox.workspace, sandbox.target, images, SMALL, use_lab, forge, signing_keys)
         with use_lab():
             stack.close()
 

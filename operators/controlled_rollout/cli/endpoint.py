@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.addresses import is_this_machine, transport_for
-from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, workspace_of
+from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, duration, workspace_of
 from controlled_rollout.cli.collected import with_collected
 from controlled_rollout.cli.view import endpoint_as_json, print_answer, print_endpoint, print_json, print_line
+from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
-from controlled_rollout.errors import ControlledRolloutError, DamagedFileError, EndpointError, TargetUnavailableError
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError, DamagedFileError, TargetUnavailableError
+from controlled_rollout.tokens import DEFAULT_LIFETIME
 from controlled_rollout.visible_text import visible_text
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.target.protocol import Keys, Target
+    from controlled_rollout.tokens import Token
 
 __all__ = ["add_to", "readable_endpoint"]
 
@@ -44,8 +47,21 @@ def add_to(commands: Commands) -> None:
     add_workspace_options(logs)
     logs.set_defaults(run=_run_logs)
 
-    keys = commands.add_parser("keys", help="print an endpoint's two keys, or replace one")
+    keys = commands.add_parser(
+        "keys",
+        help="print an endpoint's two keys, or replace one; give a token, or rotate what signs tokens",
+        description="Without an action: print the two keys of an endpoint, or replace one of them. token: print a new "
+        "token for callers of an endpoint whose auth is token. rotate: sign tokens with the next key; the key of "
+        "before the last rotation is refused from now on, and nobody else is interrupted.",
+    )
+    keys.add_argument("action", nargs="?", choices=["token", "rotate"], help="for an endpoint whose auth is token")
     keys.add_argument("endpoint")
+    keys.add_argument(
+        "--lifetime",
+        type=duration,
+        metavar="DURATION",
+        help=f"how long the token is accepted, 1 min to 24 h (default {format_duration(DEFAULT_LIFETIME)})",
+    )
     keys.add_argument(
         "--regenerate", choices=["primary", "secondary"], help="replace this one first; the other keeps working"
     )
@@ -70,7 +86,9 @@ def _add_endpoint_command(commands: Commands) -> None:
     show.add_argument("endpoint", metavar="name")
     add_workspace_options(show)
     show.set_defaults(run=_run_status, json=True)
-    score = actions.add_parser("score", help="send one request to an endpoint, with its key, and print the answer")
+    score = actions.add_parser(
+        "score", help="send one request to an endpoint, with a key or a token, and print the answer"
+    )
     score.add_argument("endpoint", metavar="name")
     score.add_argument("--data", required=True, help="the request's body; @FILE reads it from a file, @- from stdin")
     score.add_argument("--version", help="reach this version, whatever its share of the traffic")
@@ -137,6 +155,14 @@ def _run_logs(options: argparse.Namespace) -> int:
 
 def _run_keys(options: argparse.Namespace) -> int:
     """Run `controlled-rollout keys`: print an endpoint's keys, one replaced if requested; return the exit code."""
+    if options.action is None and options.lifetime is not None:
+        raise ArgumentError("--lifetime is for tokens: `controlled-rollout keys token ENDPOINT`")
+    if options.action is not None and options.regenerate:
+        raise ArgumentError(f"--regenerate is for keys, and `keys {options.action}` for tokens: give one of them")
+    if options.action == "token":
+        return _print_token(options)
+    if options.action == "rotate":
+        return _rotate_signing_keys(options)
 
     async def read_keys() -> "Keys":
         """Return the endpoint's keys from the target, after replacing one with `--regenerate`."""
@@ -150,6 +176,42 @@ def _run_keys(options: argparse.Namespace) -> int:
         print_json(keys.model_dump())
     else:
         print_line(f"primary    {keys.primary}\nsecondary  {keys.secondary}")
+    return 0
+
+
+def _print_token(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout keys token`: print a new token for an endpoint's callers; return the exit code."""
+
+    async def read_token() -> "Token":
+        """Return a new token from the target."""
+        async with _connect_target(options) as target:
+            return await target.token(options.endpoint, lifetime=options.lifetime or DEFAULT_LIFETIME)
+
+    token = asyncio.run(read_token())
+    if options.json:
+        print_json(token.model_dump(mode="json"))
+    else:
+        # Only the token, so that a shell can put it into a header.
+        sys.stderr.write(f"get another one by {token.refresh_by:%H:%M:%S %Z}; it expires at {token.expires:%H:%M:%S}\n")
+        print_line(token.token)
+    return 0
+
+
+def _rotate_signing_keys(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout keys rotate`: sign tokens with the next key from now on; return the exit code."""
+    if options.lifetime is not None:
+        raise ArgumentError("--lifetime is for tokens: `controlled-rollout keys token ENDPOINT`")
+
+    async def rotate() -> None:
+        """Rotate the signing keys on the target."""
+        async with _connect_target(options) as target:
+            await target.rotate_signing_keys(options.endpoint)
+
+    asyncio.run(rotate())
+    print_line(
+        f"endpoint {options.endpoint!r} signs tokens with its next key; tokens of before go on working, until the next "
+        "rotation or their own end"
+    )
     return 0
 
 
@@ -191,12 +253,14 @@ def _run_endpoint_score(options: argparse.Namespace) -> int:
         async with _connect_target(options) as target:
             endpoint = await target.endpoint(options.endpoint)
             if endpoint.auth is Auth.TOKEN:
-                raise EndpointError(f"endpoint {endpoint.name!r} asks for a token: only keys are known here")
+                headers["Authorization"] = f"Bearer {(await target.token(endpoint.name)).token}"
             if endpoint.auth is Auth.KEY:
                 headers["Authorization"] = f"Bearer {(await target.keys(endpoint.name)).primary}"
             url = (await target.status(endpoint.name)).url
         if "Authorization" in headers and url.startswith("http:") and not is_this_machine(url):
-            sys.stderr.write(f"the key is sent in clear: {url} is plain http, and the Gateway has no https listener\n")
+            sys.stderr.write(
+                f"the {endpoint.auth} is sent in clear: {url} is plain http, and the Gateway has no https listener\n"
+            )
         if options.version:
             headers[VERSION_HEADER] = options.version
         return await _post(url, body, headers, tls_context(endpoint_authority(workspace)))

@@ -26,8 +26,9 @@ from controlled_rollout.defaults import (
 )
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import Auth
-from controlled_rollout.errors import EndpointNotFoundError
+from controlled_rollout.errors import ControlledRolloutError, EndpointNotFoundError
 from controlled_rollout.rollout import OnSilence
+from controlled_rollout.tokens import TokenIssuer
 from controlled_rollout.version import SET_BY_STEPS, Version
 
 __all__ = ["add_to"]
@@ -109,9 +110,12 @@ def _add_deploy_command(commands: Commands) -> None:
     )
     roll_out.add_argument(
         "--auth",
-        choices=[str(auth) for auth in Auth],
+        type=_authentication,
         default=str(Auth.KEY),
-        help="how callers of a new endpoint authenticate (default %(default)s)",
+        metavar="key|token|none|ISSUER",
+        help="how callers of a new endpoint authenticate (default %(default)s): with keys, with tokens of the "
+        "endpoint's own, not at all, or with tokens of an outside issuer, whose fields are given as YAML, such as "
+        "'{issuer: https://…, audience: …, jwks_uri: https://…}'",
     )
     roll_out.add_argument(
         "--sticky",
@@ -167,10 +171,10 @@ def _run_deploy(options: argparse.Namespace) -> int:
         options.version,
         image=str(ImageReference.parse(options.image)),
         owner=step_options["change"].who,
-        auth=Auth(options.auth),
         sticky=options.sticky,
         on_silence=OnSilence(options.on_silence),
         silence=options.silence,
+        auth=options.auth,
         settings=settings,
         conflict_timeout=options.conflict_timeout if options.on_conflict == "wait" else timedelta(0),
         **step_options,
@@ -228,6 +232,16 @@ def _step_options(options: argparse.Namespace) -> dict[str, Any]:
 
     change = Change(who=caller(workspace_of(options)), why=options.reason)
     return {"change": change, "timeout": options.timeout, "progress": print_line}
+
+
+def _authentication(text: str) -> Auth | TokenIssuer:
+    """Parse the value of `--auth` (argparse type)."""
+    from controlled_rollout.arguments import authentication
+
+    try:
+        return authentication("auth", yaml.safe_load(text) if text.lstrip().startswith("{") else text)
+    except (yaml.YAMLError, ControlledRolloutError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _secret_variable(text: str) -> tuple[str, dict[str, str]]:

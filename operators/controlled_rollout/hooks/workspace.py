@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
@@ -11,6 +12,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.hooks.cluster import cluster_conn_id, with_cluster, with_own_cluster
 from controlled_rollout.hooks.missing import acheck_is_missing, can_ask_asynchronously, check_is_missing
+from controlled_rollout.tokens import DEFAULT_LIFETIME, Token, check_lifetime
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -120,6 +122,35 @@ class WorkspaceHook(BaseHook):
         except AirflowNotFoundException:
             await acheck_is_missing(cluster)
             return with_own_cluster(workspace)
+
+    def get_token(self, endpoint: str, lifetime: timedelta = DEFAULT_LIFETIME) -> tuple[str, datetime]:
+        """Return a new token for callers of an endpoint whose `auth` is `token`, and when to get another one.
+
+        Airflow's logs show asterisks in its place. Do not return it from a task: XComs are stored.
+
+        Args:
+            endpoint: The endpoint's name, the token's audience.
+            lifetime: How long it is accepted: 1 minute to 24 hours.
+
+        Raises:
+            EndpointError: The endpoint issues no tokens, or the lifetime is not possible.
+            EndpointNotFoundError: There is no such endpoint.
+        """
+        from airflow.sdk.log import mask_secret
+
+        from controlled_rollout.target.connect import connect
+
+        check_lifetime(lifetime)
+        workspace = self.get_workspace()
+
+        async def issue() -> Token:
+            """Return a token from the workspace's target."""
+            async with connect(workspace) as target:
+                return await target.token(endpoint, lifetime=lifetime)
+
+        issued = asyncio.run(issue())
+        mask_secret(issued.token)
+        return issued.token, issued.refresh_by
 
     def test_connection(self) -> tuple[bool, str]:
         """Run all connectivity checks for Airflow's Test button; return whether all passed, and a table of results."""

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowSkipException, XComNotFound
 
-from controlled_rollout.arguments import check_choice, choice, duration, mapping_of, sticky_key, text
+from controlled_rollout.arguments import (
+    authentication,
+    check_authentication,
+    check_choice,
+    choice,
+    duration,
+    mapping_of,
+    sticky_key,
+    text,
+)
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT, SILENCE
-from controlled_rollout.endpoint import Auth
 from controlled_rollout.hooks.connection_secrets import Secrets, with_connections
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import TEMPORARY_WHEN_GOING_BACK, RolloutOperator, change_of, run_of
@@ -39,12 +47,13 @@ class RolloutVersionOperator(RolloutOperator):
         settings: Further fields of a version, such as `{"cpu_cores": 0.5, "autoscale_max_replicas": 4}`; a mapping or
             its JSON text. A value in `environment_variables` may also be `{"connection": …, "field": …}`: a field of a
             connection, which becomes a secret of the target.
-        auth: How callers of a new endpoint authenticate: `key`, `token`, `none`.
         sticky: By what a new endpoint's callers stay with a version: `header:<name>` or `cookie:<name>`; None or empty
             splits at random.
         on_silence: What the local supervisor, or the agent in the cluster, does with a treatment that has traffic and
             that nobody has looked at for `silence`: `roll_back` or `keep`. A gate looks at its `interval`.
         silence: How long that is.
+        auth: How callers of a new endpoint authenticate: `key`, `token`, `none`; or the fields of an outside issuer of
+            tokens, as a mapping or its JSON text, see `TokenIssuer`.
         on_conflict: `fail` or `wait`, while another run holds the endpoint. Of several runs that wait the one that was
             due first is next. A version of an earlier run than the control's is not rolled out: the task is skipped.
         conflict_timeout: How long to wait for that.
@@ -75,10 +84,10 @@ class RolloutVersionOperator(RolloutOperator):
         version: str,
         image: str,
         settings: Mapping[str, Any] | str | None = None,
-        auth: str = "key",
         sticky: str | None = None,
         on_silence: str = "roll_back",
         silence: timedelta | float | str = SILENCE,
+        auth: Mapping[str, Any] | str = "key",
         on_conflict: str = "fail",
         conflict_timeout: timedelta | float | str = CONFLICT_TIMEOUT,
         timeout: timedelta | float | str = READY_TIMEOUT,
@@ -87,8 +96,8 @@ class RolloutVersionOperator(RolloutOperator):
     ) -> None:
         """Store the arguments, whose templates are rendered later; raise ValueError for an unknown choice."""
         check_choice("on_conflict", on_conflict, *ON_CONFLICT)
-        check_choice("auth", auth, *Auth)
         check_choice("on_silence", on_silence, *OnSilence)
+        check_authentication("auth", auth)
         super().__init__(**kwargs)
         self.version = version
         self.image = image
@@ -127,10 +136,10 @@ class RolloutVersionOperator(RolloutOperator):
             image=str(ImageReference.parse(text("image", self.image))),
             owner=run_of(context),
             change=change_of(context, self.reason),
-            auth=Auth(choice("auth", self.auth, *Auth)),
             sticky=sticky_key("sticky", self.sticky),
             on_silence=OnSilence(choice("on_silence", self.on_silence, *OnSilence)),
             silence=duration("silence", self.silence),
+            auth=authentication("auth", self.auth),
             settings=settings,
             secrets=secrets,
             run_date=getattr(context.get("dag_run"), "run_after", None),

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.arguments import (
+    authentication,
     choice,
     duration,
     evidence_window,
@@ -30,6 +31,7 @@ from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.operators.image_scan import scan_settings
 from controlled_rollout.rollout import OnSilence
+from controlled_rollout.tokens import TokenIssuer
 from controlled_rollout.version import check_settings
 from controlled_rollout.workspace import Workspace
 
@@ -51,8 +53,8 @@ READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "keep_warm": duration,
     "on_silence": lambda name, value: choice(name, value, *OnSilence),
     "silence": duration,
-    "auth": lambda name, value: choice(name, value, *Auth),
     "sticky": sticky_key,
+    "auth": authentication,
     "on_conflict": lambda name, value: choice(name, value, "fail", "wait"),
     "conflict_timeout": duration,
     "ready_timeout": duration,
@@ -189,11 +191,13 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         settings = mapping_of("settings", given["settings"])
         check_settings(settings)
         key: str | None = None
-        auth = Auth(given["auth"]) if given["auth"] in list(Auth) else Auth.KEY
-        # What is no key at all is said once, by the argument's own reader.
+        auth: Auth | TokenIssuer = Auth.KEY
+        # What cannot be read at all is said once, by the argument's own reader.
         with contextlib.suppress(ArgumentError):
             key = sticky_key("sticky", given["sticky"])
-        endpoint = Endpoint(name=text("endpoint", self.endpoint), auth=auth, sticky=key)
+        with contextlib.suppress(ArgumentError):
+            auth = authentication("auth", given["auth"])
+        endpoint = Endpoint.new(text("endpoint", self.endpoint), auth, sticky=key)
         created = endpoint.create_version(text("version", self.version), **settings)
         check_supported(created, "cluster's" if workspace and workspace.target == "kubernetes" else "local")
         if workspace is not None:

@@ -31,6 +31,7 @@ from controlled_rollout.target.history import Promotion
 from controlled_rollout.target.protocol import Change, Revision, Target
 from controlled_rollout.target.scaling import scale_before, scale_before_going_back
 from controlled_rollout.target.waiting import Progress, retry_until_available
+from controlled_rollout.tokens import TokenIssuer
 from controlled_rollout.workspace import Workspace
 
 __all__ = [
@@ -60,8 +61,8 @@ async def roll_out(
     image: str,
     owner: str,
     change: Change,
-    auth: Auth = Auth.KEY,
     sticky: str | None = None,
+    auth: Auth | TokenIssuer = Auth.KEY,
     settings: Mapping[str, Any] | None = None,
     secrets: Mapping[str, Mapping[str, str]] | None = None,
     run_date: datetime | None = None,
@@ -80,8 +81,8 @@ async def roll_out(
         image: What it runs, `name@sha256:…`.
         owner: The run that holds the endpoint until its rollout ends.
         change: Who does it and why, for the history.
-        auth: How callers of a new endpoint show that they may call.
         sticky: By what a new endpoint's callers stay with a version, such as `header:x-user`; None splits at random.
+        auth: How callers of a new endpoint show that they may call; an outside issuer stands for its tokens.
         settings: Further fields of `Version`.
         secrets: Values to store before, by key, by the name of the secret; `settings` name them.
         run_date: When the run was due: of several runs that wait the earliest is next, and the version of an earlier
@@ -120,7 +121,7 @@ async def roll_out(
         ),
         done=lambda stored: f"version {version!r} is ready: {format_split(stored)}",
         purpose=f"roll out {version}",
-        creates=Endpoint(name=endpoint, auth=auth, sticky=sticky),
+        creates=Endpoint.new(endpoint, auth, sticky=sticky),
         conflict_timeout=conflict_timeout,
         waiting_run=run if conflict_timeout else None,
     )

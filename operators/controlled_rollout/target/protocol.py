@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import AsyncGenerator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final, Literal, Protocol, Self
 
@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.sizing import Load
+from controlled_rollout.tokens import DEFAULT_LIFETIME, Token
 
 __all__ = [
     "Change",
@@ -280,6 +281,30 @@ class Target(Protocol):
 
         Raises:
             TargetUnavailableError: The router has not confirmed it in time; the new key is stored.
+        """
+        ...
+
+    async def token(self, name: str, *, lifetime: timedelta = DEFAULT_LIFETIME) -> Token:
+        """Return a new token for the endpoint's callers, signed with the endpoint's current signing key.
+
+        Args:
+            name: The endpoint's name, the token's audience.
+            lifetime: How long it is accepted: 1 minute to 24 hours.
+
+        Raises:
+            EndpointError: Its callers have no tokens, or those of an outside issuer; or the lifetime is not possible.
+        """
+        ...
+
+    async def rotate_signing_keys(self, name: str) -> None:
+        """Rotate the endpoint's signing keys, and wait until the router has confirmed it; no caller is interrupted.
+
+        New tokens are signed with the next key, which the router has accepted already. Tokens of the key of before go
+        on working, and are refused after the next rotation.
+
+        Raises:
+            EndpointError: It has no signing keys.
+            TargetUnavailableError: The router has not confirmed it in time; the keys are rotated.
         """
         ...
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Collection, Iterable
 from typing import Final
+from urllib.parse import urlsplit
 
+from controlled_rollout.addresses import is_loopback
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
 from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
@@ -12,6 +14,8 @@ from controlled_rollout.workspace import Workspace
 __all__ = [
     "already_stored",
     "check_collection",
+    "check_has_keys",
+    "check_has_signing_keys",
     "check_replicas",
     "check_secret_keys",
     "check_supported",
@@ -55,18 +59,20 @@ def not_found_error(name: str, existing: Iterable[str]) -> EndpointNotFoundError
 
 
 def check_supported(endpoint: Endpoint, target: str) -> None:
-    """Raise EndpointError if an endpoint asks for a feature that the target does not have yet.
+    """Raise EndpointError if an endpoint asks for something that the target cannot do.
 
     Args:
         endpoint: The endpoint that is to be applied.
         target: The name of the target in messages, such as `local`.
 
     Raises:
-        EndpointError: It asks for tokens.
+        EndpointError: An issuer's keys are on the machine itself, and its router runs elsewhere.
     """
-    if endpoint.auth is Auth.TOKEN:
+    uri = endpoint.token_issuer.jwks_uri if endpoint.token_issuer else ""
+    if target != "local" and is_loopback(urlsplit(uri).hostname or ""):
         raise EndpointError(
-            f"endpoint {endpoint.name!r} asks for tokens: the {target} target cannot check them yet; use auth='key'"
+            f"endpoint {endpoint.name!r} reads its issuer's keys at {uri}, which the router of the {target} target "
+            "cannot reach: name an https address, or a Service of the cluster"
         )
 
 
@@ -96,6 +102,34 @@ def check_collection(endpoint: Endpoint, newest: Endpoint | None, workspace: Wor
                 f"version {name!r} asks for collect_model_data, and workspace {workspace.name!r} has no "
                 f"{missing}: set it (docs/collected-data.md), or leave collect_model_data out"
             )
+
+
+def check_has_keys(endpoint: Endpoint) -> None:
+    """Raise EndpointError if the callers of an endpoint have no keys.
+
+    Raises:
+        EndpointError: They have tokens, or need nothing.
+    """
+    if endpoint.auth is not Auth.KEY:
+        tokens = f"; `controlled-rollout keys token {endpoint.name}` gives a token"
+        raise EndpointError(
+            f"endpoint {endpoint.name!r} has no keys: its auth is {endpoint.auth.value!r}"
+            + (tokens if endpoint.has_signing_keys else "")
+        )
+
+
+def check_has_signing_keys(endpoint: Endpoint) -> None:
+    """Raise EndpointError if an endpoint does not issue tokens itself.
+
+    Raises:
+        EndpointError: Its callers have keys or need nothing, or an outside issuer issues their tokens.
+    """
+    if endpoint.auth is not Auth.TOKEN:
+        raise EndpointError(f"endpoint {endpoint.name!r} issues no tokens: its auth is {endpoint.auth.value!r}")
+    if endpoint.token_issuer is not None:
+        raise EndpointError(
+            f"endpoint {endpoint.name!r} issues no tokens: its callers get them from {endpoint.token_issuer.issuer}"
+        )
 
 
 def check_replicas(version: str, replicas: int) -> None:

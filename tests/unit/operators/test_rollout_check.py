@@ -88,9 +88,9 @@ def test_looks_that_come_too_rarely_for_the_silence_are_refused_at_once_and_in_a
         ("baseline_length", "999999999 d"),
         ("min_requests", 10**400),
         ("gate", "[" * 100_000),
-        ("auth", "token"),
         ("sticky", "x-user"),
         ("sticky", "header:authorization"),
+        ("auth", {"issuer": "https://login.example", "audience": "digits"}),
         ("settings", {"collection": {"share": 2}, "collect_model_data": True}),
         ("image", None),
         ("image", "local/digits:latest"),
@@ -114,7 +114,7 @@ def test_an_argument_that_a_later_task_cannot_use_is_refused_by_the_first(argume
     named = {
         "settings": "cpu_cores|settings|Collection is not valid: share",
         "image": "image|digits:latest",
-        "auth": "auth|tokens",
+        "auth": "auth",
     }
     with pytest.raises(ArgumentError, match=named.get(argument, faulty)):
         check_of(**{argument: value}).read_arguments()

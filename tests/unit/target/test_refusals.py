@@ -6,6 +6,7 @@ from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ConflictError, EndpointError
 from controlled_rollout.target import refusals
 from controlled_rollout.target.protocol import Change, Revision
+from controlled_rollout.tokens import TokenIssuer
 from controlled_rollout.workspace import Workspace
 
 FIRST = Endpoint(name="digits").create_version("one")
@@ -25,10 +26,29 @@ def test_change_of_an_older_revision_is_a_conflict_that_names_the_other_writer()
         refusals.already_stored(STORED.endpoint.create_version("two"), None)
 
 
-def test_tokens_are_refused() -> None:
-    refusals.check_supported(FIRST, "local")
-    with pytest.raises(EndpointError, match="asks for tokens"):
-        refusals.check_supported(Endpoint(name="digits", auth=Auth.TOKEN), "local")
+def test_the_keys_of_an_issuer_on_this_machine_are_for_the_router_on_this_machine() -> None:
+    issuer = TokenIssuer(issuer="mine", audience="digits", jwks_uri="http://127.0.0.1:8000/keys")
+
+    for endpoint in (FIRST, Endpoint(name="digits", auth=Auth.TOKEN), Endpoint.new("digits", issuer)):
+        refusals.check_supported(endpoint, "local")
+    with pytest.raises(EndpointError, match="cannot reach: name an https address"):
+        refusals.check_supported(Endpoint.new("digits", issuer), "Kubernetes")
+
+
+def test_who_has_no_keys_or_issues_no_tokens_is_told_why() -> None:
+    outside = TokenIssuer(issuer="https://login.example", audience="a", jwks_uri="https://login.example/keys")
+    own = Endpoint(name="digits", auth=Auth.TOKEN)
+
+    refusals.check_has_keys(FIRST)
+    refusals.check_has_signing_keys(own)
+    with pytest.raises(EndpointError, match="auth is 'token'; `controlled-rollout keys token digits` gives a token"):
+        refusals.check_has_keys(own)
+    with pytest.raises(EndpointError, match=r"auth is 'none'$"):
+        refusals.check_has_keys(Endpoint(name="digits", auth=Auth.NONE))
+    with pytest.raises(EndpointError, match="issues no tokens: its auth is 'key'"):
+        refusals.check_has_signing_keys(FIRST)
+    with pytest.raises(EndpointError, match="its callers get them from https://login"):
+        refusals.check_has_signing_keys(Endpoint.new("digits", outside))
 
 
 def test_a_new_version_that_collects_is_refused_where_nothing_could_collect_and_going_back_is_not() -> None:

@@ -28,7 +28,9 @@ from controlled_rollout.target.kubernetes.names import (
     version_labels,
     version_object_name,
 )
+from controlled_rollout.target.kubernetes.token_policy import REASON_TAG, WRONG_AUDIENCE, token_checks
 from controlled_rollout.target.protocol import Keys
+from controlled_rollout.tokens import SigningKeys
 from controlled_rollout.workspace import Workspace
 
 __all__ = [
@@ -45,6 +47,9 @@ __all__ = [
     "root_config_map",
     "security_policy",
     "service",
+    "signing_keys_secret",
+    "standby_policy",
+    "standby_route",
     "traffic_policy",
 ]
 
@@ -281,15 +286,33 @@ def keys_secret(endpoint: str, keys: Keys, *, namespace: str, owner: Object, par
     }
 
 
-def security_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Object:
-    """Return the SecurityPolicy that only lets callers with a key in; everybody, if the endpoint asks for no key.
+def signing_keys_secret(endpoint: str, keys: SigningKeys, *, namespace: str, owner: Object) -> Object:
+    """Return the Secret with the private keys that sign an endpoint's tokens."""
+    name = endpoint_object_name(endpoint, "signing-keys")
+    return {
+        **_owned_object_head(SECRET, name, namespace, endpoint_labels(endpoint), owner),
+        "type": "Opaque",
+        "stringData": keys.model_dump(),
+    }
+
+
+def security_policy(endpoint: Endpoint, *, namespace: str, owner: Object, key_set: str | None = None) -> Object:
+    """Return the SecurityPolicy that only lets callers with a key or a token in; everybody, if none is asked for.
 
     An open endpoint has a policy, too: the Gateway's own one closes all routes that have none.
+
+    Args:
+        endpoint: The endpoint.
+        namespace: Where it is.
+        owner: Its root object.
+        key_set: The public parts of its signing keys; None if it has none.
     """
     name = endpoint.name
     spec: Object = {"targetRefs": [_route_reference(name)]}
     if endpoint.auth is Auth.NONE:
         spec["authorization"] = {"defaultAction": "Allow"}
+    elif endpoint.auth is Auth.TOKEN:
+        spec |= token_checks(endpoint, key_set)
     else:
         spec["apiKeyAuth"] = {
             "credentialRefs": [{"group": "", "kind": "Secret", "name": endpoint_object_name(name, "keys")}],
@@ -299,8 +322,37 @@ def security_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Obj
     return {**_policy_head(SECURITY_POLICY, name, namespace, owner), "spec": spec}
 
 
+def standby_policy(
+    endpoint: Endpoint, name: str, labels: Mapping[str, str], key_set: str, *, namespace: str, owner: Object
+) -> Object:
+    """Return the SecurityPolicy that holds one of an endpoint's key sets for a route that nobody calls."""
+    target = {"group": HTTP_ROUTE.group, "kind": HTTP_ROUTE.name, "name": name}
+    head = _owned_object_head(SECURITY_POLICY, name, namespace, labels, owner)
+    return {**head, "spec": {"targetRefs": [target], **token_checks(endpoint, key_set)}}
+
+
+def standby_route(
+    endpoint: str, name: str, labels: Mapping[str, str], parent: Object, *, namespace: str, owner: Object
+) -> Object:
+    """Return the route for such a policy: it answers 503, at a path that leads nowhere else."""
+    path = {"type": "Exact", "value": f"/.controlled-rollout/{namespace}/{name}"}
+    filters = [
+        {
+            "type": "ExtensionRef",
+            "extensionRef": {
+                "group": HTTP_ROUTE_FILTER.group,
+                "kind": HTTP_ROUTE_FILTER.name,
+                "name": endpoint_object_name(endpoint, "closed"),
+            },
+        }
+    ]
+    head = _owned_object_head(HTTP_ROUTE, name, namespace, labels, owner)
+    return {**head, "spec": {"parentRefs": [parent], "rules": [{"matches": [{"path": path}], "filters": filters}]}}
+
+
 def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Object:
     """Return the BackendTrafficPolicy of an endpoint: buffer, retries, load balancing, limits and telemetry."""
+    has_tokens = endpoint.auth is Auth.TOKEN
     return {
         **_policy_head(BACKEND_TRAFFIC_POLICY, endpoint.name, namespace, owner),
         "spec": {
@@ -319,7 +371,7 @@ def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Obje
             "requestBuffer": {"limit": MAX_PAYLOAD},
             # Only requests that certainly never reached a model's code are retried.
             "retry": overload.retry(),
-            "responseOverride": overload.response_overrides(),
+            "responseOverride": [*overload.response_overrides(), *([dict(WRONG_AUDIENCE)] if has_tokens else [])],
             "telemetry": {
                 "tracing": {
                     "samplingFraction": {"numerator": 100 if endpoint.enable_app_insights else 0, "denominator": 100},
@@ -329,7 +381,7 @@ def traffic_policy(endpoint: Endpoint, *, namespace: str, owner: Object) -> Obje
                         "routed_by": {"type": "RequestHeader", "requestHeader": {"name": ROUTED_BY_HEADER}},
                         **sticky_split.key_tags(endpoint),
                     },
-                    "tags": overload.reason_tags(),
+                    "tags": {**overload.reason_tags(), **(REASON_TAG if has_tokens else {})},
                 },
                 # Counters by the name of each rule: an Envoy that has them has taken the rule over.
                 "metrics": {"routeStatName": "%ROUTE_NAMESPACE%/%ROUTE_NAME%/%ROUTE_RULE_NAME%"},

@@ -25,7 +25,7 @@ from controlled_rollout.cluster.kinds import (
 )
 from controlled_rollout.endpoint import Auth, Endpoint, Version
 from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
-from controlled_rollout.target.kubernetes import drift, keys_secret, manifests
+from controlled_rollout.target.kubernetes import drift, key_set_standby, keys_secret, manifests, signing_keys_secret
 from controlled_rollout.target.kubernetes.annotations import FLOOR
 from controlled_rollout.target.kubernetes.drift import Drift
 from controlled_rollout.target.kubernetes.gateway import (
@@ -42,9 +42,11 @@ from controlled_rollout.target.kubernetes.names import (
     version_object_name,
 )
 from controlled_rollout.target.kubernetes.route_rules import is_written_by_us
+from controlled_rollout.tokens import SigningKeys
+from controlled_rollout.tokens import key_set as public_key_set
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["apply_objects", "apply_root", "find_drift", "scale_version"]
+__all__ = ["apply_key_set", "apply_objects", "apply_root", "find_drift", "keep_key_sets", "scale_version"]
 
 # Fields that the API server itself fills in, each of them once and for good, are left as they are.
 SERVICE_FIELDS: Final = ("selector", "ports", "type")
@@ -96,8 +98,16 @@ async def apply_objects(
     if endpoint.auth is Auth.KEY:
         # Before the policy that names it: a policy without its Secret answers every request with 500.
         found += await keys_secret.restore(api, workspace.namespace, endpoint.name, owner, dry_run=dry_run)
+    key_set: str | None = None
+    if endpoint.has_signing_keys:
+        keys, missing = await signing_keys_secret.restore(
+            api, workspace.namespace, endpoint.name, owner, dry_run=dry_run
+        )
+        key_set, found = public_key_set(keys) if keys else None, [*found, *missing]
+        if keys and not dry_run:
+            await keep_key_sets(api, workspace, endpoint, owner, keys)
     parts = [
-        _apply_policies(api, workspace, endpoint, owner, dry_run=dry_run),
+        _apply_policies(api, workspace, endpoint, owner, key_set, dry_run=dry_run),
         _restore_route(api, workspace, endpoint.name, dry_run=dry_run),
         *(
             _apply_version(api, workspace, endpoint, version, owner, dry_run=dry_run)
@@ -111,6 +121,23 @@ async def apply_objects(
             raise result
         found += result
     return found
+
+
+async def keep_key_sets(api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object, keys: SigningKeys) -> None:
+    """Make sure that every Envoy knows the present and the next key set of an endpoint."""
+    # Going back never waits for the Gateway itself.
+    with contextlib.suppress(WorkspaceError, AccessError):
+        listener = chosen_listener(await find_gateway(api, workspace), workspace)
+        parent = parent_reference(workspace, listener)
+        await key_set_standby.keep(api, workspace.namespace, endpoint, keys, parent, owner)
+
+
+async def apply_key_set(api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object, keys: SigningKeys) -> None:
+    """Make the router accept tokens of an endpoint's signing keys, and of no others."""
+    policy = manifests.security_policy(
+        endpoint, namespace=workspace.namespace, owner=owner, key_set=public_key_set(keys)
+    )
+    await _put_back(api, SECURITY_POLICY, workspace.namespace, policy, dry_run=False)
 
 
 async def scale_version(
@@ -137,15 +164,17 @@ async def scale_version(
 
 
 async def _apply_policies(
-    api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object, *, dry_run: bool
+    api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object, key_set: str | None, *, dry_run: bool
 ) -> list[Drift]:
     """Make an endpoint's policies and direct responses as a revision asks for; return what was otherwise."""
     name, namespace = endpoint.name, workspace.namespace
     policies: list[tuple[Kind, Object]] = [
-        (SECURITY_POLICY, manifests.security_policy(endpoint, namespace=namespace, owner=owner)),
         (BACKEND_TRAFFIC_POLICY, manifests.traffic_policy(endpoint, namespace=namespace, owner=owner)),
         (NETWORK_POLICY, manifests.network_policy(name, workspace, envoy_labels(workspace), owner=owner)),
     ]
+    if key_set is not None or not endpoint.has_signing_keys:
+        policy = manifests.security_policy(endpoint, namespace=namespace, owner=owner, key_set=key_set)
+        policies.append((SECURITY_POLICY, policy))
     versions = ", ".join(endpoint.versions) or "none"
     responses = {
         "closed": (503, f"endpoint {name} has no version that is ready yet"),

@@ -24,7 +24,7 @@ from typing import Final
 
 from controlled_rollout.cluster.api import FIELD_MANAGER, Object
 from controlled_rollout.cluster.kinds import HTTP_ROUTE_FILTER
-from controlled_rollout.endpoint import ROUTED_BY_HEADER, VERSION_HEADER, Endpoint
+from controlled_rollout.endpoint import ROUTED_BY_HEADER, VERSION_HEADER, Auth, Endpoint
 from controlled_rollout.errors import EndpointError
 from controlled_rollout.target.kubernetes import overload
 from controlled_rollout.target.kubernetes.manifests import SERVICE_PORT
@@ -332,7 +332,7 @@ def _weights_rule(endpoint: Endpoint, current: Sequence[Object], weights: Mappin
     timeout_ms = max(version.longest_answer_ms for version in endpoint.versions.values()) + TIMEOUT_MARGIN_MS
     return {
         **rule,
-        "filters": _request_filters(WEIGHTS),
+        "filters": _request_filters(endpoint, WEIGHTS),
         "backendRefs": _weighted_backends(endpoint, current, weights),
         "timeouts": {"request": f"{timeout_ms}ms"},
     }
@@ -344,7 +344,7 @@ def _version_rule(endpoint: Endpoint, version: str) -> Object:
     return {
         "name": f"{PREFIX}version-{version}",
         "matches": [_endpoint_match(endpoint.name, {"type": "Exact", "value": version})],
-        "filters": _request_filters("header"),
+        "filters": _request_filters(endpoint, "header"),
         "backendRefs": [_version_backend(endpoint.name, version, 1)],
         "timeouts": {"request": f"{timeout_ms}ms"},
     }
@@ -356,8 +356,12 @@ def _endpoint_match(endpoint: str, header: Object | None = None) -> Object:
     return {**match, "headers": [{"name": VERSION_HEADER, **header}]} if header else match
 
 
-def _request_filters(routed_by: str) -> list[Object]:
-    """Return the filters that strip the path prefix and record in a header how the request was routed."""
+def _request_filters(endpoint: Endpoint, routed_by: str) -> list[Object]:
+    """Return the filters that strip the path prefix and a token, and record in a header how the request was routed."""
+    headers: Object = {"set": [{"name": ROUTED_BY_HEADER, "value": routed_by}, *overload.request_headers()]}
+    if endpoint.auth is Auth.TOKEN:
+        # Envoy Gateway hides keys, and passes tokens on.
+        headers["remove"] = ["Authorization"]
     return [
         {
             "type": "URLRewrite",
@@ -365,9 +369,7 @@ def _request_filters(routed_by: str) -> list[Object]:
         },
         {
             "type": "RequestHeaderModifier",
-            "requestHeaderModifier": {
-                "set": [{"name": ROUTED_BY_HEADER, "value": routed_by}, *overload.request_headers()]
-            },
+            "requestHeaderModifier": headers,
         },
     ]
 

@@ -9,25 +9,27 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, Self
 
 from controlled_rollout.autoscaling import Floor
 from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import CONFIG_MAP, HTTP_ROUTE
-from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
+from controlled_rollout.endpoint import Endpoint, EndpointError
 from controlled_rollout.errors import AccessError, ConflictError, TargetUnavailableError
 from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals, transition
 from controlled_rollout.target.kubernetes import (
     envoy_stats,
+    key_set_standby,
     keys_secret,
     own_secrets,
     pod_logs,
     provisioning,
     reconciling,
     revisions,
+    signing_keys_secret,
 )
 from controlled_rollout.target.kubernetes.confirmation import unconfirmed_after
 from controlled_rollout.target.kubernetes.gateway import base_url, find_gateway
@@ -39,6 +41,7 @@ from controlled_rollout.target.kubernetes.sticky_split import check_gateway_spli
 from controlled_rollout.target.kubernetes.view import EndpointView, versions_by_cluster, versions_by_service
 from controlled_rollout.target.kubernetes.watching import read_view, watch_views
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, LookNote, Revision
+from controlled_rollout.tokens import DEFAULT_LIFETIME, Token, check_lifetime, sign
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["KubernetesTarget"]
@@ -181,9 +184,10 @@ class KubernetesTarget:
 
     async def keys(self, name: str) -> Keys:
         """Return the endpoint's two API keys, with which callers authenticate."""
+        refusals.check_has_keys(await self.endpoint(name))
         keys = await keys_secret.read(self._api, self._namespace, name)
         if keys is None:
-            raise await self._no_keys_error(name)
+            raise self._no_keys_error(name)
         return keys
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
@@ -193,15 +197,48 @@ class KubernetesTarget:
             TargetUnavailableError: Not every Envoy has confirmed it; the Secret has the new key.
         """
         endpoint = await self.endpoint(name)
+        refusals.check_has_keys(endpoint)
         keys = await keys_secret.regenerate(self._api, self._namespace, name, which)
         if keys is None:
-            raise await self._no_keys_error(name)
+            raise self._no_keys_error(name)
         if reason := await unconfirmed_after(self._api, self._workspace, endpoint, KEYS_TIMEOUT_S):
             raise TargetUnavailableError(
                 f"the new {which} key of endpoint {name!r} is stored, but whether every Envoy has it is not confirmed: "
                 f"the old key may still open the endpoint; {reason}; mend that, and make another key"
             )
         return keys
+
+    async def token(self, name: str, *, lifetime: timedelta = DEFAULT_LIFETIME) -> Token:
+        """Return a new token for the endpoint's callers; see `Target.token`."""
+        check_lifetime(lifetime)
+        refusals.check_has_signing_keys(await self.endpoint(name))
+        keys = await signing_keys_secret.read(self._api, self._namespace, name)
+        if keys is None:
+            raise self._no_keys_error(name, "signing keys", "signing-keys")
+        return sign(keys, name, lifetime, datetime.now(UTC))
+
+    async def rotate_signing_keys(self, name: str) -> None:
+        """Rotate the endpoint's signing keys, and wait until every Envoy has confirmed it; no caller is interrupted.
+
+        Raises:
+            TargetUnavailableError: Not every Envoy has confirmed it; the keys are rotated.
+        """
+        endpoint = await self.endpoint(name)
+        refusals.check_has_signing_keys(endpoint)
+        before = await signing_keys_secret.read(self._api, self._namespace, name)
+        if before is None:
+            raise self._no_keys_error(name, "signing keys", "signing-keys")
+        owner = await provisioning.apply_root(self._api, self._workspace, name)
+        await provisioning.keep_key_sets(self._api, self._workspace, endpoint, owner, before)
+        await key_set_standby.wait_until_known(self._api, self._namespace, name, before)
+        keys = await signing_keys_secret.rotate(self._api, self._namespace, name, before)
+        await provisioning.apply_key_set(self._api, self._workspace, endpoint, owner, keys)
+        if reason := await unconfirmed_after(self._api, self._workspace, endpoint, KEYS_TIMEOUT_S):
+            raise TargetUnavailableError(
+                f"the signing keys of endpoint {name!r} are rotated, but whether every Envoy has them is not "
+                f"confirmed: tokens of the key that is gone may still open the endpoint; {reason}"
+            )
+        await provisioning.keep_key_sets(self._api, self._workspace, endpoint, owner, keys)
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
         """Change how many replicas of a version run, at once and without a new revision."""
@@ -283,12 +320,9 @@ class KubernetesTarget:
             if drift.is_left:
                 raise ConflictError(f"endpoint {newest.name!r}: {drift}; nothing was changed now")
 
-    async def _no_keys_error(self, name: str) -> EndpointError:
-        """Return the error for an endpoint without keys: it needs none, or somebody has deleted them."""
-        newest = await self.endpoint(name)
-        if newest.auth is not Auth.KEY:
-            return EndpointError(f"endpoint {name!r} has no keys: its auth is {newest.auth.value!r}")
+    def _no_keys_error(self, name: str, what: str = "keys", part: str = "keys") -> EndpointError:
+        """Return the error for an endpoint whose keys somebody has deleted."""
         return EndpointError(
-            f"the keys of endpoint {name!r} are not in their Secret {endpoint_object_name(name, 'keys')}: somebody has "
+            f"the {what} of endpoint {name!r} are not in their Secret {endpoint_object_name(name, part)}: somebody has "
             "deleted or edited it; any step, such as a shift to the present share, brings them back"
         )

@@ -1,6 +1,7 @@
 """The supervisor's HTTP API on its unix socket: JSON bodies; an error names its exception class."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Final, Literal
 
 from fastapi import FastAPI, Request  # noqa: TID253 - runs only inside the supervisor's process
@@ -13,6 +14,7 @@ from controlled_rollout.sizing import Load
 from controlled_rollout.target.local.operations import Operations
 from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, LookNote, Revision
+from controlled_rollout.tokens import Token
 
 __all__ = ["create_app"]
 
@@ -42,6 +44,12 @@ class _LookBody(_Body):
     """The body of a request that notes a look: the version that is looked at."""
 
     version: str
+
+
+class _TokenBody(_Body):
+    """The body of a request for a token: for how many seconds it is to be accepted."""
+
+    lifetime_s: float
 
 
 class _SecretBody(_Body):
@@ -134,6 +142,16 @@ def _add_endpoint_routes(app: FastAPI, operations: Operations) -> None:
     async def regenerate(name: str, which: Literal["primary", "secondary"]) -> Keys:
         """Replace one key of an endpoint and return both."""
         return await operations.regenerate_key(name, which)
+
+    @app.post("/endpoints/{name}/token")
+    async def token(name: str, body: _TokenBody) -> Token:
+        """Return a new token for the callers of an endpoint."""
+        return operations.token(name, timedelta(seconds=body.lifetime_s))
+
+    @app.post("/endpoints/{name}/signing-keys")
+    async def rotate_signing_keys(name: str) -> None:
+        """Rotate the signing keys of an endpoint."""
+        await operations.rotate_signing_keys(name)
 
 
 def _add_version_routes(app: FastAPI, operations: Operations) -> None:

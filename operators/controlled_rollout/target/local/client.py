@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -18,6 +19,7 @@ from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.supervisor_state import SupervisorState
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, LookNote, Revision
 from controlled_rollout.target.transition import sends_more
+from controlled_rollout.tokens import DEFAULT_LIFETIME, Token, check_lifetime
 from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
 
@@ -122,6 +124,15 @@ class LocalTarget:
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
         """Replace one key; the other keeps working the whole time."""
         return Keys.model_validate_json((await self._request("POST", _endpoint_path(name, "keys", which))).content)
+
+    async def token(self, name: str, *, lifetime: timedelta = DEFAULT_LIFETIME) -> Token:
+        """Return a new token for the endpoint's callers; see `Target.token`."""
+        body = {"lifetime_s": check_lifetime(lifetime).total_seconds()}
+        return Token.model_validate_json((await self._request("POST", _endpoint_path(name, "token"), body)).content)
+
+    async def rotate_signing_keys(self, name: str) -> None:
+        """Rotate the endpoint's signing keys; no caller is interrupted."""
+        await self._request("POST", _endpoint_path(name, "signing-keys"))
 
     async def scale(self, name: str, version: str, replicas: int) -> None:
         """Change how many replicas of a version run, at once and without a new revision."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.endpoint import VERSION_HEADER
-from controlled_rollout.target.local import envoy_bounds, envoy_overload, envoy_tls
+from controlled_rollout.target.local import envoy_bounds, envoy_overload, envoy_tls, envoy_tokens
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.target.overload import SENT_HEADER
 
@@ -290,8 +290,8 @@ def _connection_manager(files: EnvoyFiles, *, traced: bool, telemetry_token: str
         "always_set_request_id_in_response": True,
         "stream_idle_timeout": "0s",
         "common_http_protocol_options": {"idle_timeout": "300s", "headers_with_underscores_action": "ALLOW"},
-        "local_reply_config": envoy_overload.local_replies(),
-        "http_filters": _http_filters(),
+        "local_reply_config": _local_replies(),
+        "http_filters": _http_filters(files),
     }
     if traced:
         connection_manager["tracing"] = _tracing(telemetry_token)
@@ -309,8 +309,14 @@ def _remove_request_headers(*headers: str) -> Json:
     }
 
 
-def _http_filters() -> list[Json]:
-    """Return the HTTP filters in their order: check the API key, read a cookie, buffer the body, route the request."""
+def _local_replies() -> Json:
+    """Return the form of Envoy's own error responses, those of an overloaded version and of a wrong token included."""
+    replies = envoy_overload.local_replies()
+    return {**replies, "mappers": [*replies["mappers"], envoy_tokens.wrong_audience_reply()]}
+
+
+def _http_filters(files: EnvoyFiles) -> list[Json]:
+    """Return the HTTP filters in their order: check key or token, read a cookie, buffer the body, route."""
     return [
         {
             "name": API_KEY_AUTH,
@@ -320,6 +326,7 @@ def _http_filters() -> list[Json]:
                 "key_sources": [{"header": "Authorization"}],
             },
         },
+        *envoy_tokens.token_filters(files),
         {
             "name": HEADER_TO_METADATA,
             "typed_config": {"@type": ENVOY_TYPE + "extensions.filters.http.header_to_metadata.v3.Config"},

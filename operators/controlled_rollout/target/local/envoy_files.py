@@ -32,6 +32,11 @@ class EnvoyFiles:
         return self.folder / "routes.json"
 
     @property
+    def tokens(self) -> Path:
+        """The path of the discovery file of the filter that checks tokens; it holds public keys only."""
+        return self.folder / "tokens.json"
+
+    @property
     def clusters(self) -> Path:
         """The path of the cluster discovery file."""
         return self.folder / "clusters.json"

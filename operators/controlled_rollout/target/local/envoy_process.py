@@ -16,13 +16,14 @@ import httpx  # noqa: TID253 - runs only inside the supervisor's process
 
 from controlled_rollout.polling import until
 from controlled_rollout.target.counters import UNSENT, Counters, parse_counters
-from controlled_rollout.target.local import atomic_files, envoy_config, envoy_routes, envoy_tls
+from controlled_rollout.target.local import atomic_files, envoy_config, envoy_routes, envoy_tls, envoy_tokens
 from controlled_rollout.target.local.certificate_pair import CertificatePair, host_for_callers
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
 from controlled_rollout.target.local.cores import router_threads
 from controlled_rollout.target.local.envoy_config import ClusterSpec
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.target.local.envoy_routes import EndpointRoute
+from controlled_rollout.target.local.envoy_tokens import TOKENS_VERSION, TokenRoute
 from controlled_rollout.target.local.liveness import LivenessCheck
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.probe import http_status_on_port, http_status_on_socket
@@ -134,6 +135,7 @@ class EnvoyProcess:
             unhealthy_grace_s=UNHEALTHY_GRACE_S,
         )
         self._certificate: CertificatePair | None = None
+        self._served_tokens: dict[str, TokenRoute] = {}
         self._is_listening = False
         self._is_draining = False
         self._started_at = datetime.now(UTC)
@@ -174,6 +176,7 @@ class EnvoyProcess:
         self._write_discovery_file(self.files.listeners, [])
         self._expected_versions[_CLUSTERS_VERSION] = self._write_discovery_file(self.files.clusters, [])
         self._write_discovery_file(self.files.routes, [envoy_routes.route_configuration([])])
+        self._write_discovery_file(self.files.tokens, [envoy_tokens.filter_configuration({})])
         self._process.start()
 
     async def stop(self, drain_timeout_s: float, last_spans_s: float) -> None:
@@ -225,7 +228,7 @@ class EnvoyProcess:
         sockets: Mapping[str, Sequence[Path]],
         endpoints: Sequence[EndpointRoute],
     ) -> PublishState:
-        """Write the configuration files that changed, clusters before the routes that lead to them.
+        """Write the configuration files that changed, clusters and tokens before the routes that need them.
 
         Args:
             clusters: All clusters that routes lead to, now or in the configuration before.
@@ -245,6 +248,13 @@ class EnvoyProcess:
             self.files.clusters, [envoy_config.cluster_config(self.files, cluster) for cluster in clusters]
         )
         self._remove_assignments_except({cluster.name for cluster in clusters})
+        tokens = {endpoint.name: endpoint.token for endpoint in endpoints if endpoint.token}
+        # Routes of before may still lead a request to what they name.
+        resource = envoy_tokens.filter_configuration({**self._served_tokens, **tokens})
+        version = self._write_discovery_file(self.files.tokens, [resource])
+        if self._is_listening:
+            # Without a listener Envoy has no filter yet that would read it.
+            self._expected_versions[TOKENS_VERSION] = version
         before_routes = {name: text for name, text in self._expected_versions.items() if name != _ROUTES_VERSION}
         clusters_known = await self._wait_until_confirmed(before_routes)
         # While Envoy is down no route can lead to an unknown cluster: it reads all files before it listens.
@@ -255,8 +265,10 @@ class EnvoyProcess:
         if not self._is_listening:
             # Envoy reads no routes before there is a listener that uses them.
             return PublishState.WRITTEN if clusters_known else PublishState.PENDING
-        is_served = clusters_known and await self._wait_until_confirmed(self._expected_versions)
-        return PublishState.SERVED if is_served else PublishState.PENDING
+        if not clusters_known or not await self._wait_until_confirmed(self._expected_versions):
+            return PublishState.PENDING
+        self._served_tokens = tokens
+        return PublishState.SERVED
 
     async def serve_certificate(self, certificate: CertificatePair) -> bool:
         """Serve callers by TLS with a certificate; open connections stay.

@@ -23,6 +23,8 @@ from controlled_rollout.target.local.envoy_config import (
     protobuf_duration,
 )
 from controlled_rollout.target.local.envoy_sticky import StickyRoute, cookie_settings, hash_policy, key_tags
+from controlled_rollout.target.local.envoy_tokens import TokenRoute, reason_tag
+from controlled_rollout.target.local.envoy_tokens import route_configuration as token_settings
 from controlled_rollout.target.overload import SEND_AGAIN_HEADER
 
 __all__ = ["EndpointRoute", "VersionRoute", "route_configuration"]
@@ -54,10 +56,12 @@ class EndpointRoute:
     Attributes:
         name: The endpoint's name.
         versions: The versions that can be reached. Their weights add up to a million, or there are none.
-        keys: The keys that are accepted; None only for an endpoint whose `auth` is `none`.
+        keys: The keys that are accepted; None only for an endpoint that needs none, because callers have tokens or
+            because its `auth` is `none`.
         traced: Whether spans of its requests are sent to the telemetry store.
         closed: Whether every request is answered 503, because the endpoint's files cannot be read.
         sticky: The key and the ranges by which callers stay with a version; None splits at random.
+        token: The tokens that are accepted; None for an endpoint whose callers have none.
     """
 
     name: str
@@ -66,6 +70,7 @@ class EndpointRoute:
     traced: bool = True
     closed: bool = False
     sticky: StickyRoute | None = None
+    token: TokenRoute | None = None
 
 
 def route_configuration(endpoints: Iterable[EndpointRoute]) -> Json:
@@ -115,14 +120,14 @@ def _endpoint_routes(endpoint: EndpointRoute) -> list[Json]:
     prefix = f"/api/v1/service/{endpoint.name}/"
     if endpoint.closed:
         return [_direct_response({"prefix": prefix}, 503, f"endpoint {endpoint.name} is closed")]
-    auth = _api_key_auth(endpoint)
+    auth = _authentication(endpoint)
     names = ", ".join(version.name for version in endpoint.versions) or "none"
     by_name = [
         {
             "match": {"prefix": prefix, "headers": [_version_header_match(version.name)]},
             "route": _route_action([version], {"cluster": cluster_name(endpoint.name, version.name, judged=False)}),
             **_version_headers(version.name, "header"),
-            "request_headers_to_remove": [BUFFERED_HEADER],
+            "request_headers_to_remove": _removed_headers(endpoint),
             **_tracing_settings(endpoint, "header"),
             "typed_per_filter_config": auth,
         }
@@ -159,8 +164,8 @@ def _large_body_routes(endpoint: EndpointRoute, prefix: str) -> list[Json]:
             "route": {"cluster": LARGE_BODIES, "timeout": "0s", "idle_timeout": "0s"},
             "request_headers_to_add": [is_buffered_header()],
             "tracing": _tracing_disabled(),
-            # The key is asked for again where it comes out.
-            "typed_per_filter_config": {**_api_key_auth(endpoint, hide=False), **unbuffered()},
+            # The key or the token is asked for again where it comes out.
+            "typed_per_filter_config": {**_authentication(endpoint, hide=False), **unbuffered()},
         }
         for headers in large_body_headers()
     ]
@@ -172,13 +177,13 @@ def _weighted_route(endpoint: EndpointRoute, match: Json, auth: Json, *, judged:
     Args:
         endpoint: The endpoint.
         match: Which requests.
-        auth: The API key filter's settings.
+        auth: The settings of the filters for keys and tokens.
         judged: Whether the requests are evidence about the version that gets them.
     """
     weighted = [version for version in endpoint.versions if version.weight]
     route: Json = {
         "match": match,
-        "request_headers_to_remove": [BUFFERED_HEADER],
+        "request_headers_to_remove": _removed_headers(endpoint),
         **(_tracing_settings(endpoint, "weights") if judged else {"tracing": _tracing_disabled()}),
         "typed_per_filter_config": auth,
     }
@@ -209,13 +214,20 @@ def _weighted_route(endpoint: EndpointRoute, match: Json, auth: Json, *, judged:
     return {**route, "route": _route_action(weighted, target, rewrite="/score" if judged else "/")}
 
 
-def _api_key_auth(endpoint: EndpointRoute, *, hide: bool = True) -> Json:
-    """Return the API key filter's settings for an endpoint: its keys, or disabled if it needs none.
+def _removed_headers(endpoint: EndpointRoute) -> list[str]:
+    """Return the headers that no version gets: the router's own, and a caller's token."""
+    return [BUFFERED_HEADER, *(["authorization"] if endpoint.token else [])]
+
+
+def _authentication(endpoint: EndpointRoute, *, hide: bool = True) -> Json:
+    """Return the settings of the filters for keys and tokens: the endpoint's keys, its tokens, or neither.
 
     Args:
         endpoint: The endpoint.
         hide: Whether the key is taken off the request.
     """
+    if endpoint.token is not None:
+        return {API_KEY_AUTH: _auth_disabled(), **token_settings(endpoint.name, endpoint.token)}
     if endpoint.keys is None:
         return {API_KEY_AUTH: _auth_disabled()}
     return {
@@ -276,6 +288,7 @@ def _tracing_settings(endpoint: EndpointRoute, routed_by: str) -> Json:
             {"tag": "routed_by", "literal": {"value": routed_by}},
             *(key_tags(endpoint.sticky.key) if endpoint.sticky and routed_by == "weights" else ()),
             envoy_overload.reason_tag(),
+            *([reason_tag()] if endpoint.token else []),
         ],
     }
     return {"name": TRACED_ROUTE, "tracing": settings}

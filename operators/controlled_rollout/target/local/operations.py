@@ -1,23 +1,26 @@
 """The operations that a running supervisor offers its clients: the methods of `Target` and a few for the workspace."""
 
 import asyncio
+import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal
 
 from controlled_rollout import image
 from controlled_rollout.endpoint import Endpoint, Version
-from controlled_rollout.errors import ImageError, TargetUnavailableError
+from controlled_rollout.errors import DamagedFileError, ImageError, TargetUnavailableError
 from controlled_rollout.image.scoring_runtime import runtime_folder
 from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load, total_load
 from controlled_rollout.target import refusals
-from controlled_rollout.target.local import keys, secret_files
+from controlled_rollout.target.local import keys, secret_files, signing_keys
 from controlled_rollout.target.local.collector_process import CollectorProcess, collected_counts
 from controlled_rollout.target.local.envoy_config import cluster_name, cluster_names
 from controlled_rollout.target.local.envoy_process import EnvoyActivity, EnvoyProcess
+from controlled_rollout.target.local.issuer_keys import IssuerKeys
 from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.look_notes import LookNotes
@@ -31,6 +34,7 @@ from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, LookNote, Revision, VersionStatus
 from controlled_rollout.target.transition import CLOSED
+from controlled_rollout.tokens import Token, key_set, sign
 from controlled_rollout.version import check_name
 
 __all__ = ["Operations", "launch_spec_from_cache"]
@@ -88,6 +92,7 @@ class Operations:
         spools_folder: The folder of what replicas collect.
         certificate: The router's certificate; None without TLS.
         look_notes: When somebody last looked at each endpoint's treatment.
+        issuer_keys: The public keys of outside issuers.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Operations:
         collector: CollectorProcess,
         spools_folder: Path,
         look_notes: LookNotes,
+        issuer_keys: IssuerKeys,
         certificate: RouterCertificate | None = None,
     ) -> None:
         self._revisions = revisions
@@ -120,6 +126,7 @@ class Operations:
         self._spools_folder = spools_folder
         self._certificate = certificate
         self._look_notes = look_notes
+        self._issuer_keys = issuer_keys
         # One writer at a time for each endpoint.
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -172,6 +179,7 @@ class Operations:
         names = stored.endpoint.versions if stored.endpoint else ()
         versions = {version: self._version_status(VersionKey(name, version), activity) for version in names}
         split = self._reconciler.served.get(name, CLOSED)
+        outside = stored.endpoint.token_issuer if stored.endpoint else None
         # A revision that was just stored is closed, too, in a moment: until then that is waited for.
         is_behind = stored.endpoint is not None and split.revision != stored.revision
         return EndpointStatus(
@@ -182,7 +190,10 @@ class Operations:
             versions=versions,
             trouble=None if is_behind else stored.damage,
             certificate_ends=self._certificate.ends if self._certificate else None,
-            warnings=tuple(self._certificate.warnings()) if self._certificate else (),
+            warnings=(
+                *(self._certificate.warnings() if self._certificate else ()),
+                *(self._issuer_keys.warnings(outside.jwks_uri) if outside else ()),
+            ),
             weight_ppm={version: weight for version, weight in split.weights.items() if weight},
             split_revision=split.revision,
             waiting_for=stored.damage or split.waiting_for,
@@ -245,7 +256,7 @@ class Operations:
 
     def keys(self, name: str) -> Keys:
         """Return an endpoint's keys."""
-        self.endpoint(name)
+        refusals.check_has_keys(self.endpoint(name))
         return keys.read_keys(self._revisions.endpoint_folder(name))
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
@@ -257,8 +268,7 @@ class Operations:
             TargetUnavailableError: The router has not confirmed it; the file has the new key.
         """
         async with self._locks[name]:
-            if not self._revisions.exists(name):
-                raise self._revisions.not_found_error(name)
+            self._check_may_renew(name, refusals.check_has_keys)
             renewed = self._revisions.replace_key(name, which)
             self._reconciler.wake()
             if not await until(lambda: self._are_confirmed(name, renewed), KEYS_TIMEOUT_S):
@@ -270,6 +280,52 @@ class Operations:
             # A worker thread of the router may still check the keys of before for a moment.
             await asyncio.sleep(SETTLE_S)
             return renewed
+
+    def _check_may_renew(self, name: str, check: Callable[[Endpoint], None]) -> None:
+        """Check that an endpoint has what is to be renewed; one whose revision cannot be read may.
+
+        Raises:
+            EndpointError: It does not have it, or does not exist.
+        """
+        if not self._revisions.exists(name):
+            raise self._revisions.not_found_error(name)
+        with contextlib.suppress(DamagedFileError):
+            check(self.endpoint(name))
+
+    def token(self, name: str, lifetime: timedelta) -> Token:
+        """Return a new token for an endpoint's callers; see `Target.token`."""
+        refusals.check_has_signing_keys(self.endpoint(name))
+        keys_of_endpoint, _ = signing_keys.read_signing_keys(self._revisions.endpoint_folder(name))
+        return sign(keys_of_endpoint, name, lifetime, datetime.now(UTC))
+
+    async def rotate_signing_keys(self, name: str) -> None:
+        """Rotate an endpoint's signing keys, and wait until the router has confirmed it.
+
+        If their file cannot be read, all of them are new.
+
+        Raises:
+            TargetUnavailableError: The router has not confirmed it; the file has the new keys.
+        """
+        async with self._locks[name]:
+            self._check_may_renew(name, refusals.check_has_signing_keys)
+            rotated = key_set(self._revisions.rotate_signing_keys(name))
+            self._reconciler.wake()
+
+            def is_confirmed() -> bool:
+                """Return whether the router accepts tokens of these keys, or nobody because the endpoint is closed."""
+                accepted = self._reconciler.accepted_tokens.get(name)
+                if self._stored.read(name).damage:
+                    return accepted is None
+                return accepted is not None and accepted.key_set == rotated
+
+            if not await until(is_confirmed, KEYS_TIMEOUT_S):
+                raise TargetUnavailableError(
+                    f"the signing keys of endpoint {name!r} are rotated, but the router has not confirmed it within "
+                    f"{KEYS_TIMEOUT_S:g} s: tokens of the key that is gone may still open the endpoint; look into "
+                    "router.log, and restart the workspace"
+                )
+            # A worker thread of the router may still check the keys of before for a moment.
+            await asyncio.sleep(SETTLE_S)
 
     def _are_confirmed(self, name: str, renewed: Keys) -> bool:
         """Return whether the router accepts these keys of an endpoint and no others, or none because it is closed."""

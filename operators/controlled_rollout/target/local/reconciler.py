@@ -15,11 +15,14 @@ from controlled_rollout.target.local.envoy_config import ClusterSpec, cluster_na
 from controlled_rollout.target.local.envoy_process import EnvoyProcess, PublishState
 from controlled_rollout.target.local.envoy_routes import EndpointRoute, VersionRoute
 from controlled_rollout.target.local.envoy_sticky import StickyRoute
+from controlled_rollout.target.local.envoy_tokens import TokenRoute
+from controlled_rollout.target.local.issuer_keys import IssuerKeys
 from controlled_rollout.target.local.log_file import remove_oldest_logs
 from controlled_rollout.target.local.replica import LaunchSpec
 from controlled_rollout.target.local.running_version import RunningVersion
 from controlled_rollout.target.local.stored_endpoints import FileSignature, StoredEndpoint, StoredEndpoints
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
+from controlled_rollout.tokens import OWN_ISSUER
 
 __all__ = ["Reconciler", "VersionKey"]
 
@@ -56,6 +59,7 @@ class Reconciler:
         spools_folder: The folder of what replicas collect.
         stored: The endpoints as their files define them.
         launch_spec: Returns how the replicas of a version are started.
+        issuer_keys: The public keys of outside issuers.
 
     Attributes:
         running: The versions that have processes, also those that are being removed.
@@ -63,6 +67,7 @@ class Reconciler:
         served_revision: By endpoint: the newest revision whose whole split the router has confirmed.
         start_errors: Why a version of a newest revision has no processes, or still those of an older revision.
         accepted_keys: By endpoint: the keys that the router has confirmed to accept; None if it asks for none.
+        accepted_tokens: By endpoint: the tokens that the router has confirmed to accept; of endpoints with tokens only.
         is_prepared: Whether the router has every endpoint's whole split, as far as its versions can become ready.
     """
 
@@ -75,11 +80,13 @@ class Reconciler:
         logs_folder: Path,
         spools_folder: Path,
         launch_spec: Callable[[Version], LaunchSpec],
+        issuer_keys: IssuerKeys,
     ) -> None:
         self.running: dict[VersionKey, RunningVersion] = {}
         self.served: dict[str, Split] = {}
         self.served_revision: dict[str, int] = {}
         self.accepted_keys: dict[str, tuple[str, ...] | None] = {}
+        self.accepted_tokens: dict[str, TokenRoute] = {}
         self.start_errors: dict[VersionKey, str] = {}
         self.is_prepared = False
         self._envoy = envoy
@@ -89,6 +96,7 @@ class Reconciler:
         self._spools_folder = spools_folder
         self._launch_spec = launch_spec
         self._ranges: dict[str, tuple[UserRange, ...]] = {}
+        self._issuer_keys = issuer_keys
         self._damages: dict[str, str] = {}
         self._wake_up = asyncio.Event()
         self._retirements: dict[VersionKey, asyncio.Task[None]] = {}
@@ -164,6 +172,9 @@ class Reconciler:
         up_to_date = {name for name, endpoint in open_endpoints.items() if self._is_up_to_date(endpoint)}
         stopping = [(running, running.stopping_replicas()) for running in self.running.values()]
         routes = [self._endpoint_route(entry, splits[name]) for name, entry in stored.items()]
+        self._issuer_keys.forget_others(
+            {endpoint.token_issuer.jwks_uri for endpoint in open_endpoints.values() if endpoint.token_issuer}
+        )
         published = await self._envoy.publish(
             [
                 ClusterSpec(cluster, running.version.longest_answer_ms)
@@ -186,6 +197,7 @@ class Reconciler:
             for name, endpoint in open_endpoints.items()
         }
         self.accepted_keys = {route.name: route.keys for route in routes}
+        self.accepted_tokens = {route.name: route.token for route in routes if route.token}
         for running, replicas in stopping:
             running.stop_replicas(replicas)
         self._retire_unserved(stored)
@@ -283,6 +295,7 @@ class Reconciler:
                 for name, version in versions.items()
             ),
             keys=(stored.keys.primary, stored.keys.secondary) if stored.keys else None,
+            token=self._token_route(endpoint, stored.key_set),
             traced=endpoint.enable_app_insights,
             sticky=self._sticky_route(endpoint, split),
         )
@@ -296,6 +309,25 @@ class Reconciler:
         ranges = arranged(before, split.weights, split.default)
         self._ranges[endpoint.name] = ranges
         return StickyRoute(StickyKey.parse(endpoint.sticky), ranges)
+
+    def _token_route(self, endpoint: Endpoint, key_set: str | None) -> TokenRoute | None:
+        """Return the tokens that open an endpoint; None if its callers have none.
+
+        Args:
+            endpoint: The endpoint.
+            key_set: The public parts of its signing keys; None if it has none.
+        """
+        if key_set is not None:
+            return TokenRoute(OWN_ISSUER, endpoint.name, key_set)
+        if (outside := endpoint.token_issuer) is None:
+            return None
+        return TokenRoute(
+            outside.issuer,
+            outside.audience,
+            self._issuer_keys.key_set(outside.jwks_uri),
+            claims=outside.required_claims,
+            scopes=outside.required_scopes,
+        )
 
     def failed_versions(self) -> list[str]:
         """Return a sentence for each version that keeps a split from being served because it has failed."""

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -12,10 +13,11 @@ from pydantic import ValidationError
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import DamagedFileError, EndpointError, EndpointNotFoundError, TargetUnavailableError
 from controlled_rollout.target import refusals
-from controlled_rollout.target.local import atomic_files, keys
+from controlled_rollout.target.local import atomic_files, keys, signing_keys
 from controlled_rollout.target.local.reserve import Reserve, may_use_reserve
 from controlled_rollout.target.protocol import Change, Keys, Revision
 from controlled_rollout.text_file import read_regular_file
+from controlled_rollout.tokens import SigningKeys
 from controlled_rollout.version import check_name
 
 __all__ = ["RevisionStore"]
@@ -106,7 +108,7 @@ class RevisionStore:
         return refusals.already_stored(endpoint, self.newest(endpoint.name))
 
     def store(self, endpoint: Endpoint, change: Change) -> Revision:
-        """Store `endpoint` as the next revision, with new keys if it is the first.
+        """Store `endpoint` as the next revision, with new keys if it is the first, and signing keys if it needs them.
 
         Raises:
             ConflictError: Another endpoint is stored under that number.
@@ -121,6 +123,8 @@ class RevisionStore:
             atomic_files.create_private_folder(folder / "revisions")
             if revision.number == 1:
                 keys.create_keys_if_missing(folder)
+            if endpoint.has_signing_keys:
+                signing_keys.create_signing_keys_if_missing(folder)
             atomic_files.create_atomically(self.revision_file(endpoint.name, revision.number), content, reserve=reserve)
         except FileExistsError as error:
             raise refusals.conflict_error(endpoint, self.newest(endpoint.name)) from error
@@ -142,17 +146,33 @@ class RevisionStore:
         Raises:
             TargetUnavailableError: The file could not be written; nothing was changed.
         """
-        folder = self.endpoint_folder(name)
+        with self._writing_key(f"the new {which} key", name):
+            renewed = keys.replace_key(self.endpoint_folder(name), which, reserve=self._reserve)
+        return renewed
+
+    def rotate_signing_keys(self, name: str) -> SigningKeys:
+        """Move each of an endpoint's signing keys a place on, or make new ones if their file cannot be read.
+
+        Raises:
+            TargetUnavailableError: The file could not be written; nothing was changed.
+        """
+        with self._writing_key("the new signing key", name):
+            rotated = signing_keys.rotate_signing_keys(self.endpoint_folder(name), reserve=self._reserve)
+        return rotated
+
+    @contextlib.contextmanager
+    def _writing_key(self, what: str, name: str) -> Iterator[None]:
+        """Context manager: raise TargetUnavailableError if a key of an endpoint cannot be written."""
         try:
-            renewed = keys.replace_key(folder, which, reserve=self._reserve)
+            yield
         except OSError as error:
             raise TargetUnavailableError(
-                f"the new {which} key of endpoint {name!r} could not be stored in {folder}: {error.strerror or error}; "
-                "nothing was changed: make room there, or make the folder writable, and try again"
+                f"{what} of endpoint {name!r} could not be stored in {self.endpoint_folder(name)}: "
+                f"{error.strerror or error}; nothing was changed: make room there, or make the folder writable, and "
+                "try again"
             ) from error
         if self._reserve:
             self._reserve.fill()
-        return renewed
 
     def delete(self, name: str) -> None:
         """Delete an endpoint's revisions and keys in one step; an endpoint that is not there is no error."""

@@ -9,12 +9,13 @@ from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import DamagedFileError, EndpointNotFoundError
 from controlled_rollout.target.local.keys import keys_file, read_keys
 from controlled_rollout.target.local.revisions import RevisionStore
+from controlled_rollout.target.local.signing_keys import read_signing_keys, signing_keys_file
 from controlled_rollout.target.protocol import Keys
 
 __all__ = ["FileSignature", "StoredEndpoint", "StoredEndpoints"]
 
 # What tells a file's contents apart without reading them: number of the newest revision, then times, size and inode.
-FileSignature = tuple[tuple[str, int, tuple[int, ...], tuple[int, ...]], ...]
+FileSignature = tuple[tuple[str, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class StoredEndpoint:
         endpoint: Its newest revision; None if the file cannot be read.
         keys: The keys that callers may use; None if callers need none, or the file cannot be read.
         damage: Which file cannot be read, and what to do; None if all of them can. The endpoint is closed meanwhile.
+        key_set: The public parts of its signing keys; None if it has none, or the file cannot be read.
     """
 
     name: str
@@ -34,6 +36,7 @@ class StoredEndpoint:
     endpoint: Endpoint | None
     keys: Keys | None
     damage: str | None
+    key_set: str | None = None
 
 
 class StoredEndpoints:
@@ -67,20 +70,24 @@ class StoredEndpoints:
             if newest is None:
                 raise self._revisions.not_found_error(name)
             endpoint = newest.endpoint
-            keys = None if endpoint.auth is Auth.NONE else read_keys(self._revisions.endpoint_folder(name))
+            folder = self._revisions.endpoint_folder(name)
+            keys = read_keys(folder) if endpoint.auth is Auth.KEY else None
+            key_set = read_signing_keys(folder)[1] if endpoint.has_signing_keys else None
         except DamagedFileError as error:
             number = self._revisions.newest_number(name)
             return StoredEndpoint(name, number, endpoint, None, f"endpoint {name!r} is closed: {error}")
-        return StoredEndpoint(name, endpoint.revision, endpoint, keys, None)
+        return StoredEndpoint(name, endpoint.revision, endpoint, keys, None, key_set)
 
     def signature(self) -> FileSignature:
-        """Return a value that changes when the newest revision or the keys of any endpoint change on disk."""
+        """Return a value that changes when the newest revision or a key of any endpoint change on disk."""
         signatures = []
         for name in self._revisions.endpoints():
             number = self._revisions.newest_number(name)
             revision = self._revisions.revision_file(name, number)
-            keys = keys_file(self._revisions.endpoint_folder(name))
-            signatures.append((name, number, _file_signature(revision), _file_signature(keys)))
+            folder = self._revisions.endpoint_folder(name)
+            files = (revision, keys_file(folder), signing_keys_file(folder))
+            of_revision, of_keys, of_signing_keys = map(_file_signature, files)
+            signatures.append((name, number, of_revision, of_keys, of_signing_keys))
         return tuple(signatures)
 
 

@@ -20,6 +20,7 @@ from controlled_rollout.target.local import atomic_files, ports
 from controlled_rollout.target.local.api import create_app
 from controlled_rollout.target.local.collector_process import CollectorProcess
 from controlled_rollout.target.local.envoy_process import EnvoyProcess
+from controlled_rollout.target.local.issuer_keys import IssuerKeys
 from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.operations import Operations, launch_spec_from_cache
@@ -184,6 +185,7 @@ class _SupervisorProcess:
             on_change=lambda: self._reconciler.wake(),
         )
         self._certificate = RouterCertificate.of(workspace, host, self._envoy.serve_certificate)
+        self._issuer_keys = IssuerKeys(workspace.root / "issuers", on_change=lambda: self._reconciler.wake())
         self._reconciler = Reconciler(
             self._envoy,
             stored=self._stored,
@@ -193,6 +195,7 @@ class _SupervisorProcess:
             launch_spec=lambda version: launch_spec_from_cache(
                 version, workspace.cache_folder, workspace.secrets_folder
             ),
+            issuer_keys=self._issuer_keys,
         )
         self._collector = _collector(workspace, runtime, credentials)
         self._load_meter = LoadMeter(self._envoy.counters)
@@ -211,6 +214,7 @@ class _SupervisorProcess:
             spools_folder=workspace.spools_folder,
             certificate=self._certificate,
             look_notes=self._silence.notes,
+            issuer_keys=self._issuer_keys,
         )
         self._api_server = _ApiServer.of(create_app(operations, shut_down=self._end.set))
 
@@ -284,6 +288,7 @@ class _SupervisorProcess:
         self._envoy.start()
         self._load_meter.start()
         await self._telemetry.start()
+        self._issuer_keys.start()
         self._reconciler.start()
         self._collector.start()
         self._write_state()
@@ -333,6 +338,7 @@ class _SupervisorProcess:
         await serving_api
         await self._load_meter.stop()
         await self._envoy.stop(DRAIN_TIMEOUT_S, LAST_SPANS_S)
+        await self._issuer_keys.stop()
         await self._reconciler.stop()
         await self._telemetry.stop()
         # Last: the replicas have appended what they had.

