@@ -99,16 +99,6 @@ async def test_an_endpoint_is_open_only_when_that_is_asked_for_by_name(target_la
     assert (await lab.ask(endpoint)).status == 200
 
 
-async def test_unsupported_setting_is_refused_and_nothing_is_stored(target_lab: TargetLab) -> None:
-    lab = target_lab
-    refused = lab.with_version(lab.endpoint("refused", auth=Auth.TOKEN), "one")
-
-    with pytest.raises(EndpointError, match="use auth='key'"):
-        await lab.apply(refused)
-
-    assert refused.name not in await lab.target.endpoints()
-
-
 async def test_second_of_two_writers_gets_a_conflict_with_who_and_why(target_lab: TargetLab, shared: str) -> None:
     lab = target_lab
     endpoint = await lab.target.endpoint(shared)
@@ -263,6 +253,8 @@ CALLS: dict[str, Callable[[Target, str], Coroutine[Any, Any, object]]] = {
     "load": lambda target, name: target.load(name),
     "keys": lambda target, name: target.keys(name),
     "regenerate_key": lambda target, name: target.regenerate_key(name, "primary"),
+    "token": lambda target, name: target.token(name),
+    "rotate_signing_keys": lambda target, name: target.rotate_signing_keys(name),
     "scale": lambda target, name: target.scale(name, "one", 1),
     "watch": first_status,
     "wait_until_served": served,
