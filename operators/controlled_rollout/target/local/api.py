@@ -74,6 +74,7 @@ def create_app(operations: Operations, *, shut_down: Callable[[], None]) -> Fast
     app = FastAPI(title="controlled-rollout local workspace", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ControlledRolloutError, _error_response)
     _add_endpoint_routes(app, operations)
+    _add_key_routes(app, operations)
     _add_version_routes(app, operations)
     _add_workspace_routes(app, operations, shut_down)
     return app
@@ -132,6 +133,10 @@ def _add_endpoint_routes(app: FastAPI, operations: Operations) -> None:
     async def note_look(name: str, body: _LookBody) -> None:
         """Note that somebody looks at a treatment of an endpoint now."""
         operations.note_look(name, body.version)
+
+
+def _add_key_routes(app: FastAPI, operations: Operations) -> None:
+    """Add the HTTP routes of an endpoint's keys and tokens to `app`."""
 
     @app.get("/endpoints/{name}/keys")
     async def keys(name: str) -> Keys:

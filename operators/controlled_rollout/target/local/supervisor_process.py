@@ -154,6 +154,7 @@ class _SupervisorProcess:
         credentials: The variables with which the collector signs in to the storage.
     """
 
+    # Long because each part gets the others that it works with.
     def __init__(
         self,
         workspace: Workspace,
