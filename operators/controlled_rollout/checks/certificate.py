@@ -41,10 +41,10 @@ async def with_certificate(workspace: Workspace, status: "EndpointStatus") -> "E
         ends = await asyncio.wait_for(certificate_end(status.url, endpoint_authority(workspace)), TIMEOUT_S)
     except (TargetUnavailableError, WorkspaceError, TimeoutError) as error:
         reason = str(error) or f"no answer within {TIMEOUT_S:g} s"
-        warning: str | None = f"the endpoints' certificate cannot be looked at from here: {reason}"
-        return status.model_copy(update={"warnings": (*status.warnings, warning)})
-    warning = ending_soon(ends, datetime.now(UTC))
-    warnings = (*status.warnings, *([warning] if warning else []))
+        unseen = f"the endpoints' certificate cannot be looked at from here: {reason}"
+        return status.model_copy(update={"warnings": (*status.warnings, unseen)})
+    soon = ending_soon(ends, datetime.now(UTC))
+    warnings = (*status.warnings, *([soon] if soon else []))
     return status.model_copy(update={"certificate_ends": ends, "warnings": warnings})
 
 

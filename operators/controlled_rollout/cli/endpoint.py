@@ -263,7 +263,8 @@ def _run_endpoint_score(options: argparse.Namespace) -> int:
             )
         if options.version:
             headers[VERSION_HEADER] = options.version
-        return await _post(url, body, headers, tls_context(endpoint_authority(workspace)))
+        authority = endpoint_authority(workspace)
+        return await _post(url, body, headers, None if authority is None else tls_context(authority))
 
     answer = asyncio.run(send_request())
     by = answer.headers.get(VERSION_HEADER, "the router")
@@ -274,13 +275,13 @@ def _run_endpoint_score(options: argparse.Namespace) -> int:
     return 0 if answer.is_success else 1
 
 
-async def _post(url: str, body: bytes, headers: dict[str, str], tls: "ssl.SSLContext") -> "httpx.Response":
+async def _post(url: str, body: bytes, headers: dict[str, str], tls: "ssl.SSLContext | None") -> "httpx.Response":
     """Send an HTTP POST request and return the response; raise TargetUnavailableError if there is none."""
     import httpx
 
     try:
         transport = transport_for(url, tls)
-        async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, transport=transport, verify=tls) as client:
+        async with httpx.AsyncClient(timeout=SCORE_TIMEOUT_S, transport=transport, verify=tls or True) as client:
             return await client.post(url, content=body, headers=headers)
     except httpx.HTTPError as error:
         raise TargetUnavailableError(f"{url} does not answer: {str(error) or type(error).__name__}") from error

@@ -152,12 +152,17 @@ def _run_local_up(options: argparse.Namespace) -> int:
     """Run `controlled-rollout local up`: start the supervisor; return the exit code."""
     from controlled_rollout.target.local import supervisor
 
+    return supervisor.start_workspace(_workspace_to_start(options), port=options.port, detach=not options.foreground)
+
+
+def _workspace_to_start(options: argparse.Namespace) -> Workspace:
+    """Return the workspace that `local up` starts: the local one, with the settings that the options give."""
     workspace = Workspace.local(options.root)
     names = ("storage", "tls", "tls_certificate", "tls_key", "endpoint_ca")
     if asked := {name: value for name in names if (value := getattr(options, name))}:
         settings = {"root": str(workspace.root), "cache_folder": str(workspace.cache_folder)}
-        workspace = Workspace.from_settings(settings | asked)
-    return supervisor.start_workspace(workspace, port=options.port, detach=not options.foreground)
+        return Workspace.from_settings(settings | asked)
+    return workspace
 
 
 def _run_local_down(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, PublicKeyAlgorithmOID
 
 from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import WorkspaceError
@@ -18,6 +18,7 @@ __all__ = ["CertificatePair", "host_for_callers", "read_pair"]
 
 # What Envoy serves; another key would be refused by it only when it is already needed.
 MIN_RSA_BITS: Final = 2048
+UNUSABLE_KEY: Final = "the router cannot use a key of this kind: make one of RSA, or of ECDSA with P-256, P-384, P-521"
 CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
@@ -57,6 +58,8 @@ def read_pair(chain: bytes, key: bytes, now: datetime) -> CertificatePair:
     certificates = _read_certificates(chain)
     private_key = _read_key(key)
     leaf = certificates[0]
+    if leaf.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
+        raise WorkspaceError(UNUSABLE_KEY)
     if _public_bytes(leaf.public_key()) != _public_bytes(private_key.public_key()):
         raise WorkspaceError(
             "the key does not fit the first certificate of the file: give the key that the certificate was made for, "
@@ -133,9 +136,7 @@ def _read_key(key: bytes) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey:
         return private_key
     if isinstance(private_key, ec.EllipticCurvePrivateKey) and isinstance(private_key.curve, CURVES):
         return private_key
-    raise WorkspaceError(
-        "the router cannot use a key of this kind: make one of RSA, or of ECDSA with P-256, P-384, P-521"
-    )
+    raise WorkspaceError(UNUSABLE_KEY)
 
 
 def _server_names(leaf: x509.Certificate) -> tuple[str, ...]:

@@ -282,6 +282,10 @@ class EnvoyProcess:
         secret = envoy_tls.certificate_secret(certificate)
         version = self._write_discovery_file(self.files.certificate, [secret])
         if self._is_listening and not await self._wait_until_confirmed({_CERTIFICATE_VERSION: version}):
+            if self._certificate:
+                # One that Envoy refuses would keep it from listening again once it has been restarted.
+                before = envoy_tls.certificate_secret(self._certificate)
+                self._write_discovery_file(self.files.certificate, [before])
             return False
         self._certificate = certificate
         return True

@@ -1,6 +1,9 @@
 """A certificate and its key are checked before the router gets them; no message shows what the key's file holds."""
 
+import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -54,6 +57,16 @@ def test_a_chain_ends_with_the_first_of_its_certificates_that_ends() -> None:
     assert pair.chain.count(b"BEGIN CERTIFICATE") == 2
 
 
+def pss() -> Pair:
+    """Return a certificate that looks like one of RSA, and that Envoy refuses."""
+    request = ["openssl", "req", "-x509", "-newkey", "rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048", "-nodes"]
+    with TemporaryDirectory() as folder:
+        files = ["-keyout", "key", "-out", "certificate", "-subj", "/CN=x", "-addext", "subjectAltName=DNS:localhost"]
+        subprocess.run([*request, *files], cwd=folder, check=True, capture_output=True)
+        return Pair((Path(folder) / "certificate").read_bytes(), (Path(folder) / "key").read_bytes())
+
+
+RSA_PSS = pss()
 SMALL = rsa.generate_private_key(65537, 1024)  # noqa: S505 - what is refused
 FOREIGN = ec.generate_private_key(ec.SECP256R1())
 TEXT_OF_A_SECRET = b"-----BEGIN PRIVATE KEY-----\nnot a key but secret\n-----END PRIVATE KEY-----\n"
@@ -76,6 +89,7 @@ ED25519 = ed25519.Ed25519PrivateKey.generate().private_bytes(
         (Pair(GOOD.certificate, ED25519), "cannot use a key of this kind"),
         (Pair(GOOD.certificate, pem_of_key(ec.generate_private_key(ec.SECP256K1()))), "cannot use a key of this kind"),
         (AUTHORITY.pair(key=SMALL), "1024 bits"),
+        (RSA_PSS, "cannot use a key of this kind"),
         (AUTHORITY.pair(lasts=timedelta(seconds=-1)), "it ended on"),
         (AUTHORITY.pair(begins=timedelta(days=1)), "valid only from"),
         (AUTHORITY.pair(names=()), "names no host"),
