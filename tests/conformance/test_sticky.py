@@ -1,16 +1,22 @@
 """Callers who stay with a version: one answer by key at each step, and only from control to the treatment."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 
 import httpx
 import pytest
 
 from controlled_rollout.endpoint import VERSION_HEADER, Endpoint
 from controlled_rollout.errors import EndpointError
+from controlled_rollout.evaluation import look as looks
+from controlled_rollout.evidence import EvidenceWindow
+from controlled_rollout.gate import Gate, Outcome
 from tests.conformance.target_lab import TargetLab
 
 KEY = "x-user"
+WINDOW = EvidenceWindow(bin_width=timedelta(seconds=2), allowed_lag=timedelta(seconds=8))
 USERS = tuple(f"user-{number}" for number in range(120))
 
 
@@ -66,6 +72,42 @@ async def test_a_user_sees_one_version_at_each_step_and_only_moves_to_the_treatm
 
     endpoint = await lab.serve(endpoint.promote("two"))
     assert set(await users(lab, endpoint)) == {"two"}
+
+
+async def test_a_bad_version_is_found_by_its_users_each_counted_once(target_lab: TargetLab) -> None:
+    """The gate gets from telemetry whose requests they are; a gate that counts requests is refused."""
+    lab = target_lab
+    endpoint = lab.endpoint("sticky-users").model_copy(update={"sticky": f"header:{KEY}"})
+    endpoint = await lab.serve(lab.with_version(endpoint, "one", is_control=True))
+    endpoint = await lab.serve(lab.with_version(endpoint, "two", "failing"))
+    endpoint = await lab.serve(endpoint.shift("two", 50))
+    gate = Gate(unit="user", latency_quantiles=())
+    with pytest.raises(EndpointError, match="give the gate unit='user'"):
+        await look(lab, endpoint, Gate())
+    keys = await lab.target.keys(endpoint.name)
+    url = (await lab.target.status(endpoint.name)).url
+    sent = 0
+    seen: list[looks.Look] = []
+    ends = time.monotonic() + 120
+    async with httpx.AsyncClient(timeout=60, headers={"Authorization": f"Bearer {keys.primary}"}) as caller:
+        while time.monotonic() < ends and not (seen and seen[-1].verdict.outcome is Outcome.FAIL):
+            for _ in range(10):
+                for _ in range(3):
+                    await caller.post(url, json={}, headers={KEY: f"caller-{sent}"})
+                # Whoever sends no key counts for nobody.
+                await caller.post(url, json={})
+                sent += 1
+            seen.append(await look(lab, endpoint, gate))
+
+    verdict = seen[-1].verdict
+    assert verdict.outcome is Outcome.FAIL, [one.verdict.reason for one in seen]
+    assert "users are counted" in verdict.reason or "errors are higher" in verdict.reason
+    assert 0 < verdict.control_requests + verdict.treatment_requests <= sent
+
+
+async def look(lab: TargetLab, endpoint: Endpoint, gate: Gate) -> looks.Look:
+    """Look at version `two`."""
+    return await looks.look(lab.workspace, lab.target, endpoint.name, "two", gate=gate, who="a test", window=WINDOW)
 
 
 async def test_what_names_no_caller_is_refused(target_lab: TargetLab) -> None:

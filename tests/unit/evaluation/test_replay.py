@@ -15,7 +15,7 @@ from controlled_rollout import record
 from controlled_rollout.cli import main
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.evidence import RouterCounts
-from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments
+from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments, UserCounts
 from controlled_rollout.record import bin_delta, storage, tail
 from controlled_rollout.workspace import Workspace
 from tests.examples import examples
@@ -51,6 +51,26 @@ def test_every_look_is_replayed_to_the_verdict_that_was_given(workspace: Workspa
     assert replayed[-1].look is not None
     assert replayed[-1].look.evidence.bins == everything
     assert replayed[-1].look.evidence.baseline == before
+
+
+def test_users_of_a_look_are_in_its_line_and_replayed(workspace: Workspace) -> None:
+    """What a gate by users has judged can be judged again, and needs nothing else."""
+    users = (UserCounts(9, 1, slow=(4, 1)), UserCounts(3, 0, slow=(1, 0), above=0.05))
+    counted = tuple(
+        replace(one, control=replace(one.control, users=users), treatment=replace(one.treatment, users=users[:1]))
+        for one in bins(40)
+    )
+    gate = Gate(unit="user", latency_quantiles=(0.5, 0.95))
+    for number in (10, 40):
+        append(workspace, counted[:number], gate=gate)
+
+    first, last = replay(record.read(workspace, "digits"))
+
+    assert (first.difference, last.difference) == ("", "")
+    assert last.look is not None
+    assert last.look.evidence.bins == counted
+    assert last.verdict is not None
+    assert (last.verdict.control_requests, last.verdict.treatment_requests) == (40 * 12, 40 * 9)
 
 
 def test_a_line_holds_only_the_bins_that_the_look_before_did_not_have(workspace: Workspace) -> None:

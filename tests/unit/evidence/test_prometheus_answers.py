@@ -80,13 +80,19 @@ def good_series() -> list[Series]:
     ]
 
 
-def read(series: list[Series], content: bytes | None = None) -> Evidence:
+def read(series: list[Series], content: bytes | None = None, **gate: object) -> Evidence:
     query = EvidenceQuery(
         endpoint="digits", control="one", treatment="two", started=STARTED, now=STARTED + 245 * S, window=WINDOW,
-        splits=[SplitChange(STARTED - S, 0.5)], gate=Gate(latency_quantiles=(0.5,)),
+        splits=[SplitChange(STARTED - S, 0.5)], gate=Gate.model_validate({"latency_quantiles": (0.5,), **gate}),
         clusters={"one": "c/one", "two": "c/two"},
     )  # fmt: skip
     return asyncio.run(Answering(series, content).read(query))
+
+
+def test_users_cannot_be_seen_by_counters() -> None:
+    """A gate of a sticky endpoint waits, and says where users are known."""
+    with pytest.raises(EvidenceUnavailableError, match=r"counts users .* Prometheus knows requests only"):
+        read(good_series(), unit="user")
 
 
 def test_callers_who_hang_up_are_requests_and_errors_and_a_time_out_counts_once() -> None:

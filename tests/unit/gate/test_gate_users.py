@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from pydantic import ValidationError
 
-from controlled_rollout.gate import Bin, Counts, Gate, Outcome, UserCounts, judge
+from controlled_rollout.gate import Bin, Counts, Gate, Outcome, UserCounts, judge, wrong_unit
 from controlled_rollout.gate.users import bins_of_users
 from tests.sticky_users import STARTED, UserRequest, bins_of_requests, counted_requests, simulated_requests
 
@@ -117,3 +117,19 @@ def test_what_is_known_of_requests_only_is_refused(metrics: dict[str, object]) -
     """A metric of requests would not be valid where requests of one user are alike."""
     with pytest.raises(ValidationError, match="requests of one user are not independent"):
         Gate.model_validate({"unit": "user", **metrics})
+
+
+@pytest.mark.parametrize(
+    ("unit", "sticky", "problem"),
+    [
+        ("request", None, ""),
+        ("user", "header:x-user", ""),
+        ("request", "cookie:session", "give the gate unit='user'"),
+        ("user", None, "is not sticky"),
+    ],
+)
+def test_the_unit_has_to_be_that_of_the_split(unit: str, sticky: str | None, problem: str) -> None:
+    """Either way round a gate would conclude what does not follow."""
+    found = wrong_unit(Gate.model_validate({"unit": unit}), "digits", sticky)
+    assert problem in found
+    assert bool(found) == bool(problem)

@@ -7,7 +7,7 @@ import pytest
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ArgumentError, ConflictError
+from controlled_rollout.errors import ArgumentError, ConflictError, EndpointError
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.gate import Outcome
 from controlled_rollout.labels import LabelSource
@@ -119,6 +119,15 @@ async def test_a_version_that_never_had_traffic_beside_a_control_cannot_be_judge
         await look(rollout, Rows([]), endpoint)
     with pytest.raises(ConflictError, match="beside version 'v9a'"):
         await look(rollout, Rows([]), control="v9a")
+
+
+async def test_labels_of_a_sticky_endpoint_are_refused(rollout: LabelledRollout) -> None:
+    """Labels are of requests, and requests of one user hang together."""
+    endpoint = PromotedEndpoint()
+    sticky = endpoint.revisions[-1].endpoint.model_copy(update={"sticky": "header:x-user"})
+    endpoint.revisions[-1] = endpoint.revisions[-1].model_copy(update={"endpoint": sticky})
+    with pytest.raises(EndpointError, match="is sticky by header:x-user: labels are judged by request"):
+        await look(rollout, Rows([]), endpoint)
 
 
 SALT = {"secret": "salts", "key": "one"}
