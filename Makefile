@@ -53,6 +53,7 @@ bench: install  ## Measure the router, the scoring runtime, shifts, the cache an
 bench-gate: install  ## Simulate thousands of rollouts of every kind under the gate and other tools' rules
 	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate
 	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate.data
+	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate.users
 
 constraints: install  ## Pin what pyproject.toml asks for (UPGRADE=1: everything anew)
 	@.venv/bin/uv pip compile --quiet $(if $(UPGRADE),--upgrade) $(shell scripts/constraints-arguments)

@@ -7,7 +7,16 @@ from datetime import UTC, datetime, timedelta
 
 from controlled_rollout.gate import Bin, Counts, UserCounts
 
-__all__ = ["STARTED", "Counted", "UserRequest", "bins_of_requests", "counted_requests", "simulated_requests"]
+__all__ = [
+    "STARTED",
+    "Counted",
+    "Steps",
+    "UserRequest",
+    "bins_of_requests",
+    "counted_requests",
+    "request_bins",
+    "simulated_requests",
+]
 
 STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BIN = timedelta(minutes=1)
@@ -83,6 +92,22 @@ def bins_of_requests(counted: Iterable[Counted], steps: Steps) -> list[Bin]:
         number = step_of(start, steps)
         is_known = number < 1 or start > steps[number][0]
         bins.append(Bin(start, control, treatment, share=steps[number][1] if is_known and number >= 0 else None))
+    return bins
+
+
+def request_bins(requests: Iterable[UserRequest], steps: Steps) -> list[Bin]:
+    """Return bins of a minute in which every request counts."""
+    tallies: dict[int, list[int]] = {}
+    for one in requests:
+        tally = tallies.setdefault((one.at - STARTED) // BIN, [0, 0, 0, 0])
+        tally[2 * one.is_treatment] += 1
+        tally[2 * one.is_treatment + 1] += one.is_error
+    bins = []
+    for minute, (control, control_errors, treatment, treatment_errors) in sorted(tallies.items()):
+        start = STARTED + minute * BIN
+        # A bin in which the split changes has no known share.
+        share = None if any(since == start for since, _ in steps[1:]) else steps[step_of(start, steps)][1]
+        bins.append(Bin(start, Counts(control, control_errors), Counts(treatment, treatment_errors), share=share))
     return bins
 
 

@@ -223,9 +223,10 @@ def _about_validity(results: Mapping[str, Results]) -> Iterator[str]:
         for times in TIMES
     )
     yield (
-        "- **A split by user**, made by something in front of the router, is not covered: users are the unit then. "
+        "- **A split by user** needs users as the unit: where an endpoint is sticky these metrics are refused, and "
+        "errors and latency are [counted by user](gate-benchmark-users.md). "
         f"Healthy treatments that are stopped, with {USERS_REQUESTS} requests of a user {of_users}. The router splits "
-        "by request, and users who differ do no harm."
+        "by request otherwise, and users who differ do no harm."
     )
     late = rate("late labels: the same, and all requests of the day together")
     yield (
