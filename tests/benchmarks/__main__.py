@@ -13,6 +13,7 @@ from pathlib import Path
 from controlled_rollout.evidence.collected.spark_engine import SparkEngine
 from tests.benchmarks import (
     abuse,
+    autoscaled_step,
     capture,
     cluster,
     collected_data,
@@ -24,6 +25,7 @@ from tests.benchmarks import (
     scoring_runtime,
     shipping,
 )
+from tests.benchmarks.autoscaling import page as autoscaling_page
 from tests.benchmarks.load import Figures
 from tests.spark_server import MEMORY, serving_spark, why_no_spark
 
@@ -358,6 +360,26 @@ def collected_rows(measured: collected_data.Measured) -> list[tuple[str, str, st
     return [(what, f"{seconds:.2f}", f"{processor:.2f}") for what, seconds, processor in measured.looks]
 
 
+def autoscaling_section() -> Iterator[str]:
+    yield "\n## Replicas that follow the load\n"
+    step = autoscaled_step.measure()
+    yield (
+        f"A local version of slots for one request each, which takes {autoscaled_step.SLEEP_S:g} s without the "
+        f"processor; {autoscaled_step.CALLERS} callers that send again at once. From their first request: the decision "
+        f"for more replicas after {step.decided_s:.1f} s (goal 1 s), {step.wanted} replicas ready after "
+        f"{step.ready_s:.1f} s; of {step.requests} requests until then {step.refused} were refused, and "
+        f"{step.failed} failed otherwise. The machine's load was {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores."
+    )
+    outcomes = autoscaling_page.simulate_all()
+    header = ("curve", "rule", "decided, s", "enough ready, s", "refused", "of all", "replica-seconds", "changes")
+    lines = list(table(header, list(autoscaling_page.rows(outcomes))))
+    yield "\nSimulated; [what that is](autoscaling.md#beside-other-autoscalers)."
+    yield from lines
+    yield from (f"\n**Missed**: {sentence}." for sentence in autoscaling_page.complaints(outcomes))
+    yield "\n(`python -m tests.benchmarks --only autoscaling`)"
+    autoscaling_page.write(PAGE.parent, lines, outcomes)
+
+
 def import_section() -> Iterator[str]:
     yield "\n## Importing"
     rows = [(what, f"{milliseconds:.1f}") for what, milliseconds in import_time.measure().items()]
@@ -384,6 +406,7 @@ def main() -> None:
         "images": images_section,
         "collected": collected_section,
         "spark": spark_section,
+        "autoscaling": autoscaling_section,
         "import": import_section,
     }
     if options.only:

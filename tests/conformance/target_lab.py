@@ -160,7 +160,7 @@ def local_lab(folder: Path, **settings: Any) -> Iterator[TargetLab]:
         def signing_keys(name: str) -> SigningKeys:
             return read_signing_keys(lab.workspace.endpoints_folder / name)[0]
 
-        settings = {"max_request_wait_time": 20_000}
+        settings = {"num_replicas": 1, "max_request_wait_time": 20_000}
         yield TargetLab(lab.workspace, lab.target, images, settings, nullcontext, forge, signing_keys)
 
 

@@ -43,7 +43,8 @@ PATIENT: dict[str, Any] = {"max_request_wait_time": 20_000}
 
 
 async def serve_one(lab: Lab, name: str, **settings: Any) -> tuple[Endpoint, str, str]:
-    endpoint = Endpoint(name=name).create_version("one", image=await lab.image(), **PATIENT, **settings)
+    settings = {"num_replicas": 1, **PATIENT, **settings}
+    endpoint = Endpoint(name=name).create_version("one", image=await lab.image(), **settings)
     stored, status = await lab.serve(endpoint)
     return stored, status.url, (await lab.target.keys(name)).primary
 

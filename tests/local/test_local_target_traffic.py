@@ -33,6 +33,7 @@ async def caller() -> AsyncIterator[httpx.AsyncClient]:
 
 async def serve_one(lab: Lab, name: str, **settings: Any) -> tuple[Endpoint, str, dict[str, str]]:
     """Serve an endpoint with one version; return it, its URL and the header with its key."""
+    settings = {"num_replicas": 1, **settings}
     endpoint = Endpoint(name=name).create_version("one", image=await lab.image(), is_control=True, **settings)
     stored, status = await lab.serve(endpoint)
     keys = await lab.target.keys(name)

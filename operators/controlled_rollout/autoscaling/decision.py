@@ -1,11 +1,11 @@
 """The decision of the autoscaler: one pure function, the same on one machine and on Kubernetes.
 
-As azureml-fe did: utilisation is (busy + queued) / (replicas × concurrency); above the target there are more replicas
-within about a second, below it fewer after about a minute. Two numbers say how many are needed: by the mean of two
-readings so many that they are busy for the target part of the time, and by the newest reading alone so many that none
-of its requests has to wait. Replicas are taken away only if the smaller number would have been enough at each
-reading of a whole minute. So a number that was just reduced is not too small for what that minute has shown, and a
-constant load changes nothing.
+As azureml-fe did: utilisation is (busy + queued) / (replicas × slots of one); above the target there are more replicas
+within about a second, below it fewer after about a minute. A reading is one moment and varies by chance. So there are
+more replicas when the newest reading is above all slots by more than chance explains, or when the mean of the last
+four, or of the last minute, is above the target by more than its standard error, or when a burst will be. There are
+fewer when the smaller number would have been enough, by the same rules, at each reading of a whole minute: what that
+minute has shown does not bring the replicas back, and a constant load changes nothing.
 """
 
 import math
@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from controlled_rollout.autoscaling.floor import Floor
-from controlled_rollout.autoscaling.history import Demand, History, Reading
+from controlled_rollout.autoscaling.history import History, Reading
 
 __all__ = ["Decision", "Limits", "decide"]
 
 # Rounding errors of floating point must not cost a replica.
 ROUNDING: Final = 1e-9
+# A reading is beyond chance above the slots by so many standard deviations (Poisson: the square root of the slots).
+BEYOND_CHANCE: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,25 +93,50 @@ def decide(
             return Decision(bounded, f"{unknown}; {_bounds_text(limits, floor, now)}", replace(history, changed=now))
         return Decision(wanted, f"{unknown}: the replicas stay as they are", history)
     history = history.with_reading(reading, now)
-    required = _required(limits, history.demands[-1])
-    enough = max(_required(limits, demand) for demand in history.demands)
-    if required > bounded:
-        replicas = min(required, limits.maximum)
-    elif enough < bounded and history.shows_whole_window(now):
-        replicas = max(enough, lowest)
-    else:
-        replicas = bounded
-    if replicas != bounded and history.changed is not None and 0 <= now - history.changed < limits.refresh_s:
+    required = _required(limits, history, bounded)
+    replicas = min(required, limits.maximum)
+    if replicas == bounded > lowest and history.shows_whole_window(now):
+        replicas = max(lowest, min(bounded, _enough(limits, history)))
+    if history.changed is not None and 0 <= now - history.changed < limits.refresh_s:
         replicas = bounded
     reason = f"{_load_text(limits, reading, wanted)}: {_change_text(limits, replicas, required)}"
     if replicas in (lowest, limits.maximum):
         reason += f" ({_bounds_text(limits, floor, now)})"
-    return Decision(replicas, reason, replace(history, changed=now) if replicas != wanted else history)
+    if replicas > wanted:
+        history = history.with_asked(replicas, now)
+    elif replicas < wanted:
+        history = replace(history, changed=now)
+    return Decision(replicas, reason, history)
 
 
-def _required(limits: Limits, demand: Demand) -> int:
-    """Return how many replicas the demand of one moment needs, whatever the limits are; at least one."""
-    slots = max(demand.latest, demand.sustained / limits.target_utilisation)
+def _required(limits: Limits, history: History, replicas: int) -> int:
+    """Return how many replicas the newest reading of a history asks for; `replicas` if these are enough."""
+    newest = history.demands[-1]
+    asked = [
+        _number(limits, estimate.mean / limits.target_utilisation)
+        for estimate in (*newest.estimates, history.whole)
+        if _number(limits, estimate.least / limits.target_utilisation) > replicas
+    ]
+    if _number(limits, _slots_beyond_chance(newest.latest)) > replicas:
+        asked.append(_number(limits, newest.latest))
+    return max(asked, default=replicas)
+
+
+def _enough(limits: Limits, history: History) -> int:
+    """Return the fewest replicas with which no reading of a history would have asked for more, and what one did."""
+    least = max(history.whole.least, *(estimate.least for demand in history.demands for estimate in demand.estimates))
+    highest = max(demand.latest for demand in history.demands)
+    asked = max(demand.asked for demand in history.demands)
+    return max(asked, _number(limits, max(_slots_beyond_chance(highest), least / limits.target_utilisation)))
+
+
+def _slots_beyond_chance(reading: float) -> float:
+    """Return the slots s for which a reading is just explained by chance: `reading = s + BEYOND_CHANCE · √s`."""
+    return (math.sqrt(reading + BEYOND_CHANCE**2 / 4) - BEYOND_CHANCE / 2) ** 2
+
+
+def _number(limits: Limits, slots: float) -> int:
+    """Return how many replicas have so many slots; at least one, whatever the limits are."""
     return max(1, math.ceil(slots / limits.concurrency * (1 - ROUNDING)))
 
 
@@ -125,7 +152,7 @@ def _load_text(limits: Limits, reading: Reading, wanted: int) -> str:
 def _change_text(limits: Limits, replicas: int, required: int) -> str:
     """Return what the load means, such as `8 replicas`, or that more would be needed than there may be."""
     number = f"{replicas} replica" if replicas == 1 else f"{replicas} replicas"
-    return f"{number} of the {required} that it needs" if required > limits.maximum else number
+    return f"{number} of the {required} that it needs" if required > limits.maximum >= replicas else number
 
 
 def _bounds_text(limits: Limits, floor: Floor | None, now: float) -> str:

@@ -17,6 +17,8 @@ SHORTEST_INTERVAL_S: Final = 0.5
 LOOKAHEAD_S: Final = 3.0
 # A burst is two rises one after the other, of the means of so many readings.
 GROUP: Final = 2
+# The demand is the mean of so many readings: each is one moment, and varies by chance.
+MEAN_OF: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +39,32 @@ class Reading:
         return max(0.0, self.busy) + max(0.0, self.queued)
 
 
+class Estimate(NamedTuple):
+    """The demand over some readings, in slots.
+
+    Attributes:
+        mean: Their mean; in a burst what it will be in a moment.
+        least: The mean less its standard error: what the readings show beyond chance.
+    """
+
+    mean: float
+    least: float
+
+
 class Demand(NamedTuple):
-    """The demand of one moment.
+    """The demand that was known at one moment.
 
     Attributes:
         at: The moment in seconds since 1970.
-        latest: Slots, by one reading.
-        sustained: Slots, by the mean of two readings, a burst extrapolated.
+        latest: Slots, by the reading of that moment alone.
+        estimates: By the last four readings, and of a burst if there is one.
+        asked: How many replicas were asked for at that moment because there were too few; 0 if there were enough.
     """
 
     at: float
     latest: float
-    sustained: float
+    estimates: tuple[Estimate, ...]
+    asked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +96,44 @@ class History:
         if kept and now - kept[-1].at < SHORTEST_INTERVAL_S:
             kept = kept[:-1]
         latest = [*(demand.latest for demand in kept), reading.demand]
-        return replace(self, demands=(*kept, Demand(now, latest[-1], _sustained(latest, kept, now))), since=since)
+        estimates = [_estimate(latest[-MEAN_OF:]), *_burst(latest, kept, now)]
+        return replace(self, demands=(*kept, Demand(now, latest[-1], tuple(estimates))), since=since)
+
+    def with_asked(self, replicas: int, now: float) -> "History":
+        """Return the history with the number of replicas that its newest reading has asked for at `now`."""
+        newest = self.demands[-1]._replace(asked=replicas)
+        return replace(self, demands=(*self.demands[:-1], newest), changed=now)
+
+    @property
+    def whole(self) -> Estimate:
+        """The demand over all its readings, of which there is at least one."""
+        return _estimate([demand.latest for demand in self.demands])
 
     def shows_whole_window(self, now: float) -> bool:
         """Return whether the readings before `now` cover the time that a smaller number has to have been enough."""
         return self.since is not None and now - self.since >= DOWN_WINDOW_S
 
 
-def _sustained(latest: Sequence[float], kept: Sequence[Demand], now: float) -> float:
-    """Return the mean demand of the last readings, and of what follows if it is about to grow on as it does."""
-    means = list(_group_means(latest))
-    if len(means) < 3:
-        return means[0]
-    rises = (means[0] - means[1], means[1] - means[2])
-    # The number of open requests varies by its square root (Poisson) even if the load does not: that is no burst.
-    if min(rises) <= sqrt(max(means[1], 1.0)):
-        return means[0]
-    seconds = max(now - kept[-GROUP].at, GROUP * SHORTEST_INTERVAL_S)
-    return means[0] + min(min(rises) / seconds * LOOKAHEAD_S, means[0])
+def _estimate(readings: Sequence[float]) -> Estimate:
+    """Return mean and least demand of some readings; one alone may be chance."""
+    number = len(readings)
+    mean = sum(readings) / number
+    if number < 2:
+        return Estimate(mean, 0.0)
+    variance = sum((reading - mean) ** 2 for reading in readings) / (number - 1)
+    return Estimate(mean, mean - sqrt(variance / number))
 
 
-def _group_means(latest: Sequence[float]) -> Iterator[float]:
-    """Yield the means of the last readings in groups, the newest first: at least one, and at most three whole ones."""
-    newest = latest[-GROUP:]
-    yield sum(newest) / len(newest)
-    for end in (len(latest) - GROUP, len(latest) - 2 * GROUP):
-        if end >= GROUP:
-            yield sum(latest[end - GROUP : end]) / GROUP
+def _burst(latest: Sequence[float], kept: Sequence[Demand], now: float) -> Iterator[Estimate]:
+    """Yield what the demand will be in a moment if it goes on growing as it does; nothing if it does not grow fast."""
+    if len(latest) < 3 * GROUP:
+        return
+    ends = (len(latest) - 2 * GROUP, len(latest) - GROUP, len(latest))
+    first, second, third = (sum(latest[end - GROUP : end]) / GROUP for end in ends)
+    # The last difference: one step, which falls into two groups, is not a burst either.
+    rise = min(second - first, third - second, GROUP * (latest[-1] - latest[-2]))
+    # The number of open requests varies by its square root (Poisson) even if the load does not.
+    if rise > sqrt(max(second, 1.0)):
+        seconds = max(now - kept[-GROUP].at, GROUP * SHORTEST_INTERVAL_S)
+        demand = third + min(rise / seconds * LOOKAHEAD_S, third)
+        yield Estimate(demand, demand)

@@ -67,6 +67,8 @@ def print_endpoint(endpoint: "Endpoint | None", status: "EndpointStatus") -> Non
     headings = ("version", "role", "set", "traffic", "replicas", "state", "requests", "active")
     print_line(text_table([headings, *(_version_row(endpoint, name, status) for name in endpoint.versions)]))
     for name, version in status.versions.items():
+        if version.scaling:
+            print_line(f"{name}: {version.scaling}")
         if collected := version.collected:
             print_line(
                 f"{name} has captured {collected.captured:,} requests; dropped {collected.dropped:,}, unreadable "

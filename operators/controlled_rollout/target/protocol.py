@@ -123,8 +123,11 @@ class VersionStatus(_Message):
     """The status of a version.
 
     Attributes:
-        ready: Whether all replicas that it should have answer.
+        ready: Whether as many replicas answer as a step waits for: all that it should have, but for those that only the
+            load asks for.
         wanted_replicas: How many replicas it should have now.
+        scaling: Why an autoscaled version should have so many, since its number was last changed; None if it was not,
+            or if the target does not know.
         failed: Whether waiting will not make it ready; `cause` says why, `log_tail` has the last lines of its log.
         down_since: Since when it has been unavailable; None while it is available, or if the target does not know.
         cause: What keeps it from being ready; None if it is ready, or if that is not known.
@@ -138,6 +141,7 @@ class VersionStatus(_Message):
     name: str
     ready: bool
     wanted_replicas: int = 0
+    scaling: str | None = None
     failed: bool = False
     down_since: AwareDatetime | None = None
     cause: str | None = None

@@ -103,7 +103,7 @@ def test_a_version_gets_more_replicas_at_once_and_stays_as_it_is_when_nothing_is
     [blind] = scaled(counted=None)
     [starting] = scaled(replace(DEPLOYMENT, ready=0), stats(7))
 
-    assert busy.replicas == 10
+    assert busy.replicas == 7
     assert "7 busy" in busy.reason
     assert blind.replicas == starting.replicas == 2
 

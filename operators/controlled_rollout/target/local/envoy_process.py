@@ -53,7 +53,7 @@ _CERTIFICATE_VERSION: Final = f"sds.{envoy_tls.CERTIFICATE}.version_text"
 _WARMING_CLUSTERS: Final = "cluster_manager.warming_clusters"
 _OPEN_REQUESTS: Final = f"http.{envoy_config.STAT_PREFIX}.downstream_rq_active"
 # Cluster names hold no dot: what follows the name is the counter's own.
-_CLUSTER_COUNTERS: Final = r"^cluster\.[^.]*\.upstream_rq_(total|active|time)$"
+_CLUSTER_COUNTERS: Final = r"^cluster\.[^.]*\.upstream_rq_(total|active|time|pending_active)$"
 
 
 @dataclass(frozen=True, slots=True)

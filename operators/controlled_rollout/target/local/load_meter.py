@@ -17,6 +17,7 @@ INTERVAL_S: Final = 1.0
 WINDOW_S: Final = 10.0
 
 ReadCounters = Callable[[], Awaitable[Mapping[str, Counters] | None]]
+OnCounters = Callable[[Mapping[str, Counters] | None], None]
 
 
 class LoadMeter:
@@ -24,11 +25,19 @@ class LoadMeter:
 
     Args:
         read_counters: Returns the router's counters by cluster, or None while it does not answer.
+        on_counters: Called with each reading, also with None.
         clock: Returns seconds.
     """
 
-    def __init__(self, read_counters: ReadCounters, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        read_counters: ReadCounters,
+        *,
+        on_counters: OnCounters = lambda counters: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._read_counters = read_counters
+        self._on_counters = on_counters
         self._clock = clock
         self._samples: deque[tuple[float, Mapping[str, Counters]]] = deque()
         self._started = clock()
@@ -65,8 +74,10 @@ class LoadMeter:
 
     async def sample(self) -> None:
         """Read the router's counters once and keep them with their time; drop old samples."""
-        if (counters := await self._read_counters()) is not None:
+        counters = await self._read_counters()
+        if counters is not None:
             self._samples.append((self._clock(), counters))
+        self._on_counters(counters)
         self._drop_old_samples()
 
     async def _keep_sampling(self) -> None:

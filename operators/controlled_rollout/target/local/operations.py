@@ -17,6 +17,7 @@ from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load, total_load
 from controlled_rollout.target import refusals
 from controlled_rollout.target.local import keys, secret_files, signing_keys
+from controlled_rollout.target.local.autoscaler import Autoscaler
 from controlled_rollout.target.local.collector_process import CollectorProcess, collected_counts
 from controlled_rollout.target.local.envoy_config import cluster_name, cluster_names
 from controlled_rollout.target.local.envoy_process import EnvoyActivity, EnvoyProcess
@@ -25,8 +26,9 @@ from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.look_notes import LookNotes
 from controlled_rollout.target.local.process_status import ProcessStatus
-from controlled_rollout.target.local.reconciler import Reconciler, VersionKey
+from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.replica import LaunchSpec
+from controlled_rollout.target.local.replica_numbers import VersionKey
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.router_certificate import RouterCertificate
 from controlled_rollout.target.local.running_version import SETTLE_S
@@ -85,6 +87,7 @@ class Operations:
         envoy: The router.
         telemetry: The telemetry store.
         load_meter: Measures the load of every version.
+        autoscaler: Decides how many replicas a version has.
         cache_folder: The folder of the images.
         secrets_folder: The folder of the secrets.
         logs_folder: The folder of the replicas' logs.
@@ -103,6 +106,7 @@ class Operations:
         envoy: EnvoyProcess,
         telemetry: TelemetryStoreProcess,
         load_meter: LoadMeter,
+        autoscaler: Autoscaler,
         *,
         cache_folder: Path,
         secrets_folder: Path,
@@ -119,6 +123,7 @@ class Operations:
         self._envoy = envoy
         self._telemetry = telemetry
         self._load_meter = load_meter
+        self._autoscaler = autoscaler
         self._cache_folder = cache_folder
         self._secrets_folder = secrets_folder
         self._logs_folder = logs_folder
@@ -207,7 +212,7 @@ class Operations:
         if running is None or running.retiring:
             start_error = self._reconciler.start_errors.get(key)
             return VersionStatus(name=key.version, ready=False, failed=start_error is not None, cause=start_error)
-        status = running.status()
+        status = running.status().model_copy(update={"scaling": self._autoscaler.why(key)})
         if running.version.collect_model_data:
             collected = collected_counts(self._spools_folder, *key)
             status = status.model_copy(update={"collected": collected})
@@ -339,8 +344,7 @@ class Operations:
         """Change how many replicas of a version run, at once and without a new revision."""
         self.endpoint(name).version(version)
         refusals.check_replicas(version, replicas)
-        if running := self._reconciler.running.get(VersionKey(name, version)):
-            running.scale(replicas)
+        self._autoscaler.set_replicas(VersionKey(name, version), replicas)
 
     def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         """Store values in a secret; other keys of it stay."""

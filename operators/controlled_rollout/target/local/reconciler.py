@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from controlled_rollout.endpoint import Endpoint, Version
 from controlled_rollout.polling import until
@@ -19,12 +19,13 @@ from controlled_rollout.target.local.envoy_tokens import TokenRoute
 from controlled_rollout.target.local.issuer_keys import IssuerKeys
 from controlled_rollout.target.local.log_file import remove_oldest_logs
 from controlled_rollout.target.local.replica import LaunchSpec
+from controlled_rollout.target.local.replica_numbers import ReplicaNumbers, VersionKey
 from controlled_rollout.target.local.running_version import RunningVersion
 from controlled_rollout.target.local.stored_endpoints import FileSignature, StoredEndpoint, StoredEndpoints
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 from controlled_rollout.tokens import OWN_ISSUER
 
-__all__ = ["Reconciler", "VersionKey"]
+__all__ = ["Reconciler"]
 
 log = logging.getLogger(__name__)
 
@@ -35,18 +36,6 @@ FILES_INTERVAL_S: Final = 1.0
 # A caller may send its body slowly, and the router asks a replica only once it has the whole body. A version without a
 # route therefore goes on answering until no request at all is open for a moment, or for so long.
 LINGER_S: Final = 10.0
-
-
-class VersionKey(NamedTuple):
-    """A version of an endpoint.
-
-    Attributes:
-        endpoint: The endpoint's name.
-        version: The version's name.
-    """
-
-    endpoint: str
-    version: str
 
 
 class Reconciler:
@@ -60,6 +49,7 @@ class Reconciler:
         stored: The endpoints as their files define them.
         launch_spec: Returns how the replicas of a version are started.
         issuer_keys: The public keys of outside issuers.
+        replica_numbers: How many replicas each version had.
 
     Attributes:
         running: The versions that have processes, also those that are being removed.
@@ -81,6 +71,7 @@ class Reconciler:
         spools_folder: Path,
         launch_spec: Callable[[Version], LaunchSpec],
         issuer_keys: IssuerKeys,
+        replica_numbers: ReplicaNumbers,
     ) -> None:
         self.running: dict[VersionKey, RunningVersion] = {}
         self.served: dict[str, Split] = {}
@@ -97,6 +88,7 @@ class Reconciler:
         self._launch_spec = launch_spec
         self._ranges: dict[str, tuple[UserRange, ...]] = {}
         self._issuer_keys = issuer_keys
+        self._replica_numbers = replica_numbers
         self._damages: dict[str, str] = {}
         self._wake_up = asyncio.Event()
         self._retirements: dict[VersionKey, asyncio.Task[None]] = {}
@@ -227,6 +219,7 @@ class Reconciler:
                     self.running[key] = RunningVersion(
                         version,
                         self._launch_spec(version),
+                        replicas=self._replica_numbers.at_start(key, version),
                         runtime=self._runtime,
                         logs_folder=self._logs_folder / key.endpoint / key.version,
                         spools_folder=self._spools_folder / key.endpoint / key.version,

@@ -23,9 +23,19 @@ STATUS_LOG_LINES: Final = 40
 class RunningVersion:
     """The replicas of one version, from its first to its last.
 
+    Args:
+        version: The version.
+        launch_spec: How its replicas are started.
+        replicas: With how many it starts.
+        runtime: The supervisor's runtime folder.
+        logs_folder: The folder of its replicas' logs.
+        spools_folder: The folder of what they collect.
+        on_change: Called when something has changed.
+
     Attributes:
         version: The version as it should run now.
         retiring: Whether it is being removed.
+        wanted_replicas: How many replicas it should have.
     """
 
     def __init__(
@@ -33,6 +43,7 @@ class RunningVersion:
         version: Version,
         launch_spec: LaunchSpec,
         *,
+        replicas: int,
         runtime: Path,
         logs_folder: Path,
         spools_folder: Path,
@@ -41,7 +52,7 @@ class RunningVersion:
         self.version = version
         self.retiring = False
         self._launch_spec = launch_spec
-        self._required_replicas = version.replicas_at_start
+        self.wanted_replicas = self._awaited_replicas = replicas
         self._runtime = runtime
         self._logs_folder = logs_folder
         self._spools_folder = spools_folder
@@ -63,17 +74,22 @@ class RunningVersion:
         return all(not replica.ready for replica in self._outgoing)
 
     @property
+    def ready_replicas(self) -> int:
+        """How many replicas may get requests, outgoing ones not counted."""
+        return sum(replica.ready for replica in self._current)
+
+    @property
     def ready(self) -> bool:
-        """Whether at least as many replicas as required may get requests."""
-        return sum(replica.ready for replica in self._current) >= self._required_replicas
+        """Whether as many replicas may get requests as are waited for: those that only the load asks for are not."""
+        return self.ready_replicas >= self._awaited_replicas
 
     @property
     def failed(self) -> bool:
-        """Whether a replica has ended `MAX_FAILED_STARTS` times in a row before it was ready.
+        """Whether it is not ready, and a replica has ended `MAX_FAILED_STARTS` times in a row before it was.
 
         It is still started again, with the longest pause in between: the cause may go away.
         """
-        return any(replica.failed_starts >= MAX_FAILED_STARTS for replica in self._current)
+        return not self.ready and any(replica.failed_starts >= MAX_FAILED_STARTS for replica in self._current)
 
     def sockets(self) -> list[Path]:
         """Return the sockets of the replicas that may get requests."""
@@ -81,26 +97,44 @@ class RunningVersion:
 
     def update(self, version: Version, launch_spec: LaunchSpec) -> None:
         """Change to a new definition of the version; old replicas serve until the new ones are ready."""
-        if version.replicas_at_start != self.version.replicas_at_start:
-            self._required_replicas = version.replicas_at_start
+        replicas = self.wanted_replicas
+        if _replica_settings(version) != _replica_settings(self.version):
+            replicas = version.num_replicas or max(replicas, version.autoscale_min_replicas)
         self.version = version
-        if launch_spec != self._launch_spec:
+        is_replaced = launch_spec != self._launch_spec
+        if is_replaced:
             self._launch_spec = launch_spec
             self._outgoing += self._current
             self._current = []
         for replica in self._current:
             replica.use_probes_of(version)
+        # Each replica that is replaced has its successor before it goes.
+        if is_replaced or replicas != self.wanted_replicas:
+            self._set_replicas(replicas)
         self._start_missing_replicas()
 
     def scale(self, replicas: int) -> None:
-        """Set the number of replicas that should run; start missing replicas and begin to stop surplus ones."""
-        self._required_replicas = replicas
+        """Set the number of replicas that should run, and are waited for; start missing ones and stop surplus ones."""
+        self._set_replicas(replicas)
+        self._on_change()
+
+    def follow_load(self, replicas: int) -> None:
+        """Set the number of replicas that the load asks for: the version is as ready as before meanwhile."""
+        awaited = self._awaited_replicas
+        self._set_replicas(replicas)
+        self._awaited_replicas = min(awaited, replicas)
+        self._on_change()
+
+    def _set_replicas(self, replicas: int) -> None:
+        """Start missing replicas, and begin to stop surplus ones: first those that are not ready, then the newest."""
+        self.wanted_replicas = self._awaited_replicas = replicas
         while len(self._current) > replicas:
-            surplus = self._current.pop()
+            unready = [replica for replica in self._current if not replica.ready]
+            surplus = (unready or self._current)[-1]
+            self._current.remove(surplus)
             surplus.begin_stopping()
             self._outgoing.append(surplus)
         self._start_missing_replicas()
-        self._on_change()
 
     def release_outgoing(self) -> None:
         """Take the outgoing replicas off the router's list once all current ones are ready."""
@@ -133,7 +167,7 @@ class RunningVersion:
         return VersionStatus(
             name=self.version.name,
             ready=self.ready and self.up_to_date,
-            wanted_replicas=self._required_replicas,
+            wanted_replicas=self.wanted_replicas,
             failed=self.failed,
             cause=self.cause,
             log_tail="\n".join(failing.log.tail(STATUS_LOG_LINES)) if failing else "",
@@ -160,7 +194,7 @@ class RunningVersion:
 
     def _start_missing_replicas(self) -> None:
         """Start replicas until the required number exists."""
-        while len(self._current) < self._required_replicas:
+        while len(self._current) < self.wanted_replicas:
             name = f"{self.version.name}-{next(self._replica_numbers)}"
             replica = Replica(
                 name,
@@ -172,6 +206,11 @@ class RunningVersion:
                 on_change=self._on_change,
             )
             self._current.append(replica)
+
+
+def _replica_settings(version: Version) -> tuple[int | None, int]:
+    """Return the settings that say how many replicas a version has at least."""
+    return version.num_replicas, version.replicas_at_start
 
 
 async def _settle_and_stop(replica: Replica) -> None:

@@ -18,6 +18,7 @@ from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.polling import until
 from controlled_rollout.target.local import atomic_files, ports
 from controlled_rollout.target.local.api import create_app
+from controlled_rollout.target.local.autoscaler import Autoscaler
 from controlled_rollout.target.local.collector_process import CollectorProcess
 from controlled_rollout.target.local.envoy_process import EnvoyProcess
 from controlled_rollout.target.local.issuer_keys import IssuerKeys
@@ -26,6 +27,8 @@ from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.operations import Operations, launch_spec_from_cache
 from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.remains import end_remains
+from controlled_rollout.target.local.replica import LaunchSpec
+from controlled_rollout.target.local.replica_numbers import ReplicaNumbers
 from controlled_rollout.target.local.reserve import Reserve
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.router_certificate import RouterCertificate
@@ -35,6 +38,7 @@ from controlled_rollout.target.local.spools import end_spools
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
+from controlled_rollout.version import Version
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["StartReport", "run_supervisor"]
@@ -187,37 +191,46 @@ class _SupervisorProcess:
         )
         self._certificate = RouterCertificate.of(workspace, host, self._envoy.serve_certificate)
         self._issuer_keys = IssuerKeys(workspace.root / "issuers", on_change=lambda: self._reconciler.wake())
+        replica_numbers = ReplicaNumbers(self._revisions.endpoint_folder)
         self._reconciler = Reconciler(
             self._envoy,
             stored=self._stored,
             runtime=runtime,
             logs_folder=workspace.logs_folder,
             spools_folder=workspace.spools_folder,
-            launch_spec=lambda version: launch_spec_from_cache(
-                version, workspace.cache_folder, workspace.secrets_folder
-            ),
             issuer_keys=self._issuer_keys,
+            launch_spec=self._launch_spec,
+            replica_numbers=replica_numbers,
         )
+        autoscaler = Autoscaler(self._reconciler.running, replica_numbers)
         self._collector = _collector(workspace, runtime, credentials)
-        self._load_meter = LoadMeter(self._envoy.counters)
         self._silence = SilenceWatch(workspace, self._revisions, runtime=runtime, credentials=credentials)
-        operations = Operations(
+        self._load_meter = LoadMeter(self._envoy.counters, on_counters=autoscaler.follow)
+        self._api_server = _ApiServer.of(create_app(self._operations(autoscaler), shut_down=self._end.set))
+
+    def _operations(self, autoscaler: Autoscaler) -> Operations:
+        """Return what the API offers."""
+        return Operations(
             self._revisions,
             self._stored,
             self._reconciler,
             self._envoy,
             self._telemetry,
             self._load_meter,
-            cache_folder=workspace.cache_folder,
-            secrets_folder=workspace.secrets_folder,
-            logs_folder=workspace.logs_folder,
+            autoscaler,
+            cache_folder=self._workspace.cache_folder,
+            secrets_folder=self._workspace.secrets_folder,
+            logs_folder=self._workspace.logs_folder,
             collector=self._collector,
-            spools_folder=workspace.spools_folder,
+            spools_folder=self._workspace.spools_folder,
             certificate=self._certificate,
             look_notes=self._silence.notes,
             issuer_keys=self._issuer_keys,
         )
-        self._api_server = _ApiServer.of(create_app(operations, shut_down=self._end.set))
+
+    def _launch_spec(self, version: Version) -> LaunchSpec:
+        """Return how the replicas of a version are started."""
+        return launch_spec_from_cache(version, self._workspace.cache_folder, self._workspace.secrets_folder)
 
     async def run(self, report: Callable[[StartReport], None]) -> int:
         """Start everything, serve until a signal or a client ends it, stop; return the exit code."""
