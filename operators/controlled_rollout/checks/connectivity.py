@@ -91,7 +91,7 @@ async def check_connectivity(
             workspace, own=question.destinations, api_server=server, endpoints_url=_known_url(workspace),
             environment=os.environ,
         )  # fmt: skip
-        probes = await asyncio.to_thread(probe_all, [each.destination for each in wanted])
+        probes = await asyncio.to_thread(probe_all, [each.destination for each in wanted], SECONDS)
         found = {each.name: (each, one) for each, one in zip(wanted, probes, strict=True)}
         cluster = await _check_cluster(workspace, api, opening, found)
         pods = _check_from_pods(workspace, api, question, found)

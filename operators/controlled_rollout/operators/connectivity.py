@@ -86,6 +86,6 @@ class CheckConnectivityOperator(EngineCalls, BaseOperator):
             ArgumentError: `destinations` is no list of texts.
         """
         given = self.destinations
-        if isinstance(given, str) or not all(isinstance(each, str) for each in given):
+        if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
             raise ArgumentError(f'destinations = {given!r} is no list of addresses: give ["https://host/path", …]')
         return Question(self.endpoint or "", self.version or "", tuple(given), needs_pod=self.needs_pod)
