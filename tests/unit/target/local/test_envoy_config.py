@@ -142,6 +142,17 @@ def test_endpoint_without_versions_answers_503_and_one_without_insights_is_not_t
     assert not [route for route in routes_of(endpoint(traced=False)) if route.get("name") == "traced"]
 
 
+def test_no_answer_waits_for_many_spans_to_be_written_and_spans_of_seconds_wait_for_a_busy_store() -> None:
+    bootstrap = envoy_config.bootstrap_config(EnvoyFiles(Path("/router")), telemetry_port=4318)
+    [layer] = bootstrap["layered_runtime"]["layers"]
+    [telemetry] = [each for each in bootstrap["static_resources"]["clusters"] if each["name"] == "telemetry"]
+    [threshold] = telemetry["circuit_breakers"]["thresholds"]
+
+    spans = layer["static_layer"]["tracing"]["opentelemetry"]["min_flush_spans"]
+    assert spans <= 50  # 12 µs each, in the thread that answers
+    assert spans * min(threshold["max_pending_requests"], threshold["max_requests"]) >= 15_000
+
+
 def test_a_new_weight_changes_nothing_but_the_routes() -> None:
     files = EnvoyFiles(Path("/x"))
     before, after = (
