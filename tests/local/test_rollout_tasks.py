@@ -48,6 +48,8 @@ QUICK: dict[str, Any] = {
     "keep_warm": "3 s",
     "settings": {
         "num_replicas": 1,
+        # On a busy machine a request may wait long for its replica: only requests that are lost count as failed.
+        "max_request_wait_time": 20_000,
         "environment_variables": {"TOKEN": {"connection": "feature_store", "field": "password"}},
     },
     "deferrable": False,
@@ -184,7 +186,7 @@ def test_the_first_version_gets_all_the_traffic_and_the_gates_are_skipped(lab: L
     check = run.execute("check")
     assert f"Plan for version {run.version} of endpoint {ENDPOINT}:" in check
     assert "Forecast: none, because the first version" in check
-    assert "supervisor       works" in check
+    assert "supervisor       worker  works" in check
     assert "scan: " in run.execute("scan")
     assert f"'{run.version}' is the control" in run.execute("roll_out")
     for name in ("shift_25", "gate_25", "shift_50", "gate_50"):
@@ -213,7 +215,7 @@ def test_a_good_version_goes_through_every_task_to_its_promotion(lab: Lab, monke
         assert "2. shift 25 % of the traffic to it; go on after 3 s and 5 requests of evidence, unless " in check
         assert "Forecast: what the steps can show at control's present" in check
         assert "25 % of" in check and "50 % of" in check
-        assert "telemetry store  works" in check
+        assert "telemetry store  worker  works" in check
 
         assert "no vulnerabilities" in run.execute("scan")
         assert run.xcoms["rollout.scan", "return_value"] == run.image
