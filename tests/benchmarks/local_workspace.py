@@ -34,7 +34,14 @@ def silent(line: str) -> None:
 async def roll_out(lab: Lab, version: str) -> None:
     image = await lab.image(script=SCRIPT)
     await steps.roll_out(
-        lab.workspace, ENDPOINT, version, image=image, owner="bench", change=steps.Change(who="bench"), progress=silent
+        lab.workspace,
+        ENDPOINT,
+        version,
+        image=image,
+        owner="bench",
+        change=steps.Change(who="bench"),
+        settings={"num_replicas": 1},
+        progress=silent,
     )
 
 

@@ -83,7 +83,7 @@ def look(endpoint: str, began: datetime) -> dict[str, Any] | None:
 
 async def promoted(lab: Lab, name: str, treatment: str) -> None:
     """Roll a version out beside a good one, and promote it while callers go on."""
-    settings: dict[str, Any] = {"collect_model_data": True}
+    settings: dict[str, Any] = {"num_replicas": 1, "collect_model_data": True}
     first = Endpoint(name=name).create_version("v1a", is_control=True, image=await lab.image(script=GOOD), **settings)
     stored, _ = await lab.serve(first.create_version("v2a", image=await lab.image(script=treatment), **settings))
     await asyncio.gather(lab.ready(name, "v1a"), lab.ready(name, "v2a"))

@@ -44,7 +44,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 async def serve(lab: Lab, name: str) -> tuple[str, str]:
     """Serve an endpoint that tells how many bytes it got; return its URL and a key."""
     endpoint = Endpoint(name=name).create_version(
-        "one", image=await lab.image(script=SCRIPT), max_request_wait_time=20_000
+        "one", image=await lab.image(script=SCRIPT), num_replicas=1, max_request_wait_time=20_000
     )
     _, status = await lab.serve(endpoint)
     await lab.ready(name, "one")
