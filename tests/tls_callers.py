@@ -33,7 +33,7 @@ def curl(url: str, *options: str, authority: Path | None = None) -> Answer:
     """Send a request with curl."""
     trust = () if authority is None else ("--cacert", str(authority))
     written = "\n%{http_code} %{http_version}"
-    command = ["curl", "--silent", "--show-error", "--noproxy", "*", "--max-time", "30", "-w", written, *trust]
+    command = ["curl", "--silent", "--show-error", "--noproxy", "*", "--max-time", "60", "-w", written, *trust]
     done = subprocess.run([*command, *options, url], capture_output=True, text=True, check=False)
     body, _, last = done.stdout.rpartition("\n")
     status, protocol = last.split()
@@ -60,5 +60,5 @@ def serial_number(url: str) -> str:
 def _s_client(url: str, *options: str) -> str:
     """Return what `openssl s_client` says after a handshake."""
     command = ["openssl", "s_client", "-connect", urlsplit(url).netloc, *options]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
     return done.stdout + done.stderr

@@ -124,6 +124,7 @@ def scaled(sandbox: Sandbox) -> Iterator[Scaled]:
         sandbox.lab.kubectl("--namespace", namespace, "delete", *kinds, "--ignore-not-found", "--wait=false")
 
 
+@pytest.mark.timeout(600, func_only=True)
 async def test_envoys_come_and_go_by_the_shipped_autoscaler_and_no_request_fails(scaled: Scaled) -> None:
     sandbox = scaled.sandbox
     await sandbox.roll_out("one")

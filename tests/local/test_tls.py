@@ -124,17 +124,18 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_up_refuses_a_pair_that_nobody_could_use_and_starts_nothing(tmp_path: Path) -> None:
+def test_up_refuses_a_pair_that_nobody_could_use_and_starts_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     certificate, key = Authority().pair().write(tmp_path)
     key.chmod(0o644)
     root = tmp_path / "workspace"
+    workspace = Workspace.from_settings({"root": root, "tls_certificate": certificate, "tls_key": key})
 
-    done = command("local", "up", "--root", str(root), "--tls-certificate", str(certificate), "--tls-key", str(key))
+    assert supervisor.start_workspace(workspace, port=0, detach=True) == 2
 
-    assert done.returncode == 2
-    assert "others than its owner have access to the key (mode 0644)" in done.stderr
+    assert "others than its owner have access to the key (mode 0644)" in capfd.readouterr().err
     assert not (root / "supervisor.json").exists()
-    assert command("local", "up", "--root", str(root), "--tls-key", str(key)).returncode == 1
 
 
 @contextmanager

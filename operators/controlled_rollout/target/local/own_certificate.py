@@ -5,6 +5,7 @@ The authority can sign for the workspace's own addresses only: who trusts it tru
 """
 
 import ipaddress
+import stat
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -124,8 +125,13 @@ class OwnCertificate:
             return None
 
     def _read_authority(self, now: datetime) -> _Authority | None:
-        """Return the authority; None if it is not there, ends before a new certificate would, or cannot be used."""
+        """Return the authority; None if it is not there, ends before a new certificate would, or cannot be used.
+
+        One whose key others than its owner may have read is not used any more.
+        """
         try:
+            if self._authority_key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                return None
             certificate = x509.load_pem_x509_certificate(read_regular_file(self.authority))
             key = serialization.load_pem_private_key(read_regular_file(self._authority_key), password=None)
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm):

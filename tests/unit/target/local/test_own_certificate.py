@@ -96,6 +96,19 @@ def test_a_file_that_is_gone_or_damaged_is_made_anew(tmp_path: Path, damaged: st
     ssl.create_default_context(cafile=own.authority)
 
 
+def test_an_authority_whose_key_others_may_have_read_is_made_anew(tmp_path: Path) -> None:
+    own = OwnCertificate(tmp_path, "127.0.0.1")
+    own.ensure(NOW)
+    before = own.authority.read_bytes()
+    (tmp_path / "ca.key").chmod(0o644)
+
+    assert own.ensure(NOW)
+
+    assert own.authority.read_bytes() != before
+    assert stat.S_IMODE((tmp_path / "ca.key").stat().st_mode) == 0o600
+    assert verified(own, "localhost")
+
+
 def test_another_address_gets_another_certificate_that_its_authority_may_sign(tmp_path: Path) -> None:
     OwnCertificate(tmp_path, "127.0.0.1").ensure(NOW)
     moved = OwnCertificate(tmp_path, "10.1.2.3")
