@@ -67,7 +67,9 @@ async def counted(lab: TargetLab, endpoint: Endpoint) -> tuple[Counts, Counter[s
     for counts in all_counts:
         found.update(counts.categories.get("reason", {}))
     total = Counts(
-        requests=sum(counts.requests for counts in all_counts), errors=sum(counts.errors for counts in all_counts)
+        requests=sum(counts.requests for counts in all_counts),
+        errors=sum(counts.errors for counts in all_counts),
+        overloaded=sum(counts.overloaded for counts in all_counts),
     )
     return total, found
 
@@ -104,9 +106,12 @@ async def test_each_refusal_tells_its_caller_and_telemetry_why(target_lab: Targe
         return (await counted(lab, endpoint))[0].requests >= 3
 
     await until(are_counted, "the requests are in the store", timeout_s=90, interval_s=1)
-    _, reasons = await counted(lab, endpoint)
+    total, reasons = await counted(lab, endpoint)
     assert reasons["waited-too-long"] == 2
     assert reasons["body-too-large"] == 1
+    # The gate takes them for no errors of the model; the caller who has hung up is one.
+    assert total.overloaded == 2
+    assert total.errors <= 1
 
 
 async def test_a_version_that_takes_too_long_is_a_time_out_and_not_a_wait(target_lab: TargetLab) -> None:

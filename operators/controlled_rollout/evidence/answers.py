@@ -219,11 +219,13 @@ def _counts(row: Row, n_thresholds: int) -> Counts:
     """Return a row's counts; raise if there are more errors or slow requests than requests."""
     requests = _whole_number(row, "Requests")
     represented = _whole_number(row, "Represented", least=requests)
+    scored = requests - _whole_number(row, "Overloaded", most=requests)
     return Counts(
         requests=requests,
-        errors=_whole_number(row, "Errors", most=requests),
-        slow=tuple(_whole_number(row, f"Slow{number}", most=requests) for number in range(n_thresholds)),
+        errors=_whole_number(row, "Errors", most=scored),
+        slow=tuple(_whole_number(row, f"Slow{number}", most=scored) for number in range(n_thresholds)),
         represented=represented if represented > requests else 0,
+        overloaded=requests - scored,
     )
 
 

@@ -33,6 +33,9 @@ _IS_ERROR: Final = (
     " or Flags matches regex '(^|,)(UC|UPE|UR|LR|UT|UMSDR|SI)(,|$)')"
 )
 
+# The version has refused the request without scoring it, because it had no room; the scoring runtime says so.
+_NO_ROOM: Final = "Reason in ('queue-full', 'waited-too-long', 'memory-full')"
+
 
 def until_line(until: datetime) -> str:
     """Return the KQL line that sets `Until`, the end of the time that a query reads; it goes before such a query."""
@@ -54,7 +57,7 @@ def baseline_query(requests: Sequence[StoreRequest]) -> str:
     return (
         f"{_gates_table(rows, 'From = todatetime(Row[3])', 'To = todatetime(Row[4])')}"
         f"{_evidence_rows(_kql_datetime(first), _kql_datetime(last))}"
-        f"{_join_with_gates('TimeGenerated >= From and TimeGenerated < To')}"
+        f"{_join_with_gates(f'TimeGenerated >= From and TimeGenerated < To and not({_NO_ROOM})')}"
         f"| extend Bucket = bin(log(max_of(DurationMs, {_kql_real(FASTEST_MS)})) * {_kql_real(BUCKETS_PER_E)}, 1.0)\n"
         "| summarize Requests = count() by Gate, Bucket"
     )
@@ -81,13 +84,16 @@ def counts_query(requests: Sequence[StoreRequest], *, bin_width: timedelta) -> s
                 ]
             )
     limits_of = [f"Limit{number} = toreal(Row[{number + 5}])" for number in range(n_thresholds)]
-    slow = "".join(f",\n    Slow{number} = countif(DurationMs > Limit{number})" for number in range(n_thresholds))
+    slow = "".join(
+        f",\n    Slow{number} = countif(DurationMs > Limit{number} and not({_NO_ROOM}))"
+        for number in range(n_thresholds)
+    )
     return (
         f"{_gates_table(rows, 'From = todatetime(Row[3])', 'Started = todatetime(Row[4])', *limits_of)}"
         f"{_evidence_rows(_kql_datetime(min(request.since for request in requests)), 'Until')}"
         f"{_join_with_gates('TimeGenerated >= From')}"
         "| summarize Requests = count(), Represented = sum(ItemCount),\n"
-        f"    Errors = countif({_IS_ERROR}){slow}\n"
+        f"    Errors = countif({_IS_ERROR} and not({_NO_ROOM})), Overloaded = countif({_NO_ROOM}){slow}\n"
         f"    by Gate, Version, Bin = bin(TimeGenerated, {_kql_timespan(bin_width)}), Before = TimeGenerated < Started"
     )
 
@@ -121,7 +127,7 @@ def users_query(request: StoreRequest, *, until: datetime | None, bin_width: tim
     return (
         f"let Seen = {_evidence_rows(_kql_datetime(request.since), end, with_user=True)}"
         f"| where Endpoint == '{check_name(key.endpoint)}' and Version in ('{control}', '{treatment}')\n"
-        "| where isnotempty(User)\n"
+        f"| where isnotempty(User) and not({_NO_ROOM})\n"
         f"| extend Step = case({', '.join(times)}, {len(steps) - 1})\n"
         "| where Step != -2\n"
         f"| extend Share = case({shares}0.0);\n"
@@ -244,8 +250,9 @@ def _evidence_rows(start: str, end: str, *, with_user: bool = False) -> str:
         "| where Name endswith '/score' and not(Name startswith 'OPTIONS ')\n"
         # A span that was sent twice has the same ids.
         "| extend Endpoint = tostring(Properties.endpoint), Version = tostring(Properties.version)"
-        f", Flags = tostring(Properties.response_flags){user[0]}\n"
-        "| distinct OperationId, Id, TimeGenerated, Endpoint, Version, ResultCode, Flags, DurationMs, ItemCount"
+        ", Flags = tostring(Properties.response_flags), Reason = tostring(Properties.reason)"
+        f"{user[0]}\n"
+        "| distinct OperationId, Id, TimeGenerated, Endpoint, Version, ResultCode, Flags, Reason, DurationMs, ItemCount"
         f"{user[1]}\n"
     )
 

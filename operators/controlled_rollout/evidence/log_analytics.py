@@ -78,7 +78,7 @@ class LogAnalyticsEvidence:
         """Return each request's counts by bin and version; see `MetricStore.counts`."""
         query = kql.until_line(until) + kql.counts_query(requests, bin_width=bin_width)
         slow = [f"Slow{number}" for number in range(max(len(request.thresholds_ms) for request in requests))]
-        columns = ("Gate", "Version", "Bin", "Before", "Requests", "Represented", "Errors", *slow)
+        columns = ("Gate", "Version", "Bin", "Before", "Requests", "Represented", "Errors", "Overloaded", *slow)
         return answers.count_rows(await self._query(query, *columns), requests, until=until, bin_width=bin_width)
 
     async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:

@@ -53,7 +53,12 @@ def inconsistency(rows: Iterable[CountRow]) -> str:
     """
     for row in rows:
         counts = row.counts
-        named = {"requests": counts.requests, "errors": counts.errors, "slow requests": max(counts.slow, default=0)}
+        named = {
+            "requests": counts.requests,
+            "errors": counts.errors,
+            "slow requests": max(counts.slow, default=0),
+            "refused requests": counts.overloaded,
+        }
         for name, count in named.items():
             if not 0 <= count <= counts.requests:
                 return (

@@ -9,9 +9,10 @@ from controlled_rollout.gate.event_claims import event_claims
 from controlled_rollout.gate.expectation_claims import expectation_claims
 from controlled_rollout.gate.metric_claims import metric_claims
 from controlled_rollout.gate.model import Bin, Gate
+from controlled_rollout.gate.overload import no_step_without_room, room_claims, without_refused
 from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_because, no_step_because
 from controlled_rollout.gate.restarts import at_present_share
-from controlled_rollout.gate.traffic_claims import split_wrong, traffic_claims
+from controlled_rollout.gate.traffic_claims import crowded, split_wrong, traffic_claims
 from controlled_rollout.gate.users import bins_of_users
 
 __all__ = ["Assessment", "assess"]
@@ -52,26 +53,33 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
     Raises:
         EvidenceError: The counts are inconsistent.
     """
-    if gate.unit == "user":
-        bins, baseline = bins_of_users(bins), bins_of_users(baseline)
     n_quantiles = len(gate.latency_quantiles)
     limit = gate.max_latency is not None
+    requests: Columns | None = None
+    if gate.unit == "user":
+        bins = list(bins)
+        requests = columns(bins, quantiles=n_quantiles, limit=limit)
+        bins, baseline = bins_of_users(bins), bins_of_users(baseline)
     named = (*gate.categories, *gate.events, *gate.expectation_names)
     all_bins = columns(bins, quantiles=n_quantiles, means=gate.means, categories=named, limit=limit)
-    before = columns(baseline, quantiles=n_quantiles, limit=limit)
+    before = without_refused(columns(baseline, quantiles=n_quantiles, limit=limit), gate)
     warm_up = all_bins.warm_up_bins(gate.warm_up)
     if not gate.judges_traffic:
         return _without_traffic(all_bins.since(warm_up), gate, warm_up)
     # The split is checked during warm-up too.
     split, was_wrong = split_wrong(all_bins, gate)
-    judged = (all_bins.without(was_wrong) if was_wrong.any() else all_bins).since(warm_up)
+    counted = (all_bins.without(was_wrong) if was_wrong.any() else all_bins).since(warm_up)
+    # Whether there is room is a matter of requests, whoever sends them.
+    served = counted if requests is None else requests.since(requests.warm_up_bins(gate.warm_up))
+    served_at_present = served.at(at_present_share(served))
+    judged = without_refused(counted, gate)
 
     traffic_alarms, traffic_passes = traffic_claims(judged, before, gate)
     metrics = metric_claims(judged, gate)
     event_alarms, event_passes = event_claims(judged, gate)
     alarms = (*traffic_alarms, *metrics.alarms, *event_alarms, *expectation_claims(judged, gate))
     splits = metrics.splits
-    passes = (*traffic_passes, *metrics.passes, *event_passes)
+    passes = (*traffic_passes, *room_claims(served_at_present, gate), *metrics.passes, *event_passes)
     present = judged.at(at_present_share(judged))
     has_failed = any(alarm.established_at is not None for alarm in alarms)
     return Assessment(
@@ -80,12 +88,13 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
         passes,
         (
             *no_step_because(present, judged, before, gate),
+            *no_step_without_room(served_at_present, gate),
             *(() if has_failed else near_in_newest(present, before, gate)),
         ),
         tuple(no_pass_because(present, judged, before, gate)),
         tuple(_notes(judged, gate, warm_up, int(was_wrong.sum()))),
-        int(judged.control.sum()),
-        int(judged.treatment.sum()),
+        int(counted.control.sum()),
+        int(counted.treatment.sum()),
     )
 
 
@@ -117,6 +126,8 @@ def _notes(judged: Columns, gate: Gate, warm_up: int, wrong: int) -> Iterable[st
     if judged.starts:
         if gate.judges_traffic and gate.latency_quantiles and not judged.slow:
             yield "latency is not judged: the bins carry no counts of slow requests"
+        if judged.slow and (left_out := int(crowded(judged).sum())):
+            yield f"latency is not judged in {left_out} bins: a version had no room, and requests waited in its queue"
         for name in (*gate.means, *gate.categories, *gate.events, *gate.expectation_names):
             if name not in judged.means and name not in judged.categories:
                 yield f"{name} is not judged: the bins carry no values of it"

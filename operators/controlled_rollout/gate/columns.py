@@ -80,6 +80,7 @@ class Columns:
         over_limit: The requests slower than the gate's `max_latency`; None where they are not counted.
         of_other_draw: Whether each bin's requests fell to the treatment with another part than `shares`; None if
             none did.
+        overloaded: The requests that were refused because there was no room; None if none was.
     """
 
     starts: Sequence[datetime]
@@ -92,6 +93,7 @@ class Columns:
     categories: Mapping[str, Mapping[str, Metric]]
     over_limit: Metric | None = None
     of_other_draw: NDArray[np.bool_] | None = None
+    overloaded: Metric | None = None
 
     @property
     def has_known_split(self) -> NDArray[np.bool_]:
@@ -119,6 +121,7 @@ class Columns:
             },
             None if self.over_limit is None else self.over_limit.at(bins),
             None if self.of_other_draw is None else self.of_other_draw[bins],
+            None if self.overloaded is None else self.overloaded.at(bins),
         )
 
     def without(self, left_out: NDArray[np.bool_]) -> "Columns":
@@ -138,6 +141,7 @@ class Columns:
             },
             None if self.over_limit is None else self.over_limit.times(kept),
             self.of_other_draw,
+            None if self.overloaded is None else self.overloaded.times(kept),
         )
 
     def warm_up_bins(self, warm_up: timedelta) -> int:
@@ -200,7 +204,24 @@ def columns(
         _categories_as_arrays(starts, treatment, control, list(categories)),
         slow[quantiles] if limit and counted else None,
         None if all(row.checks_split for row in rows) else np.array([not row.checks_split for row in rows]),
+        _overloaded_as_arrays(starts, treatment, control),
     )
+
+
+def _overloaded_as_arrays(
+    starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts]
+) -> Metric | None:
+    """Return the requests that were refused for lack of room; None if there are none. Raise for impossible counts."""
+    if not any(counts.overloaded for counts in chain(treatment, control)):
+        return None
+    for version, column in (("treatment", treatment), ("control", control)):
+        for start, counts in zip(starts, column, strict=True):
+            where = f"bin {start.isoformat()}: {version}"
+            _check_count(where, "overloaded", counts.overloaded)
+            if max(counts.errors, *counts.slow, 0) + counts.overloaded > counts.requests:
+                fault = f"is more than what is neither an error nor slow of its {counts.requests} requests"
+                _raise_fault(where, "overloaded", counts.overloaded, fault)
+    return Metric(*(_float_array([counts.overloaded for counts in column]) for column in (treatment, control)))
 
 
 def _shares_as_array(starts: Sequence[datetime], shares: Sequence[float | None]) -> Floats:

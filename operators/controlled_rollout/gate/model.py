@@ -167,6 +167,10 @@ class Gate(BaseModel):
         pass_ratio: Odds ratio that a pass has to rule out (r1).
         acceptable_error_rate: Where errors are too rare for a ratio, an upper bound at or below this rate passes.
         max_error_rate: A pass has to show that the treatment's error rate is below this, whatever control's is; 1: any.
+        overload: What requests are that a version has refused because it had no room: `hold`, no errors of its model,
+            but a pass has to show that there are few; `fail`: errors like all others.
+        max_overload_rate: With `hold`: a pass has to show that the treatment refuses less than this of its requests for
+            lack of room, if it has refused any; 1: any.
         latency_tolerance: Relative slow-down that is still tolerated (m).
         latency_quantiles: Control's quantiles, frozen before the rollout, whose exceedances are counted.
         max_latency: A pass has to show that the treatment is faster than this, whatever control is; None: it need not.
@@ -204,6 +208,8 @@ class Gate(BaseModel):
     pass_ratio: Annotated[float, Field(gt=1)] = 2.0
     acceptable_error_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
     max_error_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    overload: Literal["hold", "fail"] = "hold"
+    max_overload_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
     latency_tolerance: Annotated[float, Field(ge=0)] = 0.05
     latency_quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.9, 0.95, 0.99)
     max_latency: MaxLatency | None = None
@@ -251,6 +257,15 @@ class Gate(BaseModel):
                     f"unit='user' with {', '.join(metrics) or 'judges_traffic=False'}: users are counted for errors, "
                     "latency and the split only, and requests of one user are not independent; leave the others out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_overload(self) -> Self:
+        """Raise if users are the unit and refused requests are to be errors: a user counts by a scored request."""
+        if self.unit == "user" and self.overload == "fail":
+            raise ValueError(
+                "overload='fail' with unit='user': users count by requests that were scored; leave one out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -341,7 +356,8 @@ class Counts:
 
     Attributes:
         requests: All requests.
-        errors: Those answered with a code of 500 or more, time-outs and the router's own 503 and 504 included.
+        errors: Those answered with a code of 500 or more, time-outs and the router's own 503 and 504 included, without
+            those that are `overloaded`.
         slow: For each latency quantile, the requests slower than control's frozen quantile (for the treatment:
             slower than the quantile times 1 + tolerance); after them, if the gate has a `max_latency`, the requests
             slower than that. Empty where latency is not judged.
@@ -351,6 +367,8 @@ class Counts:
         represented: How many requests these stand for, where telemetry is sampled; 0: each for itself. The requests
             are the observations: the gate judges by them alone.
         users: The users among them, by how they were drawn, where the gate counts users.
+        overloaded: Those that the version has refused because it had no room, without scoring them. They are neither
+            errors nor slow.
     """
 
     requests: int
@@ -360,6 +378,7 @@ class Counts:
     categories: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: NO_CATEGORIES)
     represented: int = 0
     users: tuple[UserCounts, ...] = ()
+    overloaded: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,13 +26,15 @@ from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present
 from controlled_rollout.gate.shift import TILT_WEIGHTS, Shift, duration_shift, score_burstiness
 from controlled_rollout.gate.split import check_split, split_served
 
-__all__ = ["latency_weights", "split_wrong", "traffic_claims"]
+__all__ = ["crowded", "latency_weights", "rate_below", "split_wrong", "traffic_claims"]
 
 Floats = NDArray[np.float64]
 
 # The weight of the quantiles in the latency alarm; the durations as a whole, which find most slow-downs sooner, have
 # the rest.
 QUANTILES_PART: Final = 0.4
+# The part of a bin's requests that may be refused before its durations are left out.
+FEW_REFUSED: Final = 0.01
 
 
 def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[ClaimResult], list[ClaimResult]]:
@@ -46,6 +48,7 @@ def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[C
         gate: What the treatment has to show.
     """
     spans = {first: judged.since(first) for first in process_starts(judged)}
+    calm = judged if judged.overloaded is None else judged.without(crowded(judged))
     at_present = at_present_share(judged)
     present = judged if at_present.all() else judged.at(at_present)
     burst = _burst_divisor(before, before.errors, gate)
@@ -55,22 +58,40 @@ def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[C
     bursts: list[float] = []
     if gate.max_error_rate < 1:
         name = f"errors are below {100 * gate.max_error_rate:.3g} %"
-        passes.append(_rate_below(name, gate.max_error_rate, present_errors, gate))
+        passes.append(rate_below(name, gate.max_error_rate, present_errors, gate))
     if gate.max_latency is not None and present.over_limit is not None:
         burst_over = 1.0 if before.over_limit is None else _burst_divisor(before, before.over_limit, gate)
         limit, quantile = gate.max_latency.duration, gate.max_latency.quantile
         over = EventTest(present, present.over_limit, gate, burst_over)
         name = f"{_format_quantile(quantile)} is below {format_duration(limit)}"
-        passes.append(_rate_below(name, 1 - quantile, over, gate))
+        passes.append(rate_below(name, 1 - quantile, over, gate))
     if judged.slow:
         bursts = [_burst_divisor(before, metric, gate) for metric in before.slow] or [1.0] * len(gate.latency_quantiles)
-        slow = {first: _slow_events(span, gate, bursts) for first, span in spans.items()}
-        shifts = {first: _duration_test(span, before, gate) for first, span in spans.items()}
-        present_slow = slow[0] if present is judged else _slow_events(present, gate, bursts)
+        slow = {first: _slow_events(calm.since(first), gate, bursts) for first in spans}
+        shifts = {first: _duration_test(calm.since(first), before, gate) for first in spans}
+        present_slow = slow[0] if present is judged else _slow_events(calm.at(at_present), gate, bursts)
         alarms.append(_latency_higher(gate, slow, shifts))
         passes.append(_latency_not_worse(gate, present_slow))
     alarms += last_control_alarms(judged, before, gate, burst=burst, slow_bursts=bursts)
     return alarms, passes
+
+
+def crowded(columns: Columns) -> NDArray[np.bool_]:
+    """Return for each bin whether either version refused more than a few requests for lack of room.
+
+    Others waited in its queue then, so durations say nothing about the model.
+
+    Args:
+        columns: The bins, without the requests that were refused.
+    """
+    result = np.zeros(len(columns.starts), dtype=bool)
+    if columns.overloaded is not None:
+        for refused, scored in (
+            (columns.overloaded.treatment, columns.treatment),
+            (columns.overloaded.control, columns.control),
+        ):
+            result |= refused > FEW_REFUSED * (refused + scored)
+    return result
 
 
 def _burst_divisor(before: Columns, metric: Metric, gate: Gate) -> float:
@@ -184,7 +205,7 @@ def _errors_not_worse(gate: Gate, errors: EventTest) -> ClaimResult:
     )
 
 
-def _rate_below(name: str, limit: float, event: EventTest, gate: Gate) -> ClaimResult:
+def rate_below(name: str, limit: float, event: EventTest, gate: Gate) -> ClaimResult:
     """Test the pass claim that the treatment's rate of an event is below a limit, whatever control's is."""
     goal = -math.log(gate.beta)
     hits, requests = event.metric.treatment, event.judged.treatment

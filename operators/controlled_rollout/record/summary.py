@@ -234,4 +234,5 @@ def _sum_counts(counts: Sequence[Counts]) -> Counts:
                 mean = (before.count * before.mean + moments.count * moments.mean) / number
                 means[name] = Moments(number, mean)
     requests, errors = sum(part.requests for part in counts), sum(part.errors for part in counts)
-    return Counts(requests, errors, slow, means, categories)
+    overloaded = sum(part.overloaded for part in counts)
+    return Counts(requests, errors, slow, means, categories, overloaded=overloaded)

@@ -64,7 +64,7 @@ def good_rows(gates: int = 1) -> dict[str, Rows]:
     """What a store in order answers, for so many gates of one query."""
     bins = [STARTED - 60 * S, STARTED, STARTED + 60 * S]
     keys = [{"Version": version, "Bin": bin_, "Before": bin_ < STARTED} for bin_ in bins for version in ("one", "two")]
-    counts = {"Requests": 50, "Represented": 50, "Errors": 1, "Slow0": 25, "Slow1": 3}
+    counts = {"Requests": 50, "Represented": 50, "Errors": 1, "Overloaded": 2, "Slow0": 25, "Slow1": 3}
     return {
         "Bucket": [{"Gate": gate, "Bucket": float(b), "Requests": 200} for gate in range(gates) for b in (230, 250)],
         "Errors": [{"Gate": gate, **key, **counts} for gate in range(gates) for key in keys],
@@ -145,9 +145,15 @@ NONSENSE: dict[tuple[str, str], tuple[object, ...]] = {
         None,
         float("nan"),
     ),
-    ("Errors", "Slow1"): (
+    ("Errors", "Overloaded"): (
         -1,
         51,
+        None,
+        "two",
+    ),
+    ("Errors", "Slow1"): (
+        -1,
+        49,
         None,
     ),
     ("Errors", "Represented"): (
