@@ -21,6 +21,7 @@ from tests.benchmarks import (
     environment_cache,
     gates,
     import_time,
+    overload,
     router,
     router_parts,
     scoring_runtime,
@@ -111,6 +112,44 @@ def router_parts_section() -> Iterator[str]:
         yield from table(("", "added mean ms", "added p99 ms", "processor µs"), rows)
     load_of_the_machine = os.getloadavg()[0]
     yield f"\n(`python -m tests.benchmarks --only router-parts`; load of the machine {load_of_the_machine:.0f}.)"
+
+
+def overload_section() -> Iterator[str]:
+    yield "\n## Overload\n"
+    measured = overload.measure()
+    yield (
+        f"A model that sleeps {1000 * overload.SCORING_S:.0f} ms, in one replica with one slot: it can answer "
+        f"{overload.CAPACITY:.0f} requests a second. They come at random times, the same past the router and through "
+        "it, and wait for the slot for at most 500 ms. Durations are of those that were answered 200."
+    )
+    rows = [
+        (
+            f"{100 * load:.0f} %",
+            *(f"{answers.quantile(part):.1f}" for part in (0.5, 0.99) for answers in both),
+            f"{both[1].quantile(0.5) - both[0].quantile(0.5):+.1f}",
+            *(f"{100 * answers.refused:.1f}" for answers in both),
+        )
+        for load, both in measured.by_load.items()
+    ]
+    header = (
+        "of the capacity",
+        "p50 ms past",
+        "through",
+        "p99 ms past",
+        "through",
+        "added ms",
+        "refused % past",
+        "through",
+    )
+    yield from table(header, rows)
+    yield ""
+    alone, beside = measured.alone, measured.beside
+    yield (
+        "Two endpoints that are asked for 150 % of what they can answer, and a healthy one at 50 % beside them: its "
+        f"p99 is {beside.quantile(0.99):.1f} ms, {alone.quantile(0.99):.1f} ms without them "
+        f"({beside.quantile(0.99) / alone.quantile(0.99):.2f} times; the goal is 1.2), and "
+        f"{100 * beside.refused:.1f} % of its requests are refused ({100 * alone.refused:.1f} %)."
+    )
 
 
 def abuse_section() -> Iterator[str]:
@@ -424,6 +463,7 @@ def main() -> None:
         "router": lambda: router_section(options.seconds),
         "router-parts": router_parts_section,
         "shift": shift_section,
+        "overload": overload_section,
         "abuse": abuse_section,
         "cluster": lambda: cluster_section(options.seconds),
         "gates": gates_section,

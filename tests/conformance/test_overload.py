@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 
@@ -130,6 +131,34 @@ async def test_a_version_that_takes_too_long_is_a_time_out_and_not_a_wait(target
     assert [answer.status for answer in answers] == [200, 200, 200]
 
 
+async def test_an_overloaded_version_keeps_no_other_from_being_answered(target_lab: TargetLab) -> None:
+    lab = target_lab
+    endpoint = lab.with_version(lab.endpoint("neighbours"), "one")
+    endpoint = lab.with_version(endpoint, "two", num_replicas=1, max_request_wait_time=300)
+    endpoint = await lab.serve(endpoint)
+    key = (await lab.target.keys(endpoint.name)).primary
+    of_two: Counter[str] = Counter()
+    ending = asyncio.Event()
+
+    async def ask_too_much() -> None:
+        """Ask version `two` for its next answer as soon as it has given one."""
+        while not ending.is_set():
+            answer = await lab.ask(endpoint, key=key, version="two", sleep_s=0.5)
+            of_two[f"{answer.status} {answer.headers.get(REASON, '')}".strip()] += 1
+
+    callers = [asyncio.create_task(ask_too_much()) for _ in range(6)]
+    try:
+        async with lab.load(endpoint, 20.0) as load:
+            await load.more(100)
+            await until(lambda: of_two["503 waited-too-long"] and of_two["200"], "version two is overloaded")
+    finally:
+        ending.set()
+        await asyncio.gather(*callers)
+
+    assert load.failed == {}, load.refusals
+    assert set(of_two) == {"200", "503 waited-too-long"}
+
+
 async def test_a_request_goes_to_the_replica_that_is_free(target_lab: TargetLab) -> None:
     lab = target_lab
     settings: dict[str, Any] = {"num_replicas": 2, "max_request_wait_time": 1_500, "scoring_timeout_ms": 30_000}
@@ -144,3 +173,39 @@ async def test_a_request_goes_to_the_replica_that_is_free(target_lab: TargetLab)
 
     # The router sends it there, or the busy replica gives it back before it was scored.
     assert {answer.status for answer in answers} == {200}, [answer.body for answer in answers]
+
+
+async def test_odd_clients_are_answered_and_endless_headers_are_refused(target_lab: TargetLab) -> None:
+    lab = target_lab
+    endpoint = await lab.serve(lab.with_version(lab.endpoint("odd-clients"), "one"))
+    url, key = (await lab.target.status(endpoint.name)).url, (await lab.target.keys(endpoint.name)).primary
+
+    http2 = await asyncio.to_thread(curl, url, key, "{}", "--http2-prior-knowledge")
+    many = [part for number in range(1_000) for part in ("--header", f"X-{number}: 1")]
+    thousand_headers = await asyncio.to_thread(curl, url, key, "{}", *many)
+    long_header = await asyncio.to_thread(curl, url, key, "{}", "--header", f"X-Long: {'x' * 100_000}")
+
+    assert [answer["status"] for answer in (http2, thousand_headers, long_header)] == ["200", "431", "431"]
+    assert await pipelined(url, key, 3) == [200, 200, 200]
+
+
+async def pipelined(url: str, key: str, number: int) -> list[int]:
+    """Send requests on one connection without waiting for answers; return the statuses of these, in their order."""
+    where = urlsplit(url)
+    reader, writer = await asyncio.open_connection(where.hostname, where.port)
+    try:
+        writer.write(
+            number
+            * (
+                f"POST {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\nAuthorization: Bearer {key}\r\n"
+                "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+            ).encode()
+        )
+        statuses = []
+        for _ in range(number):
+            head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)).lower()
+            await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+            statuses.append(int(head.split()[1]))
+        return statuses
+    finally:
+        writer.close()

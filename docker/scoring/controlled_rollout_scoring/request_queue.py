@@ -18,8 +18,8 @@ from controlled_rollout_scoring.responses import Response, close_body, queue_ful
 # When the router had the whole request: the second since 1970 in which it began, and the milliseconds that it took to
 # arrive. A request that another replica has refused comes with the same ones again.
 SENT_HEADER = "HTTP_X_CONTROLLED_ROLLOUT_SENT"
-# A request that is older than this part of the wait has waited at another replica. Clocks of two nodes differ by less.
-WAITED_PART = 0.5
+# A request that is older than this part of the longest wait has waited at another replica, or as long on its way.
+WAITED_PART = 0.9
 # Sends a response to one caller; the first one counts, a later one ends a streamed one.
 Reply = Callable[[Response], None]
 
