@@ -43,7 +43,7 @@ def test_healthy_rollouts_of_users_who_differ_are_rarely_stopped_and_by_request_
 
     `make bench-gate` has a thousand times as many.
     """
-    runs = 60
+    runs = 40
 
     def requests(source: random.Random) -> list[UserRequest]:
         return simulated_requests(source, STEPS, minutes=32, users=250, bad=0.1, heavy=0.1)
@@ -64,7 +64,7 @@ def test_a_treatment_that_fails_many_users_is_stopped() -> None:
         requests = simulated_requests(source, STEPS, minutes=32, users=1_500, treatment_bad=0.3)
         return judge(bins_of(requests), USERS).outcome
 
-    assert part(15, judged, Outcome.FAIL) >= 0.9
+    assert part(8, judged, Outcome.FAIL) >= 0.9
 
 
 def test_a_split_that_leaves_users_where_they_were_is_found() -> None:
@@ -75,7 +75,7 @@ def test_a_split_that_leaves_users_where_they_were_is_found() -> None:
         requests = simulated_requests(source, served, minutes=32, users=4_000, returning=0.2)
         return judge(bins_of(requests), USERS).outcome
 
-    assert part(5, judged, Outcome.SPLIT_IS_WRONG) == 1
+    assert part(3, judged, Outcome.SPLIT_IS_WRONG) == 1
 
 
 def test_users_of_earlier_splits_are_apart_and_say_nothing_of_the_split() -> None:
