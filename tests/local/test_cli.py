@@ -18,6 +18,7 @@ from controlled_rollout import record
 from controlled_rollout.cli import main
 from controlled_rollout.cli.arguments import caller
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.rollout import OnSilence
 from tests.local.local_target_lab import CRASHING, Lab, running
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -224,7 +225,9 @@ def test_deploy_into_the_rollout_of_another_owner_is_refused(lab: Lab, shell: Sh
     async def hold() -> None:
         first = Endpoint(name=name).create_version("one", is_control=True, image=await lab.image(), num_replicas=1)
         stored, _ = await lab.serve(first)
-        await lab.apply(stored.claim("two", owner="weekly/run-1", at=datetime.now(UTC)))
+        rolling = stored.claim("two", owner="weekly/run-1", at=datetime.now(UTC), on_silence=OnSilence.ROLL_BACK)
+        treatment = rolling.create_version("two", traffic_percentile=10, image=await lab.image(), num_replicas=1)
+        await lab.apply(treatment)
 
     asyncio.run(hold())
 
@@ -232,7 +235,9 @@ def test_deploy_into_the_rollout_of_another_owner_is_refused(lab: Lab, shell: Sh
 
     assert code == 1
     assert "is held by weekly/run-1" in err
-    assert "two is being rolled out by weekly/run-1" in shell("status", name)[1]
+    status = shell("status", name)[1]
+    assert "two is being rolled out by weekly/run-1" in status
+    assert "if nobody looks for 30 min, the supervisor, or the cluster's agent, takes it back" in status
 
 
 def test_closed_output_pipe_ends_the_command_without_a_message(lab: Lab) -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from controlled_rollout.duration import format_duration
 from controlled_rollout.text_table import text_table
 from controlled_rollout.visible_text import visible_text
 
@@ -61,7 +62,12 @@ def print_endpoint(endpoint: "Endpoint | None", status: "EndpointStatus") -> Non
     if endpoint is None:
         return
     if endpoint.rollout:
+        from controlled_rollout.target.silence import unattended_rollout
+
         print_line(f"{endpoint.rollout.version} is being rolled out by {endpoint.rollout.owner}")
+        if unattended_rollout(endpoint):
+            silence = format_duration(endpoint.rollout.silence)
+            print_line(f"if nobody looks for {silence}, the supervisor, or the cluster's agent, takes it back")
         if held := endpoint.rollout.held:
             print_line(f"it is on hold since {held:%Y-%m-%d %H:%M:%S %Z}: a person has to promote it or roll it back")
     headings = ("version", "role", "set", "traffic", "replicas", "state", "requests", "active")

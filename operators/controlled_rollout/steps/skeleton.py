@@ -187,8 +187,7 @@ async def _noting_looks(step: Step, target: Target, endpoint: str) -> AsyncItera
         yield
     finally:
         noting.cancel()
-        with suppress(asyncio.CancelledError):
-            await noting
+        await asyncio.gather(noting, return_exceptions=True)
 
 
 async def _keep_noting(target: Target, endpoint: str, version: str) -> None:
@@ -196,7 +195,7 @@ async def _keep_noting(target: Target, endpoint: str, version: str) -> None:
     pause_s = FIRST_NOTE_S
     while True:
         await asyncio.sleep(pause_s)
-        with suppress(ControlledRolloutError):
+        with suppress(Exception):  # whatever a target answers, the step itself decides what it means
             rollout = (await target.endpoint(endpoint)).rollout
             if rollout is not None and rollout.version == version:
                 pause_s = min(max(rollout.silence.total_seconds() / 4, FIRST_NOTE_S), LONGEST_NOTE_S)

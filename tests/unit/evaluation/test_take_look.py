@@ -22,6 +22,7 @@ from controlled_rollout.evaluation.next_action import FAULT_TIMEOUT, GateTerms, 
 from controlled_rollout.evidence import Evidence, EvidenceQuery
 from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.target import connect as connect_module
+from controlled_rollout.target.history import ON_SILENCE
 from controlled_rollout.target.protocol import Change
 from controlled_rollout.workspace import Workspace
 from tests.unit.evaluation.one_endpoint import OneEndpoint
@@ -84,6 +85,36 @@ def test_look_logs_share_time_requests_and_claims_and_is_recorded(gates: Gates) 
     assert gates.messages[1].startswith("fail: errors are higher")
     [decision] = record.read(gates.workspace, "digits", step="look")
     assert (decision.step, decision.outcome, decision.who) == ("look", "fail", "dag/run/gate")
+
+
+@pytest.mark.parametrize("fails", [None, TargetUnavailableError("the note is not taken")])
+def test_each_look_is_noted_beside_the_endpoint_and_one_that_cannot_be_is_a_look_all_the_same(
+    fails: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also a look that could not see the evidence: somebody was there."""
+    target = OneEndpoint(before=NOW - 5 * HOUR, created=NOW - 2 * HOUR, counted=dict)
+    target.refuses_notes = fails
+    monkeypatch.setattr(connect_module, "connect", target.connect)
+    monkeypatch.setattr(looks, "evidence_source", lambda workspace: Source(errors=5))
+
+    result = asyncio.run(take_look(Workspace.local(tmp_path), TERMS, print))
+
+    assert result.action is NextAction.WAIT
+    assert target.looked_at == ([] if fails else ["v2a"])
+    assert ("the note is not taken" in caplog.text) == bool(fails)
+
+
+def test_look_after_silence_ends_as_a_conflict_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = OneEndpoint(before=NOW - 5 * HOUR, created=NOW - 2 * HOUR, counted=dict)
+    taken_back = target.newest.roll_back("v2a").release("v2a")
+    asyncio.run(target.apply(taken_back, Change(who=ON_SILENCE, why="nobody looked since noon")))
+    monkeypatch.setattr(connect_module, "connect", target.connect)
+
+    result = asyncio.run(take_look(Workspace.local(tmp_path), TERMS.model_copy(update={"owner": "dag/run"}), print))
+
+    assert result.action is NextAction.CONFLICT
+    assert "the traffic of 'v2a' was taken back from dag/run in revision 3 (nobody looked since noon)" in result.reason
+    assert target.looked_at == []
 
 
 @pytest.mark.parametrize(("prometheus_url", "outcome"), [(None, "cannot_see"), ("http://prometheus", "fail")])
