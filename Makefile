@@ -31,8 +31,8 @@ lab: install  ## Install and compile what the tests need: once, the first time f
 test: lab  ## Run all tests that this machine can run
 	@scripts/test
 
-demos: install  ## Run the demo with each of its faults and check how it ends: for minutes, on an idle machine
-	@RUN_DEMOS=1 .venv/bin/pytest --quiet --durations=0 tests/local/test_demo.py -k "not leaves_nothing_running"
+demos: install  ## Run the demo with each of its faults, two at a time, and check how it ends: for minutes, on an idle machine
+	@RUN_DEMOS=1 scripts/run-tests 2 pytest --durations=0 tests/local/test_demo.py -k "not leaves_nothing_running"
 
 fuzz: install  ## Run the property tests with ten times as many, random examples (SEED=… repeats a run)
 	@echo "make fuzz SEED=$(SEED)"

@@ -56,16 +56,24 @@ def test_the_demo_promotes_without_a_failed_request_and_leaves_nothing_running(
     assert not [log for log in (folder / "logs").iterdir() if key in log.read_text(errors="replace")]
 
 
+# Two at a time, the longest first: a demo waits most of its time.
 @pytest.mark.skipif(os.environ.get("RUN_DEMOS") != "1", reason="`make demos` runs it, on a machine that is idle")
 @pytest.mark.parametrize(
     ("arguments", "result"),
     [
-        (("--treatment", "failing"), r"rolled back \S+: errors are higher, e-value .* of 3,000"),
-        (("--treatment", "slow"), r"rolled back \S+: latency is higher, e-value .* of 3,000"),
-        (("--treatment", "crash"), r"rolled back \S+: did not become ready: .*"),
-        (("--treatment", "flaky"), r"rolled back \S+: errors are higher, e-value .* of 3,000"),
-        (("--treatment", "skewed"), r"rolled back \S+: digit differs by more than 0\.1, e-value .* of 3,000"),
-        (("--metrics", "down"), PROMOTED),
+        pytest.param(arguments, result, id=name, marks=pytest.mark.xdist_group(f"demo {name}"))
+        for name, arguments, result in (
+            ("flaky", ("--treatment", "flaky"), r"rolled back \S+: errors are higher, e-value .* of 3,000"),
+            ("metrics down", ("--metrics", "down"), PROMOTED),
+            ("failing", ("--treatment", "failing"), r"rolled back \S+: errors are higher, e-value .* of 3,000"),
+            ("slow", ("--treatment", "slow"), r"rolled back \S+: latency is higher, e-value .* of 3,000"),
+            (
+                "skewed",
+                ("--treatment", "skewed"),
+                r"rolled back \S+: digit differs by more than 0\.1, e-value .*",
+            ),
+            ("crash", ("--treatment", "crash"), r"rolled back \S+: did not become ready: .*"),
+        )
     ],
 )
 def test_the_demo_rolls_a_bad_model_back_and_waits_while_it_sees_nothing(
