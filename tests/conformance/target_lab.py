@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from controlled_rollout import image
 from controlled_rollout.endpoint import VERSION_HEADER, Auth, Endpoint
@@ -23,12 +24,14 @@ from controlled_rollout.target.waiting import wait_until_ready, wait_until_serve
 from controlled_rollout.tokens import SigningKeys
 from controlled_rollout.workspace import Workspace, user_cache
 from tests.cluster.lab import Lab
+from tests.cluster.lab.layout import NODE_ADDRESS
 from tests.cluster.lab.turns import turn
-from tests.cluster.sandbox import SMALL, fresh_sandbox
+from tests.cluster.sandbox import SMALL, Sandbox, fresh_sandbox
 from tests.cluster.scoring_images import MODELS, build_all, project
-from tests.local import local_target_lab
+from tests.local import local_target_lab, token_issuer
 from tests.local.local_target_lab import Load, steady_load
 from tests.local.telemetry_lab import envelope, export
+from tests.local.token_issuer import Issuer
 from tests.polling import until
 
 __all__ = ["CHANGE", "MAX_WAIT", "Answer", "TargetLab", "cluster_lab", "local_lab"]
@@ -60,6 +63,7 @@ class TargetLab:
         settings: What every version is given, so that many fit on the machine.
         turn: Held while a test uses the target: another may want to break it.
         signing_keys: Returns the private keys that sign an endpoint's tokens, which only a test looks at.
+        issuer: Serves the keys of an outside issuer of tokens; yields it, and the address where the router reads them.
         forge: Writes rows into that store as somebody does who got past all that keeps others out.
     """
 
@@ -70,6 +74,7 @@ class TargetLab:
     turn: Callable[[], AbstractContextManager[None]]
     forge: Callable[[Sequence[Mapping[str, Any]]], None]
     signing_keys: Callable[[str], SigningKeys]
+    issuer: Callable[[], AbstractContextManager[tuple[Issuer, str]]]
 
     def endpoint(self, name: str, *, auth: Auth = Auth.KEY) -> Endpoint:
         """Return an endpoint that no other test has: all endpoints of a Gateway share its paths."""
@@ -161,7 +166,7 @@ def local_lab(folder: Path, **settings: Any) -> Iterator[TargetLab]:
             return read_signing_keys(lab.workspace.endpoints_folder / name)[0]
 
         settings = {"num_replicas": 1, "max_request_wait_time": 20_000}
-        yield TargetLab(lab.workspace, lab.target, images, settings, nullcontext, forge, signing_keys)
+        yield TargetLab(lab.workspace, lab.target, images, settings, nullcontext, forge, signing_keys, local_issuer)
 
 
 @contextmanager
@@ -182,9 +187,47 @@ def cluster_lab(lab: Lab, folder: Path) -> Iterator[TargetLab]:
             data = json.loads(sandbox.kubectl("get", "secret", secret, "-o", "jsonpath={.data}"))
             return SigningKeys(**{part: base64.b64decode(value).decode() for part, value in data.items()})
 
-        yield TargetLab(sandbox.workspace, sandbox.target, images, SMALL, use_lab, forge, signing_keys)
+        yield TargetLab(
+            sandbox.workspace,
+            sandbox.target,
+            images,
+            SMALL,
+            use_lab,
+            forge,
+            signing_keys,
+            partial(service_issuer, sandbox),
+        )
         with use_lab():
             stack.close()
+
+
+@contextmanager
+def local_issuer() -> Iterator[tuple[Issuer, str]]:
+    """Serve an issuer's keys to a router of this machine."""
+    with token_issuer.serving("127.0.0.1") as issuer:
+        yield issuer, f"http://127.0.0.1:{issuer.port}/keys"
+
+
+@contextmanager
+def service_issuer(sandbox: Sandbox) -> Iterator[tuple[Issuer, str]]:
+    """Serve an issuer's keys to the Gateway's Envoys, as a Service of the sandbox's namespace."""
+    if not sandbox.lab.is_ours:
+        pytest.skip("only the lab's pods reach a service of this machine")
+    name = f"issuer-{secrets.token_hex(3)}"
+    with token_issuer.serving(NODE_ADDRESS) as issuer:
+        ports = [{"name": "http", "port": issuer.port, "protocol": "TCP"}]
+        service = {"kind": "Service", "apiVersion": "v1", "metadata": {"name": name}, "spec": {"ports": ports}}
+        addresses = {
+            "kind": "EndpointSlice",
+            "apiVersion": "discovery.k8s.io/v1",
+            "metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [NODE_ADDRESS]}],
+            "ports": ports,
+        }
+        for manifest in (service, addresses):
+            sandbox.kubectl("create", "-f", "-", input=json.dumps(manifest))
+        yield issuer, f"http://{name}.{sandbox.namespace}.svc.cluster.local:{issuer.port}/keys"
 
 
 def _forge(url: str, headers: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:

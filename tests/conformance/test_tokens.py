@@ -14,13 +14,13 @@ from typing import Any
 import httpx
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from jwt.algorithms import ECAlgorithm
 
 from controlled_rollout.endpoint import Auth, EndpointError
 from controlled_rollout.target.kubernetes import key_set_standby
-from controlled_rollout.tokens import OWN_ISSUER, SigningKeys, key_set
+from controlled_rollout.tokens import OWN_ISSUER, SigningKeys, TokenIssuer, key_set
 from tests.conformance.target_lab import TargetLab
 
 HOUR = 3600
@@ -182,3 +182,49 @@ async def test_who_has_tokens_has_no_keys_and_the_other_way_round(target_lab: Ta
         await lab.target.regenerate_key(shared.name, "primary")
     with pytest.raises(EndpointError, match="1 minute to 24 hours"):
         await lab.target.token(shared.name, lifetime=timedelta(hours=25))
+
+
+async def test_tokens_of_an_outside_issuer_open_with_what_is_asked_for_and_its_keys_outlive_it(
+    target_lab: TargetLab,
+) -> None:
+    lab = target_lab
+    with lab.issuer() as (issuer, address):
+        outside = TokenIssuer(
+            issuer=issuer.name,
+            audience=issuer.audience,
+            jwks_uri=address,
+            required_claims={"roles": ("Digits.Score", "Digits.Admin"), "app.tenant": ("ours",)},
+            required_scopes=("score",),
+        )
+        endpoint = lab.endpoint("outside").model_copy(update={"auth": Auth.TOKEN, "token_issuer": outside})
+        endpoint = await lab.serve(lab.with_version(endpoint, "one"))
+        url = (await lab.target.status(endpoint.name)).url
+        asked: dict[str, Any] = {"roles": ["Other", "Digits.Score"], "app": {"tenant": "ours"}, "scp": "read score"}
+        issuer.keys["stranger"] = rsa.generate_private_key(65537, 2048)
+        stranger = issuer.token("stranger", **asked)
+        del issuer.keys["stranger"]
+        await lab.answers(endpoint, 200, key=issuer.token(**asked))
+
+        found = await answers(
+            url,
+            {
+                "a list of roles": issuer.token(**asked),
+                "one role": issuer.token(**{**asked, "roles": "Digits.Admin"}),
+                "scopes in the other claim": issuer.token(**{**asked, "scp": None, "scope": "score"}),
+                "no roles": issuer.token(**{**asked, "roles": None}),
+                "another role": issuer.token(**{**asked, "roles": ["Digits.Scorer"]}),
+                "another tenant": issuer.token(**{**asked, "app": {"tenant": "theirs"}}),
+                "a part of a scope": issuer.token(**{**asked, "scp": "scores"}),
+                "no scope": issuer.token(**{**asked, "scp": None}),
+                "another audience": issuer.token(**asked, aud="api://other"),
+                "another issuer": issuer.token(**asked, iss="https://login.example/other/v2.0"),
+                "another issuer's key": stranger,
+                "expired": issuer.token(**asked, exp=int(time.time()) - BEYOND_SKEW),
+            },
+        )
+        assert list(found.values()) == 3 * [200] + 5 * [403] + 4 * [401], found
+        with pytest.raises(EndpointError, match=f"its callers get them from {issuer.name}"):
+            await lab.target.token(endpoint.name)
+        issuer.answers = False
+    # It is away now: what it has signed goes on working, and what it has not stays out.
+    assert await answers(url, {"known": issuer.token(**asked), "unknown": stranger}) == {"known": 200, "unknown": 401}
