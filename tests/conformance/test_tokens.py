@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +15,17 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+import requests
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from jwt.algorithms import ECAlgorithm
 
 from controlled_rollout.endpoint import Auth, EndpointError
 from controlled_rollout.target.kubernetes import key_set_standby
+from controlled_rollout.target.local.supervisor_state import SupervisorState
 from controlled_rollout.tokens import OWN_ISSUER, SigningKeys, TokenIssuer, key_set
 from tests.conformance.target_lab import TargetLab
+from tests.polling import until
 
 HOUR = 3600
 # The router's clock may differ from the issuer's by 60 s.
@@ -182,6 +186,69 @@ async def test_who_has_tokens_has_no_keys_and_the_other_way_round(target_lab: Ta
         await lab.target.regenerate_key(shared.name, "primary")
     with pytest.raises(EndpointError, match="1 minute to 24 hours"):
         await lab.target.token(shared.name, lifetime=timedelta(hours=25))
+
+
+async def test_telemetry_says_why_each_request_was_refused_and_has_no_token(
+    target_lab: TargetLab, shared: Shared
+) -> None:
+    lab = target_lab
+    sent = {
+        "Jwt_is_missing": None,
+        "Jwt_is_expired": shared.signed(exp=int(time.time()) - BEYOND_SKEW),
+        "Audiences_in_Jwt_are_not_allowed": shared.signed(aud="other"),
+        "via_upstream": (await lab.target.token(shared.name)).token,
+    }
+    await answers(shared.url, sent)
+    about = f"tostring(Properties.endpoint) == '{shared.name}'"
+    words = "tostring(Properties.response_code_details)"
+
+    def has_all() -> bool:
+        found = {
+            f"{code} {word}" for code, word in rows(lab, f"AppRequests | where {about} | project ResultCode, {words}")
+        }
+        return all(any(part in row for row in found if row.startswith(status)) for part, status in expected.items())
+
+    expected = {part: "200" if part == "via_upstream" else "401" for part in sent}
+    await until(has_all, f"rows with the reasons {expected}", timeout_s=60)
+    everything = json.dumps(rows(lab, f"AppRequests | where {about} | project Name, Url, tostring(Properties)"))
+    assert not [token for token in sent.values() if token and token[:40] in everything]
+
+
+def rows(lab: TargetLab, query: str) -> list[list[Any]]:
+    """Return the rows that the store of the target's telemetry answers a query with."""
+    state = SupervisorState.read(lab.workspace) if lab.workspace.target == "local" else None
+    url = state.telemetry_url if state else lab.workspace.telemetry_endpoint
+    store = state.telemetry_workspace_id if state else lab.workspace.telemetry_workspace_id
+    token = state.telemetry_token_file if state else lab.workspace.telemetry_token_file
+    assert url and token
+    answer = httpx.post(
+        f"{url.removesuffix('/v1')}/v1/workspaces/{store}/query",
+        json={"query": query},
+        headers={"Authorization": f"Bearer {token.read_text().strip()}"},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    found: list[list[Any]] = answer.json()["tables"][0]["rows"]
+    return found
+
+
+async def test_real_clients_are_let_in_with_a_token_and_not_without(target_lab: TargetLab, shared: Shared) -> None:
+    token = (await target_lab.target.token(shared.name)).token
+
+    def by_curl(*options: str) -> str:
+        command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-m", "60", "-d", "{}", *options, shared.url]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def by_requests(headers: dict[str, str]) -> int:
+        with requests.Session() as session:
+            return session.post(shared.url, json={}, headers=headers, timeout=60).status_code
+
+    bearer = f"Bearer {token}"
+    assert await asyncio.to_thread(by_curl, "-H", f"Authorization: {bearer}") == "200"
+    assert await asyncio.to_thread(by_curl, "--oauth2-bearer", token) == "200"
+    assert await asyncio.to_thread(by_curl) == "401"
+    assert await asyncio.to_thread(by_requests, {"Authorization": bearer}) == 200
+    assert await asyncio.to_thread(by_requests, {"Authorization": bearer[:-8]}) == 401
 
 
 async def test_tokens_of_an_outside_issuer_open_with_what_is_asked_for_and_its_keys_outlive_it(
