@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import jwt
 import pytest
 
 from controlled_rollout import record
 from controlled_rollout.cli import main
 from controlled_rollout.cli.arguments import caller
-from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.endpoint import Auth, Endpoint
+from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.rollout import OnSilence
 from tests.local.local_target_lab import CRASHING, Lab, running
 
@@ -155,6 +157,40 @@ def test_score_uses_the_key_of_the_endpoint_until_it_is_replaced(lab: Lab, shell
     assert primary[1] not in before.values()
     assert secondary == ["secondary", before["secondary"]]
     assert shell("endpoint", "score", name, "--data", "{}")[0] == 0
+
+
+def test_tokens_are_printed_for_a_shell_used_by_score_and_rotated_and_the_hook_gives_the_same(
+    lab: Lab, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy = ("deploy", "with-tokens", "one", "--image", image(lab, "first"), "--auth", "token", *ONE_REPLICA)
+    assert shell(*deploy)[0] == 0
+    assert endpoint(lab, "with-tokens").auth is Auth.TOKEN
+
+    code, out, err = shell("keys", "token", "with-tokens", "--lifetime", "30 min")
+    printed = json.loads(shell("keys", "token", "with-tokens", "--json")[1])
+    head = jwt.get_unverified_header(out.strip())
+    claims = jwt.decode(out.strip(), options={"verify_signature": False})
+    assert (code, claims["aud"], claims["exp"] - claims["iat"]) == (0, "with-tokens", 1800)
+    assert err.startswith("get another one by ")
+    assert set(printed) == {"token", "refresh_by", "expires"}
+    assert shell("endpoint", "score", "with-tokens", "--data", "{}")[0] == 0
+    monkeypatch.setattr(WorkspaceHook, "get_workspace", lambda hook: lab.workspace)
+    token, refresh_by = WorkspaceHook().get_token("with-tokens")
+    assert jwt.get_unverified_header(token) == head
+    assert refresh_by > datetime.now(UTC)
+
+    assert shell("keys", "rotate", "with-tokens")[0] == 0
+    assert jwt.get_unverified_header(shell("keys", "token", "with-tokens")[1].strip()) != head
+    for refused in (
+        ("keys", "with-tokens"),
+        ("keys", "with-tokens", "--lifetime", "1 h"),
+        ("keys", "rotate", "with-tokens", "--lifetime", "1 h"),
+        ("keys", "token", "with-tokens", "--regenerate", "primary"),
+        ("keys", "token", "with-tokens", "--lifetime", "2 d"),
+    ):
+        assert shell(*refused)[0] == 1, refused
+    for log in lab.workspace.logs_folder.rglob("*.log*"):
+        assert not {token, out.strip(), printed["token"]} & set(re.split(r"[\s\"']", log.read_text(errors="replace")))
 
 
 def test_environment_variables_and_a_secret_from_stdin_reach_the_script(

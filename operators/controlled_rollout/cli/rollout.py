@@ -240,7 +240,9 @@ def _authentication(text: str) -> Auth | TokenIssuer:
 
     try:
         return authentication("auth", yaml.safe_load(text) if text.lstrip().startswith("{") else text)
-    except (yaml.YAMLError, ControlledRolloutError) as error:
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the fields of an issuer of tokens as YAML") from None
+    except ControlledRolloutError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 

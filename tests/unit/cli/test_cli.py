@@ -41,6 +41,8 @@ def chosen(workspace: Path | None = None, root: Path | None = None) -> Workspace
         ["status", "digits", "--json"],
         ["logs", "digits", "one"],
         ["keys", "digits"],
+        ["keys", "token", "digits"],
+        ["keys", "rotate", "digits"],
         ["delete", "digits", "--yes"],
         ["deploy", "digits", "one", "--image", IMAGE, "--timeout", "0"],
         ["shift", "digits", "one", "10", "--timeout", "0"],
@@ -93,6 +95,9 @@ def test_step_retries_until_its_timeout_and_reports_it_at_once(
         (["delete", "digits"], "--yes"),
         (["logs", "digits", "one", "--tail", "0"], "is not a number of lines"),
         (["keys", "digits", "--regenerate", "both"], "choose from"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--auth", "key,token"], "choose one of key, token, none"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--auth", "{issuer: a}"], "no issuer of tokens"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--auth", "{issuer: "], "as YAML"),
         (["status", "--workspace", "a", "--root", "b"], "not allowed with argument"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.target.overload import REASON_HEADER, WRONG_AUDIENCE_REASON
 from controlled_rollout.tokens import OWN_ISSUER, TokenIssuer
 
 __all__ = ["REASON_TAG", "WRONG_AUDIENCE", "token_checks"]
@@ -23,7 +24,8 @@ WRONG_AUDIENCE: Final[Mapping[str, Any]] = {
         "responseHeaders": [{"name": "www-authenticate", "value": {"type": "Prefix", "value": "Bearer realm="}}],
     },
     "source": "Local",
-    "response": {"statusCode": 401},
+    # Envoy's own words get lost here.
+    "response": {"statusCode": 401, "header": {"set": [{"name": REASON_HEADER, "value": WRONG_AUDIENCE_REASON}]}},
 }
 # The span's tag with Envoy's words for why it refused a request, which never have the token.
 REASON_TAG: Final[Mapping[str, str]] = {"response_code_details": "%RESPONSE_CODE_DETAILS%"}

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
+from controlled_rollout.target.local.envoy_overload import refusal_headers
+from controlled_rollout.target.overload import WRONG_AUDIENCE_REASON
 
 __all__ = [
     "TOKENS_VERSION",
@@ -144,6 +146,7 @@ def wrong_audience_reply() -> dict[str, Any]:
             }
         },
         "status_code": 401,
+        "headers_to_add": refusal_headers(WRONG_AUDIENCE_REASON, comes_again=False),
     }
 
 

@@ -79,6 +79,7 @@ class IssuerKeys:
         self._on_change = on_change
         self._clock = clock
         self._issuers: dict[str, _Issuer] = {}
+        self._told: dict[str, str] = {}
         self._no_keys = ""
         self._wake_up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -133,19 +134,14 @@ class IssuerKeys:
         while True:
             self._wake_up.clear()
             now = time.monotonic()
-            accepted = {uri: self._valid(issuer) for uri, issuer in self._issuers.items()}
             await asyncio.gather(*(self._read(uri) for uri, issuer in self._issuers.items() if issuer.due <= now))
-            if any(self._is_other(uri, before) for uri, before in accepted.items()):
+            accepted = {uri: stored.key_set for uri in self._issuers if (stored := self._valid(self._issuers[uri]))}
+            if accepted != self._told:
+                self._told = accepted
                 self._on_change()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_S):
                     await self._wake_up.wait()
-
-    def _is_other(self, uri: str, before: _Stored | None) -> bool:
-        """Return whether other keys of an issuer are accepted than before."""
-        issuer = self._issuers.get(uri)
-        now = self._valid(issuer) if issuer else None
-        return (now.key_set if now else None) != (before.key_set if before else None)
 
     async def _read(self, uri: str) -> None:
         """Read the keys of one issuer, and note when they are read next."""
