@@ -153,6 +153,7 @@ def export(*spans: dict[str, Any]) -> bytes:
             "version": fields.get("version", "control"),
             "routed_by": fields.get("routed_by", "weights"),
             "sticky_key": fields.get("user"),
+            "reason": fields.get("reason"),
         }
         for key, value in tags.items():
             if value is not None:

@@ -93,3 +93,23 @@ def test_a_gate_that_counts_requests_reads_no_users(store: Process) -> None:
     evidence = read(store, "plain", Gate())
     assert [one.control.users for one in evidence.bins] == [()]
     assert not any("User" in query for query in evidence.queries)
+
+
+def test_a_user_whose_first_request_found_no_room_tells_of_the_split_alone(store: Process) -> None:
+    """The same requests count for nothing else: a model is not blamed, and not praised, for what it has not scored."""
+    at = STARTED + 100 * S
+    full = {"endpoint": "crowded", "version": "treatment", "code": "503", "reason": "queue-full", "at": at}
+    store.send(
+        {**full, "user": "first"},
+        {"endpoint": "crowded", "version": "treatment", "user": "first", "at": at + S, "code": "500"},
+        {"endpoint": "crowded", "version": "treatment", "user": "second", "at": at, "code": "500"},
+        {"endpoint": "crowded", "user": "third", "at": at},
+    )
+    gate = Gate(unit="user", latency_quantiles=())
+
+    [counted] = read(store, "crowded", gate).bins
+
+    assert counted.treatment.users == (UserCounts(2, 1, overloaded=1),)
+    assert counted.control.users == (UserCounts(1, 0),)
+    verdict = judge([counted], gate)
+    assert verdict.treatment_requests == 2

@@ -110,12 +110,14 @@ def user_rows(rows: Iterable[Row], request: StoreRequest, *, until: datetime) ->
     for row in rows:
         key = _bin_key(row, request, until=until, bin_width=request.key.window.bin_width)
         users = _whole_number(row, "Users")
+        scored = users - _whole_number(row, "Overloaded", most=users)
         above = _finite(row, "Above", least=0.0, most=1.0)
         counts = UserCounts(
             users=users,
-            errors=_whole_number(row, "Errors", most=users),
-            slow=tuple(_whole_number(row, f"Slow{n}", most=users) for n in range(len(request.thresholds_ms))),
+            errors=_whole_number(row, "Errors", most=scored),
+            slow=tuple(_whole_number(row, f"Slow{n}", most=scored) for n in range(len(request.thresholds_ms))),
             above=above,
+            overloaded=users - scored,
         )
         if (*key, above) in found:
             raise _unreadable("Above", above, "each way of being drawn once for each bin and version")

@@ -121,18 +121,18 @@ def users_query(request: StoreRequest, *, until: datetime | None, bin_width: tim
     shares = "".join(f"Step == {number}, {_kql_real(share)}, " for number, (_, share) in enumerate(steps))
     slow = "".join(
         f",\n    Slow{number} = countif(DurationMs > iff(Version == '{treatment}', "
-        f"{_kql_real(threshold * (1 + key.tolerance))}, {_kql_real(threshold)}))"
+        f"{_kql_real(threshold * (1 + key.tolerance))}, {_kql_real(threshold)}) and not({_NO_ROOM}))"
         for number, threshold in enumerate(request.thresholds_ms)
     )
     return (
         f"let Seen = {_evidence_rows(_kql_datetime(request.since), end, with_user=True)}"
         f"| where Endpoint == '{check_name(key.endpoint)}' and Version in ('{control}', '{treatment}')\n"
-        f"| where isnotempty(User) and not({_NO_ROOM})\n"
+        "| where isnotempty(User)\n"
         f"| extend Step = case({', '.join(times)}, {len(steps) - 1})\n"
         "| where Step != -2\n"
         f"| extend Share = case({shares}0.0);\n"
         "let First = Seen\n"
-        "| summarize arg_min(TimeGenerated, Version, ResultCode, Flags, DurationMs, Share) by User, Step;\n"
+        "| summarize arg_min(TimeGenerated, Version, ResultCode, Flags, Reason, DurationMs, Share) by User, Step;\n"
         "let Users = Seen\n"
         f"| extend Treated = iff(Version == '{treatment}' and Step >= 0, Step, {len(steps)})\n"
         "| summarize TreatedSince = min(Treated) by User;\n"
@@ -141,9 +141,11 @@ def users_query(request: StoreRequest, *, until: datetime | None, bin_width: tim
         "| where Step <= TreatedSince\n"
         "| join kind=inner (First | project User, OtherStep = Step, OtherShare = Share) on User\n"
         "| extend Drawn = iff(OtherStep >= 0 and OtherStep < Step, OtherShare, 0.0)\n"
-        "| summarize Above = max(Drawn) by User, Step, TimeGenerated, Version, ResultCode, Flags, DurationMs, Share\n"
+        "| summarize Above = max(Drawn)\n"
+        "    by User, Step, TimeGenerated, Version, ResultCode, Flags, Reason, DurationMs, Share\n"
         "| where Above == 0.0 or Above < Share\n"
-        f"| summarize Users = count(), Errors = countif({_IS_ERROR}){slow}\n"
+        f"| summarize Users = count(), Errors = countif({_IS_ERROR} and not({_NO_ROOM})),\n"
+        f"    Overloaded = countif({_NO_ROOM}){slow}\n"
         f"    by Version, Bin = bin(TimeGenerated, {_kql_timespan(bin_width)}), Before = Step < 0, Above"
     )
 

@@ -100,7 +100,7 @@ class LogAnalyticsEvidence:
         width = request.key.window.bin_width
         slow = [f"Slow{number}" for number in range(len(request.thresholds_ms))]
         query = kql.users_query(request, until=until, bin_width=width, guard=SPLIT_GUARD)
-        rows = await self._query(query, "Version", "Bin", "Before", "Above", "Users", "Errors", *slow)
+        rows = await self._query(query, "Version", "Bin", "Before", "Above", "Users", "Errors", "Overloaded", *slow)
         return answers.user_rows(rows, request, until=until)
 
     async def _query_metric(self, metric: str, query: str, *columns: str) -> list[dict[str, Any]]:

@@ -337,12 +337,15 @@ class UserCounts:
         slow: As in `Counts`, of their first requests.
         above: What is known of how they were drawn: at an earlier split, at which the treatment had this part of the
             traffic, they were in control. 0: they are new, or were in control before the treatment had traffic.
+        overloaded: As in `Counts`: those whose first request was refused without scoring it. They say something of the
+            split alone.
     """
 
     users: int
     errors: int
     slow: tuple[int, ...] = ()
     above: float = 0.0
+    overloaded: int = 0
 
 
 # One for all: a look may carry tens of thousands of counts.

@@ -64,4 +64,4 @@ def _counts(users: UserCounts | None, requests: Counts) -> Counts:
     """Return users as counts; none if there are no users, with as many latency thresholds as the requests have."""
     if users is None:
         return Counts(requests=0, errors=0, slow=(0,) * len(requests.slow))
-    return Counts(requests=users.users, errors=users.errors, slow=users.slow)
+    return Counts(requests=users.users, errors=users.errors, slow=users.slow, overloaded=users.overloaded)
