@@ -21,7 +21,9 @@ DAG_FILE = """
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
-from controlled_rollout import ControlledRollout, RollBackOperator, RolloutVersionOperator
+from controlled_rollout import (
+    CheckConnectivityOperator, ControlledRollout, RollBackOperator, RolloutVersionOperator
+)
 
 ARGUMENTS = {{
     "image": "{image}", "settings": {{"num_replicas": 1}}, "on_deadline": "ask", "keep_warm": 0,
@@ -59,6 +61,12 @@ with DAG("twice", schedule=None):
     ).expand(endpoint=["first", "first"]) >> RollBackOperator.partial(
         task_id="roll_back", trigger_rule="all_done", **of_new
     ).expand(endpoint=["first", "first"])
+
+with DAG("network", schedule=None):
+    for name in ("open", "unknown"):
+        CheckConnectivityOperator(
+            task_id=name, endpoint="first", destinations=["{{{{ dag_run.conf['" + name + "'] }}}}"], retries=0
+        )
 
 with DAG("nothing_new", schedule=None):
     skipped() >> ControlledRollout(endpoint="never", **ARGUMENTS) >> EmptyOperator(task_id="notify")
@@ -162,6 +170,14 @@ def test_of_two_mapped_instances_with_one_endpoint_one_holds_it_and_the_other_is
     # The other one was refused, and has rolled nothing back.
     assert [revision.change.who for revision in history][-2:] == [f"{owner}/roll_out", f"{owner}/roll_back"]
     assert history[-1].endpoint.rollout is None
+
+
+def test_check_of_the_network_fails_with_what_to_do_for_a_server_that_is_not_reached(lab: Lab, dags: Dags) -> None:
+    answer = dags.run("network", open=f"{lab.state.router_url}/healthz", unknown="tcp://no-such-host.invalid:5432")
+
+    assert (answer["state"], states(answer)) == ("failed", {"open": "success", "unknown": "failed"})
+    log = (lab.folder / "dags.log").read_text()
+    assert "let the name server that this machine uses know no-such-host.invalid" in log
 
 
 def test_group_after_a_skipped_task_is_skipped_and_so_is_what_follows(dags: Dags) -> None:
