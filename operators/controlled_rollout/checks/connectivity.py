@@ -57,7 +57,7 @@ class Question:
         endpoint: Whose versions' network is checked too, from a pod; empty for none. On Kubernetes only.
         version: Whose labels the pod gets; empty, or one that is not there, for control's.
         destinations: URLs that have to be reached besides, from the worker and from the pod.
-        needs_pod: Whether it counts as a failure that the pod cannot run.
+        needs_pod: Whether it counts as a failure that the pod cannot run, or that there is no such endpoint.
     """
 
     endpoint: str = ""
@@ -214,6 +214,8 @@ async def _check_from_pods(
     async def run_pod() -> str:
         """Run the pod, and keep what it has found; return a sentence on it."""
         nonlocal asked, probes
+        if not question.needs_pod and not await revisions.history(api, workspace.namespace, question.endpoint):
+            return f"not checked: endpoint {question.endpoint} does not exist yet"
         history = await revisions.existing_history(api, workspace.namespace, question.endpoint)
         endpoint = history[-1].endpoint
         version = version_to_be(endpoint, question.version)
