@@ -11,7 +11,7 @@ __all__ = ["DOWN_WINDOW_S", "Demand", "History", "Reading"]
 DOWN_WINDOW_S: Final = 60.0
 # After so long without a reading nobody knows what was in between: the minute begins anew.
 GAP_S: Final = 10.0
-# Readings that come faster replace one another, so that a history is never longer than 120 readings.
+# Of readings that come faster the highest counts, so that a history is never longer than 121 readings.
 SHORTEST_INTERVAL_S: Final = 0.5
 # How far a burst is extrapolated.
 LOOKAHEAD_S: Final = 3.0
@@ -69,7 +69,7 @@ class Demand(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What has been read so far: immutable, at most 120 readings. An empty one is that of a process that just started.
+    """What has been read so far: immutable, at most 121 readings. An empty one is that of a process that just started.
 
     Attributes:
         demands: The demand of each reading of the last minute, oldest first.
@@ -93,11 +93,13 @@ class History:
         # A clock that was set back: what seemed to be a minute was none.
         since = min(since, now)
         kept = [demand for demand in kept if demand.at >= since]
+        at, highest, asked = now, reading.demand, 0
         if kept and now - kept[-1].at < SHORTEST_INTERVAL_S:
-            kept = kept[:-1]
-        latest = [*(demand.latest for demand in kept), reading.demand]
-        estimates = [_estimate(latest[-MEAN_OF:]), *_burst(latest, kept, now)]
-        return replace(self, demands=(*kept, Demand(now, latest[-1], tuple(estimates))), since=since)
+            same = kept.pop()
+            at, highest, asked = same.at, max(same.latest, reading.demand), same.asked
+        latest = [*(demand.latest for demand in kept), highest]
+        estimates = [_estimate(latest[-MEAN_OF:]), *_burst(latest, kept, at)]
+        return replace(self, demands=(*kept, Demand(at, highest, tuple(estimates), asked)), since=since)
 
     def with_asked(self, replicas: int, now: float) -> "History":
         """Return the history with the number of replicas that its newest reading has asked for at `now`."""

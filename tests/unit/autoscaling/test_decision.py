@@ -153,6 +153,23 @@ def test_changes_are_as_far_apart_as_the_refresh_time_asks_for() -> None:
     assert after([6.0], wanted=5, history=waits.history, start=NOW + 30, limits=slow).replicas == 9
 
 
+def test_readings_that_come_faster_than_twice_a_second_count_as_one_and_say_the_same() -> None:
+    decision = Decision(10, "", History())
+    for tenth in range(1240):
+        demand = 6.0 if tenth < 650 else 1.0
+        decision = decide(
+            LIMITS,
+            Reading(demand),
+            wanted=decision.replicas,
+            ready=decision.replicas,
+            now=NOW + tenth / 10,
+            history=decision.history,
+        )
+        assert decision.replicas == (10 if tenth < 600 else 9)
+    assert len(decision.history.demands) <= 121
+    assert after([1.0] * 5, wanted=9, history=decision.history, start=NOW + 124).replicas == 2
+
+
 def test_clock_that_was_set_back_takes_no_replica_away_before_a_minute() -> None:
     seen = after([0.0] * 30, wanted=5)
     assert after([0.0] * 60, wanted=5, history=seen.history, start=NOW - 1000).replicas == 5
