@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from controlled_rollout.collection_settings import Collection
-from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ImageError
 from controlled_rollout.target.protocol import CollectedCounts
 from tests.local.local_target_lab import CHANGE, VERSION_HEADER, Lab, running
@@ -82,6 +82,31 @@ async def test_the_key_reaches_neither_the_version_nor_any_log(lab: Lab, caller:
     assert lab.workspace.root.stat().st_mode & 0o077 == 0
     assert lab.state.socket.stat().st_mode & 0o077 == 0
     assert lab.state.envoy_admin.stat().st_mode & 0o077 == 0
+
+
+async def test_a_token_reaches_neither_the_version_nor_any_log_whatever_the_size_of_the_request(
+    lab: Lab, caller: httpx.AsyncClient
+) -> None:
+    script = (
+        "from azureml_inference_server_http.api.aml_request import rawhttp\n"
+        "def init():\n    pass\n"
+        "@rawhttp\ndef run(request):\n    return {name.lower(): value for name, value in request.headers.items()}\n"
+    )
+    endpoint = Endpoint(name="secret-token", auth=Auth.TOKEN)
+    _, status = await lab.serve(endpoint.create_version("one", image=await lab.image(script=script)))
+    token = (await lab.target.token(endpoint.name)).token
+
+    for size in (2, 300_000, 5_000_000):
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = await caller.post(status.url, content=b"x" * size, headers=headers, timeout=60)
+        refused = await caller.post(status.url, content=b"x" * size, headers={"Authorization": "Bearer x"}, timeout=60)
+        assert (answer.status_code, refused.status_code) == (200, 401), answer.text
+        assert token not in answer.text
+        assert "authorization" not in answer.json()
+    for path in lab.workspace.logs_folder.rglob("*.log*"):
+        assert token not in path.read_text(errors="replace")
+    for path in (lab.workspace.endpoints_folder / endpoint.name).glob("*.json"):
+        assert path.stat().st_mode & 0o077 == 0
 
 
 async def test_a_body_above_the_limit_is_answered_413(lab: Lab, caller: httpx.AsyncClient) -> None:
