@@ -39,24 +39,36 @@ def own_buildah(folder: Path) -> Iterator[list[str]]:
         subprocess.run([*command, "rmi", "--all", "--force"], capture_output=True)
 
 
-def build_image(buildah: Sequence[str], folder: Path, base: str) -> dict[str, Any]:
-    """Build the image as `NAME` from a base image, and return its configuration.
+def build_image(
+    buildah: Sequence[str],
+    folder: Path,
+    base: str,
+    *,
+    dockerfile: Path = FOLDER / "Dockerfile",
+    context: Path = FOLDER,
+    name: str = NAME,
+) -> dict[str, Any]:
+    """Build the image of the collector, or another one, from a base image, and return its configuration.
 
     Args:
         buildah: The command.
         folder: For the build's secrets.
         base: A reference in a registry that takes plain HTTP.
+        dockerfile: What it is built by.
+        context: What the build may take.
+        name: How it is called then.
     """
-    given = build_secrets([], (FOLDER / "Dockerfile").read_text())
-    for name in ("settings", "certificates"):
-        (folder / name).write_bytes(given.get(name, b""))
+    given = build_secrets([], dockerfile.read_text())
+    for secret in ("settings", "certificates"):
+        (folder / secret).write_bytes(given.get(secret, b""))
     call(
         *(*buildah, "build", "--isolation", "chroot", "--network", "host", "--tls-verify=false", "--format", "oci"),
-        *(f"--secret=id={name},src={folder / name}" for name in ("settings", "certificates")),
-        *(f"--build-arg=BASE_IMAGE={base}", "--tag", NAME),
-        *("--file", str(FOLDER / "Dockerfile"), str(FOLDER)),
+        *(f"--secret=id={secret},src={folder / secret}" for secret in ("settings", "certificates")),
+        *(f"--build-arg=BASE_IMAGE={base}", "--tag", name),
+        f"--ignorefile={dockerfile.with_name('Dockerfile.dockerignore')}",
+        *("--file", str(dockerfile), str(context)),
     )
-    image: dict[str, Any] = json.loads(call(*buildah, "inspect", "--type", "image", NAME))["OCIv1"]["config"]
+    image: dict[str, Any] = json.loads(call(*buildah, "inspect", "--type", "image", name))["OCIv1"]["config"]
     return image
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from controlled_rollout.evidence.collected.spark_engine import SparkEngine
 from tests.benchmarks import (
     abuse,
+    agent,
     autoscaled_step,
     capture,
     cluster,
@@ -475,6 +476,7 @@ def main() -> None:
         "collected": collected_section,
         "spark": spark_section,
         "autoscaling": autoscaling_section,
+        "agent": agent.section,
         "import": import_section,
     }
     if options.only:

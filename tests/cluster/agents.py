@@ -1,24 +1,32 @@
-"""Agents of a test: processes that sign in with the shipped ServiceAccount and Roles, as their pods would."""
+"""Agents of a test: they sign in with the shipped ServiceAccount and Roles, as their pods would."""
 
+import asyncio
 import base64
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import yaml
 
+from controlled_rollout.agent.leadership import Leadership
+from controlled_rollout.agent.namespace_work import work_for
+from controlled_rollout.cluster.api import Api
+from controlled_rollout.cluster.pod_client import open_pod_client
 from controlled_rollout.target.kubernetes.permissions import agent_as_yaml
 from tests.cluster.sandbox import Sandbox
 from tests.polling import wait_until
 
-__all__ = ["ACCOUNT", "Agent", "agent_roles", "running_agent"]
+__all__ = ["ACCOUNT", "Agent", "Line", "agent_roles", "recorded_agent", "running_agent"]
 
 ACCOUNT = "controlled-rollout-agent"
 START_S = 90
@@ -31,7 +39,6 @@ class Agent:
     Attributes:
         process: The process.
         log_file: What it has written.
-        name: The name of its log file, and of its folder.
     """
 
     process: "subprocess.Popen[bytes]"
@@ -113,3 +120,115 @@ def _service_account(sandbox: Sandbox, folder: Path, server: str | None) -> dict
     (folder / "token").write_text(kubeconfig["users"][0]["user"]["token"])
     address = urlsplit(server or cluster["server"])
     return {"KUBERNETES_SERVICE_HOST": str(address.hostname), "KUBERNETES_SERVICE_PORT": str(address.port or 443)}
+
+
+@dataclass
+class Line:
+    """A line to the API server, which can be cut: then nothing is answered, and nothing is refused.
+
+    Attributes:
+        server: The address behind it.
+        address: Its own address, on the same host: the server's certificate is for that.
+        is_open: Cleared to cut it.
+    """
+
+    server: str
+    address: str = ""
+    is_open: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: list["asyncio.Task[None]"] = field(default_factory=list)
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Line"]:
+        """Pass on what comes, until the end of the block."""
+        host, port = urlsplit(self.server).hostname, urlsplit(self.server).port or 443
+        self.is_open.set()
+
+        async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """Pass the bytes of one direction on."""
+            with suppress(OSError):
+                while content := await reader.read(65536):
+                    await self.is_open.wait()
+                    writer.write(content)
+                    await writer.drain()
+            writer.close()
+
+        async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """Pass the bytes of one connection on, in both directions."""
+            there, back = await asyncio.open_connection(host, port)
+            self.writers += [back, writer]
+            self.tasks += [asyncio.create_task(pass_on(*pair)) for pair in ((reader, back), (there, writer))]
+
+        server = await asyncio.start_server(connect, host, 0)
+        self.address = f"https://{host}:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+            await server.wait_closed()
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
+            for writer in self.writers:
+                writer.transport.abort()
+                with suppress(OSError):
+                    await writer.wait_closed()
+
+
+@asynccontextmanager
+async def recorded_agent(sandbox: Sandbox, folder: Path) -> AsyncIterator[set[tuple[str, str, str]]]:
+    """Run an agent in this process; give what it has asked the API server for: verb, API group and resource."""
+    folder.mkdir(parents=True)
+    used: set[tuple[str, str, str]] = set()
+
+    class Recorded:
+        """A client that notes what is asked for."""
+
+        def __init__(self, client: Any) -> None:
+            self._client = client
+            self.configuration = client.configuration
+            self.update_params_for_auth = client.update_params_for_auth
+
+        @property
+        def rest_client(self) -> "Recorded":
+            return self
+
+        async def request(self, method: str, url: str, **options: Any) -> Any:
+            if permission := _permission(method, urlsplit(url).path, options["query_params"]):
+                used.add(permission)
+            response = await self._client.request(method, url, **options)
+            if permission and method == "PATCH" and response.status == 201:
+                # An apply of an object that was not there.
+                used.add(("create", *permission[1:]))
+            return response
+
+    @asynccontextmanager
+    async def open_recorded() -> AsyncIterator[Recorded]:
+        async with open_pod_client(folder) as client:
+            yield Recorded(client)
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in _service_account(sandbox, folder, None).items():
+            patched.setenv(name, value)
+        workspace = sandbox.workspace.model_copy(update={"open_cluster": open_recorded, "kubeconfig": None})
+        async with Api.open(workspace) as api:
+            leadership = Leadership(api, sandbox.namespace, "recorded")
+            running = asyncio.create_task(leadership.run(partial(work_for, workspace)))
+            try:
+                yield used
+            finally:
+                running.cancel()
+                with suppress(asyncio.CancelledError):
+                    await running
+
+
+def _permission(method: str, path: str, query: dict[str, str]) -> tuple[str, str, str] | None:
+    """Return the verb, the API group and the resource of a request; None if it needs no permission of a namespace."""
+    match = re.fullmatch(r"/(?:api|apis/([^/]+))/[^/]+/namespaces/[^/]+/([^/]+)(?:/([^/]+)(?:/(\w+).*)?)?", path)
+    if match is None:
+        return None
+    group, resource, name, subresource = match.groups(default="")
+    verb = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}[method]
+    if method == "GET" and not name:
+        verb = "watch" if query.get("watch") else "list"
+    return verb, group, f"{resource}/{subresource}" if subresource else resource

@@ -67,6 +67,7 @@ class Sandbox:
     async def roll_out(self, version: str, image: str = "steady", **settings: object) -> Endpoint:
         """Roll a version out as `OWNER`; by default with the settings `SMALL`."""
         auth = settings.pop("auth", Auth.KEY)
+        silence: dict[str, Any] = {name: settings.pop(name) for name in ("on_silence", "silence") if name in settings}
         return await steps.roll_out(
             self.workspace,
             self.endpoint,
@@ -76,6 +77,7 @@ class Sandbox:
             change=CHANGE,
             auth=Auth(str(auth)),
             settings={**SMALL, **settings},
+            **silence,
             timeout=MAX_WAIT,
             progress=self.progress_lines.append,
         )

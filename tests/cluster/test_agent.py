@@ -2,54 +2,186 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import signal
 from pathlib import Path
-from typing import Any
 
-import httpx
+import pytest
+import yaml
 
 from controlled_rollout.target.kubernetes.names import version_object_name
-from tests.cluster.agents import agent_roles, running_agent
+from tests.agent_image import agent_image
+from tests.cluster.agent_callers import LONG_S, deployment, has_replicas, kubectl, open_requests, replicas
+from tests.cluster.agents import Line, agent_roles, running_agent
+from tests.cluster.lab import Lab
 from tests.cluster.sandbox import Sandbox
 from tests.polling import until
 
-# A busy machine takes its time to start pods.
-LONG_S = 150
+pytestmark = pytest.mark.timeout(900, func_only=True)
+
+KEDA = """
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: scaledobjects.keda.sh}
+spec:
+  group: keda.sh
+  names: {kind: ScaledObject, listKind: ScaledObjectList, plural: scaledobjects, singular: scaledobject}
+  scope: Namespaced
+  versions:
+    - name: v1alpha1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+"""
 
 
-def deployment(sandbox: Sandbox, version: str) -> dict[str, Any]:
-    name = version_object_name(sandbox.endpoint, version)
-    found: dict[str, Any] = json.loads(sandbox.kubectl("get", "deployment", name, "-o", "json"))
-    return found
+async def status_says(sandbox: Sandbox, *parts: str) -> None:
+    async def does() -> bool:
+        said = "\n".join((await sandbox.target.status(sandbox.endpoint)).warnings)
+        return all(part in said for part in parts)
+
+    await until(does, f"status says {parts}", timeout_s=LONG_S, interval_s=1.0)
 
 
-@asynccontextmanager
-async def open_requests(sandbox: Sandbox, number: int, seconds: float) -> AsyncIterator[None]:
-    """Keep so many requests open at the sandbox's endpoint at all times, each of `seconds`."""
-    headers = {"Authorization": f"Bearer {await sandbox.key()}"}
-    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None)) as caller:
+async def status_is_silent(sandbox: Sandbox) -> None:
+    async def does() -> bool:
+        return (await sandbox.target.status(sandbox.endpoint)).warnings == ()
 
-        async def ask() -> None:
-            while True:
-                await caller.post(sandbox.url, json={"sleep_s": seconds}, headers=headers)
-
-        asking = [asyncio.create_task(ask()) for _ in range(number)]
-        try:
-            yield
-        finally:
-            for one in asking:
-                one.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
+    await until(does, "status says nothing", timeout_s=LONG_S, interval_s=1.0)
 
 
-async def test_replicas_follow_the_load(sandbox: Sandbox, tmp_path: Path) -> None:
+def scaler_of(name: str, kind: str, version: str) -> str:
+    """Return another autoscaler of a Deployment, which does nothing of its own in the lab."""
+    spec = {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}}
+    bounds = {"minReplicas": 1, "maxReplicas": 9} if kind == "HorizontalPodAutoscaler" else {}
+    body = {"apiVersion": version, "kind": kind, "metadata": {"name": "theirs"}, "spec": spec | bounds}
+    return json.dumps(body)
+
+
+async def test_replicas_follow_the_load_whichever_agent_is_at_work_and_what_others_scale_is_left_alone(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     await sandbox.roll_out("one", autoscale_max_replicas=3, replica_max_concurrent_requests=1)
-    with agent_roles(sandbox), running_agent(sandbox, tmp_path / "agent"):
-        async with open_requests(sandbox, 3, 5.0):
-            await until(
-                lambda: deployment(sandbox, "one")["spec"]["replicas"] == 3,
-                "three replicas are asked for",
-                timeout_s=LONG_S,
-                interval_s=1.0,
+    name = version_object_name(sandbox.endpoint, "one")
+    with (
+        agent_roles(sandbox),
+        running_agent(sandbox, tmp_path / "first") as first,
+        running_agent(sandbox, tmp_path / "second", wait=False) as second,
+    ):
+        async with open_requests(sandbox, 2, 2.0):
+            await has_replicas(sandbox, "one", 3)
+            said = (await deployment(sandbox, "one"))["metadata"]["annotations"]["controlled-rollout/autoscaled"]
+            assert "1 → " in said or "→ 3 replicas" in said
+
+            assert not second.is_at_work()
+            first.kill()
+            await until(second.is_at_work, "the second agent has taken over", timeout_s=LONG_S, interval_s=0.5)
+            assert await replicas(sandbox, "one") == 3
+
+            await kubectl(
+                sandbox, "create", "-f", "-", input=scaler_of(name, "HorizontalPodAutoscaler", "autoscaling/v2")
             )
+            await status_says(sandbox, "is not scaled by its load: HorizontalPodAutoscaler 'theirs' scales it")
+            await kubectl(sandbox, "delete", "horizontalpodautoscaler", "theirs")
+            await status_is_silent(sandbox)
+
+            # A person takes two of them away: they stay away, whatever the load.
+            await kubectl(sandbox, "scale", "deployment", name, "--replicas=1")
+            await status_says(sandbox, "has set the number of its replicas, and nobody changes what others have set")
+            assert await replicas(sandbox, "one") == 1
+            manager = ("--field-manager=controlled-rollout-scale", "--type=merge")
+            await kubectl(sandbox, "patch", "deployment", name, *manager, "--patch", '{"spec":{"replicas":2}}')
+            await has_replicas(sandbox, "one", 3)
+        # Nobody asks any more: fewer, after the minute.
+        await has_replicas(sandbox, "one", 1)
+
+
+async def test_a_scaled_object_of_keda_is_found_and_its_version_left_alone(sandbox: Sandbox, tmp_path: Path) -> None:
+    try:
+        await asyncio.to_thread(lambda: sandbox.lab.kubectl("create", "-f", "-", input=KEDA))
+        is_ours = True
+    except Exception as error:
+        assert "AlreadyExists" in str(error), error
+        is_ours = False
+    try:
+        await asyncio.to_thread(
+            lambda: sandbox.lab.kubectl(
+                "wait", "--for=condition=Established", "crd/scaledobjects.keda.sh", "--timeout=60s"
+            )
+        )
+        await sandbox.roll_out("one")
+        name = version_object_name(sandbox.endpoint, "one")
+        await kubectl(sandbox, "create", "-f", "-", input=scaler_of(name, "ScaledObject", "keda.sh/v1alpha1"))
+        with agent_roles(sandbox), running_agent(sandbox, tmp_path / "agent"):
+            await status_says(sandbox, "is not scaled by its load: ScaledObject 'theirs' scales it")
+    finally:
+        if is_ours:
+            sandbox.lab.kubectl("delete", "crd", "scaledobjects.keda.sh", "--wait=false")
+
+
+async def test_an_agent_that_is_cut_off_from_the_api_server_gives_up_and_acts_no_more(
+    sandbox: Sandbox, lab: Lab, tmp_path: Path
+) -> None:
+    if not lab.is_ours:
+        pytest.skip("the certificate of another cluster's API server is not for an address of this machine")
+    kubeconfig = yaml.safe_load(lab.kubeconfig.read_text())
+    await sandbox.roll_out("one", autoscale_max_replicas=3, replica_max_concurrent_requests=1)
+    async with Line(kubeconfig["clusters"][0]["cluster"]["server"]).running() as line:
+        with (
+            agent_roles(sandbox),
+            running_agent(sandbox, tmp_path / "first", server=line.address, wait=False) as first,
+        ):
+            await until(first.is_at_work, "the first agent is at work", timeout_s=LONG_S, interval_s=0.2)
+            with running_agent(sandbox, tmp_path / "second", wait=False) as second:
+                line.is_open.clear()
+                await until(second.is_at_work, "the second agent has taken over", timeout_s=LONG_S, interval_s=0.2)
+                assert "stops its work" in first.log
+                line.is_open.set()
+                async with open_requests(sandbox, 2, 2.0):
+                    await has_replicas(sandbox, "one", 3)
+                assert "→ 3 replicas" in second.log
+                assert "replicas:" not in first.log
+
+                # Suspended in the middle of its work, and woken when another one has the Lease.
+                second.process.send_signal(signal.SIGSTOP)
+                await until(lambda: first.log.count("is at work") == 2, "the first agent is back", timeout_s=LONG_S)
+                second.process.send_signal(signal.SIGCONT)
+                await until(lambda: "stops its work" in second.log, "the second has stopped", timeout_s=LONG_S)
+                lease = await kubectl(sandbox, "get", "lease", "controlled-rollout-agent", "-o", "json")
+                assert json.loads(lease)["spec"]["leaseTransitions"] == 2
+
+
+async def test_the_shipped_pods_run_in_a_restricted_namespace_and_one_of_them_is_at_work(
+    sandbox: Sandbox, lab: Lab
+) -> None:
+    image = await asyncio.to_thread(agent_image, lab.registry)
+    text = (Path(__file__).parents[2] / "docs" / "aks" / "agent.yaml").read_text()
+    for shipped, here in (
+        ("registry.example/agent@sha256:" + 64 * "0", image),
+        ("gateway: gateway/models", f"gateway: {lab.gateway}"),
+        ("namespace: models", f"namespace: {sandbox.namespace}"),
+        ("--namespace=models", f"--namespace={sandbox.namespace}"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, here)
+    await kubectl(sandbox, "label", "namespace", sandbox.namespace, "pod-security.kubernetes.io/enforce=restricted")
+    with agent_roles(sandbox):
+        await kubectl(sandbox, "apply", "-f", "-", input=text)
+        name = "deployment/controlled-rollout-agent"
+        await kubectl(sandbox, "wait", "--for=condition=Available", name, f"--timeout={LONG_S}s")
+
+        async def holder() -> str:
+            lease = ("lease", "controlled-rollout-agent", "--ignore-not-found", "-o=jsonpath={.spec.holderIdentity}")
+            return await kubectl(sandbox, "get", *lease)
+
+        first = await until(holder, "one of them has the Lease", timeout_s=LONG_S, interval_s=1.0)
+        pod = first.rpartition("-")[0]
+        await kubectl(sandbox, "delete", "pod", pod, "--wait=false")
+
+        async def other() -> bool:
+            now = await holder()
+            return bool(now) and not now.startswith(pod)
+
+        await until(other, "the other one has taken over", timeout_s=LONG_S, interval_s=1.0)
+        said = await kubectl(sandbox, "logs", name)
+        assert "Traceback" not in said
+        assert "is not followed" not in said

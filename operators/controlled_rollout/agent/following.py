@@ -75,6 +75,8 @@ class Followed(Generic[T]):
                 key = self.key(item)
                 if (made := self.read(item, kept.get(key, self.items.get(key)))) is not None:
                     kept[key] = made
+                else:
+                    kept.pop(key, None)
             if not page["metadata"].get("continue"):
                 break
             query["continue"] = page["metadata"]["continue"]

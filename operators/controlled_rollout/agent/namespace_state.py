@@ -72,7 +72,7 @@ class NamespaceState:
 
     Attributes:
         revisions: The newest revision of each endpoint.
-        roots: The object of each endpoint that owns all others.
+        roots: The objects that own all others of an endpoint, by name.
         deployments: The versions' Deployments, by name.
         routes: The route of each endpoint.
         envoys: Whether each of the Envoys' pods is ready, by name.

@@ -15,6 +15,7 @@ from controlled_rollout.agent.namespace_state import (
     observed_route,
 )
 from controlled_rollout.agent.repair import Repair
+from controlled_rollout.agent.unattended import UnattendedRollouts
 from controlled_rollout.cluster.api import Api, Object
 from controlled_rollout.cluster.kinds import (
     CONFIG_MAP,
@@ -24,6 +25,7 @@ from controlled_rollout.cluster.kinds import (
     MANAGED_BY,
     POD,
 )
+from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.polling import until
 from controlled_rollout.target.kubernetes import envoy_stats
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, selector
@@ -58,6 +60,7 @@ async def work_for(workspace: Workspace) -> None:
             log.warning("namespace %s: its objects are not all known yet", workspace.namespace)
         tasks.create_task(Autoscaler(api, workspace, state, is_current).run())
         tasks.create_task(Repair(api, workspace, state, changed).run())
+        tasks.create_task(UnattendedRollouts(api, workspace, state).run())
 
 
 def _followed(workspace: Workspace, state: NamespaceState, changed: set[str]) -> list[Followed[Any]]:
@@ -78,20 +81,26 @@ def _followed(workspace: Workspace, state: NamespaceState, changed: set[str]) ->
         """Note the endpoint of a Deployment that was deleted, or changed other than by scaling it."""
         now = observed_deployment(resource)
         is_edit = before is not None and now.generation > before.generation and now.replicas == before.replicas
-        if event == "DELETED" or is_edit:
-            changed.add(now.endpoint)
+        is_relabelled = before is not None and (now.endpoint, now.version) != (before.endpoint, before.version)
+        if event == "DELETED" or is_edit or is_relabelled:
+            changed.add((before or now).endpoint)
 
-    def note_deleted(event: str, resource: Object, _before: object) -> None:
-        """Note the endpoint of an object that was deleted."""
+    def note_route(event: str, resource: Object, _before: ObservedRoute | None) -> None:
+        """Note the endpoint of a route that was deleted."""
         if event == "DELETED":
-            changed.add(_endpoint_of(resource))
+            changed.add(_name_of(resource))
+
+    def note_root(event: str, resource: Object, before: Object | None) -> None:
+        """Note the endpoint of a root object that was deleted, or whose label was edited."""
+        if event == "DELETED" or _endpoint_of(before or resource) != _endpoint_of(resource):
+            changed.add(_endpoint_of(before or resource))
 
     revisions = Followed(CONTROLLER_REVISION.path(namespace), labels, _endpoint_of, _newest_revision)
     deployments = Followed(
         DEPLOYMENT.path(namespace), labels, _name_of, lambda found, _before: observed_deployment(found), note_deployment
     )
-    routes = Followed(HTTP_ROUTE.path(namespace), labels, _endpoint_of, route, note_deleted)
-    roots = Followed(CONFIG_MAP.path(namespace), labels, _endpoint_of, _root, note_deleted)
+    routes = Followed(HTTP_ROUTE.path(namespace), labels, _name_of, route, note_route)
+    roots = Followed(CONFIG_MAP.path(namespace), labels, _name_of, _root, note_root)
     envoys = Followed(
         POD.path(workspace.envoy_namespace),
         envoy_stats.envoy_selector(workspace),
@@ -104,12 +113,17 @@ def _followed(workspace: Workspace, state: NamespaceState, changed: set[str]) ->
 
 
 def _newest_revision(resource: Object, before: Revision | None) -> Revision | None:
-    """Return the newer of two revisions; a deleted endpoint has none."""
+    """Return the newer of two revisions; None of a deleted endpoint, or one of which the newest cannot be read."""
     if before is not None and resource["revision"] < before.number:
         return before
     if "deletionTimestamp" in resource["metadata"]:
         return None
-    return revision_from_object(resource)
+    try:
+        return revision_from_object(resource)
+    except (ValueError, ControlledRolloutError) as error:
+        name = _name_of(resource)
+        log.warning("%s cannot be read, its endpoint is left alone: %s", name, str(error).partition("\n")[0])
+        return None
 
 
 def _root(resource: Object, _before: Object | None) -> Object:

@@ -14,6 +14,7 @@ from controlled_rollout.cluster.kinds import DEPLOYMENT
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.target.kubernetes import provisioning
 from controlled_rollout.target.kubernetes.drift import Drift
+from controlled_rollout.target.kubernetes.names import endpoint_object_name
 from controlled_rollout.target.kubernetes.reconciling import idle_since
 from controlled_rollout.target.kubernetes.target import KubernetesTarget
 from controlled_rollout.target.protocol import EndpointStatus
@@ -30,7 +31,7 @@ LOOK_INTERVAL_S: Final = 300.0
 PAUSE_S: Final = 15.0
 WATCH_S: Final = 120.0
 # Endpoints that are looked at or watched at the same time.
-AT_ONCE: Final = 4
+AT_ONCE: Final = 2
 
 
 @dataclass
@@ -81,8 +82,11 @@ class Repair:
         for name in self._state.revisions:
             # Nobody is known to be gone when an agent starts: the endpoints come one after the other.
             looked = self._looked.setdefault(name, _Looked(now_s - LOOK_INTERVAL_S + 2 * len(self._looked)))
-            is_urgent = name in self._changed or self._state.is_half_done(name)
-            if name not in self._running and now_s - looked.at_s >= (looked.pause_s if is_urgent else LOOK_INTERVAL_S):
+            pause_s = looked.pause_s if self._state.is_half_done(name) else LOOK_INTERVAL_S
+            if name in self._changed:
+                # Something new: what was in vain before may not be now.
+                pause_s = PAUSE_S
+            if name not in self._running and now_s - looked.at_s >= pause_s:
                 due[name] = looked.at_s
         return sorted(due, key=due.__getitem__)
 
@@ -95,13 +99,16 @@ class Repair:
         except (ControlledRolloutError, TimeoutError) as error:
             log.warning("endpoint %s could not be looked after: %s", name, error)
             is_settled_now = False
+        except Exception:  # whatever it is: it must not keep the agent from the other endpoints
+            log.exception("endpoint %s could not be looked after", name)
+            is_settled_now = False
         # What waiting does not mend is not to keep the cluster busy.
         pause_s = PAUSE_S if is_settled_now else min(2 * looked.pause_s, LOOK_INTERVAL_S)
         self._looked[name] = _Looked(time.monotonic(), pause_s)
 
     async def _look(self, name: str) -> bool:
         """Do what there is to do for an endpoint; return whether all is as its newest revision asks for."""
-        revision, root = self._state.revisions[name], self._state.roots.get(name)
+        revision, root = self._state.revisions[name], self._state.roots.get(endpoint_object_name(name))
         if root is not None and "deletionTimestamp" in root["metadata"]:
             return True
         if self._state.is_half_done(name):

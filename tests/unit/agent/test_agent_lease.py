@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from controlled_rollout.target.kubernetes.agent_lease import (
     DURATION_S,
-    agent_is_running,
     claimed,
     new_lease,
     released,
@@ -66,12 +65,3 @@ def test_every_renewal_that_is_seen_starts_the_duration_again() -> None:
 
     assert same.since_s == 100.0
     assert renewed.since_s == 112.0
-
-
-def test_an_agent_is_running_while_its_lease_is_held_and_renewed() -> None:
-    assert agent_is_running(lease(), NOW + timedelta(seconds=59))
-    assert not agent_is_running(lease(), NOW + timedelta(seconds=61))
-    assert not agent_is_running(None, NOW)
-    assert not agent_is_running({"spec": {**lease()["spec"], "holderIdentity": ""}}, NOW)
-    for damaged in (None, "", "soon", "2026-11-28T23:00:00"):
-        assert not agent_is_running({"spec": {"holderIdentity": "a", "renewTime": damaged}}, NOW)

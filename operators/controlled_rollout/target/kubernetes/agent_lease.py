@@ -1,4 +1,4 @@
-"""The Lease by which one agent at a time is at work for a namespace, and by which others see that there is one. Pure.
+"""The Lease by which one agent at a time is at work for a namespace. Pure.
 
 The algorithm is that of Kubernetes' own controllers (client-go, `tools/leaderelection`): a Lease is free when it was
 not changed for its whole duration, by the clock of whoever looks at it. The clocks of two machines are never compared.
@@ -6,19 +6,17 @@ not changed for its whole duration, by the clock of whoever looks at it. The clo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.kinds import LEASE, MANAGED_BY
 
-__all__ = ["DURATION_S", "LEASE_NAME", "Sighting", "agent_is_running", "claimed", "new_lease", "released", "sighted"]
+__all__ = ["DURATION_S", "LEASE_NAME", "Sighting", "claimed", "new_lease", "released", "sighted"]
 
 LEASE_NAME: Final = "controlled-rollout-agent"
 # How long a Lease is its holder's after it was last renewed.
 DURATION_S: Final = 15
-# An agent that has not renewed its Lease for so long is taken to be gone by those who ask whether there is one.
-GONE_AFTER: Final = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -84,21 +82,6 @@ def claimed(lease: Object, seen: Sighting, identity: str, *, now: datetime, now_
 def released(now: datetime) -> Object:
     """Return the change of a Lease by which its holder gives it up, so that another one need not wait."""
     return {"spec": {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _micro_time(now)}}
-
-
-def agent_is_running(lease: Object | None, now: datetime) -> bool:
-    """Return whether an agent is at work for a namespace, from its Lease; an unreadable one says no.
-
-    Args:
-        lease: The Lease of that namespace; None if there is none.
-        now: The time; clocks may differ by less than a minute.
-    """
-    spec: Mapping[str, Any] = (lease or {}).get("spec") or {}
-    try:
-        renewed = datetime.fromisoformat(str(spec.get("renewTime") or ""))
-        return bool(spec.get("holderIdentity")) and now - renewed <= GONE_AFTER
-    except (ValueError, TypeError):
-        return False
 
 
 def _renewal(identity: str, now: datetime) -> Object:

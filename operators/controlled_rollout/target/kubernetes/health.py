@@ -5,6 +5,7 @@ from datetime import datetime
 
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.pods import is_terminating, last_exit, pod_problem
+from controlled_rollout.target.kubernetes.annotations import SCALED
 from controlled_rollout.target.kubernetes.drift import replicas_writer
 from controlled_rollout.target.kubernetes.startup import startup_problem
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus, VersionStatus
@@ -46,6 +47,7 @@ def version_status(
         failed=failed,
         down_since=_down_since(deployment),
         cause=cause,
+        scaling=(deployment["metadata"].get("annotations") or {}).get(SCALED),
         replicas=tuple(_replica_status(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))),
     )
 

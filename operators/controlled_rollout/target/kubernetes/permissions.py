@@ -111,9 +111,7 @@ AGENT: Final = (
     Permission("apps", "deployments/scale", ("patch",), "replicas follow the load"),
     Permission("autoscaling", "horizontalpodautoscalers", ("list",), "whom the autoscaler leaves alone"),
     Permission("keda.sh", "scaledobjects", ("list",), "the same"),
-    Permission(
-        "", "configmaps", ("list", "watch", "create", "get", "patch"), "the object that owns all of an endpoint"
-    ),
+    Permission("", "configmaps", ("list", "watch", "get", "patch"), "the object that owns all of an endpoint"),
     Permission("apps", "controllerrevisions", ("list", "watch", "create"), "the endpoint's revisions"),
     Permission("apps", "deployments", ("create", "get", "list", "watch", "patch", "delete"), "the versions' replicas"),
     Permission("", "services", ("create", "get", "patch", "delete"), "the versions' addresses"),

@@ -80,6 +80,14 @@ def test_time_without_enough_ready_replicas_is_read_from_the_deployment() -> Non
     assert status(deployment()).down_since is None
 
 
+def test_what_the_autoscaler_did_last_is_read_from_the_deployment() -> None:
+    scaled = deployment()
+    scaled["metadata"]["annotations"] = {"controlled-rollout/autoscaled": "1 → 2 replicas"}
+
+    assert status(scaled).scaling == "1 → 2 replicas"
+    assert status(deployment()).scaling is None
+
+
 def test_a_container_that_runs_and_is_not_ready_names_the_probe() -> None:
     runs = {"image": "i", "state": {"running": {"startedAt": NOW.isoformat()}}, "ready": False}
 

@@ -1,0 +1,66 @@
+"""Rollouts that nobody looks at any more: the agent takes their treatments back, as a roll-back by a person would."""
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from controlled_rollout.agent.namespace_state import NamespaceState
+from controlled_rollout.cluster.api import Api
+from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.target.kubernetes.target import KubernetesTarget
+from controlled_rollout.target.protocol import Revision
+from controlled_rollout.target.silence import unattended_rollout
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from controlled_rollout.steps.silence import SilenceWatch
+
+__all__ = ["UnattendedRollouts"]
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S: Final = 10.0
+
+
+class UnattendedRollouts:
+    """Looks for rollouts without anybody who looks at them, while it runs.
+
+    Args:
+        api: The cluster.
+        workspace: The workspace of the namespace.
+        state: What is known of the namespace, kept up to date by others.
+    """
+
+    def __init__(self, api: Api, workspace: Workspace, state: NamespaceState) -> None:
+        self._target = KubernetesTarget(workspace, api)
+        self._workspace = workspace
+        self._state = state
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._watch: SilenceWatch | None = None
+
+    async def run(self) -> None:
+        """Look every few seconds until this is cancelled; each endpoint by itself, because a roll-back takes time."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._running = {name: task for name, task in self._running.items() if not task.done()}
+                for name, revision in list(self._state.revisions.items()):
+                    if name not in self._running and unattended_rollout(revision.endpoint) is not None:
+                        self._running[name] = tasks.create_task(self._look_after(name, revision))
+                await asyncio.sleep(INTERVAL_S)
+
+    async def _look_after(self, name: str, newest: Revision) -> None:
+        """Look at one endpoint, and take its treatment back if that is due."""
+        try:
+            await self._silence_watch().look_after(self._target, newest, progress=log.info)
+        except ControlledRolloutError as error:
+            log.warning("endpoint %s: whether somebody looks at its rollout: %s", name, error)
+        except Exception:  # whatever it is: it must not keep the agent from the other endpoints
+            log.exception("endpoint %s: whether somebody looks at its rollout is not known", name)
+
+    def _silence_watch(self) -> "SilenceWatch":
+        """Return what remembers when which sign was seen; made only now, because its imports take memory."""
+        if self._watch is None:
+            from controlled_rollout.steps.silence import SilenceWatch
+
+            self._watch = SilenceWatch(self._workspace)
+        return self._watch

@@ -1,0 +1,62 @@
+"""What tests of the agent ask a sandbox, and the load that they put on it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import httpx
+
+from controlled_rollout.target.kubernetes.names import version_object_name
+from tests.cluster.sandbox import Sandbox
+from tests.polling import until
+
+__all__ = ["LONG_S", "deployment", "has_replicas", "kubectl", "open_requests", "replicas"]
+
+# Pods of a busy machine take their time to start.
+LONG_S = 240
+
+
+async def kubectl(sandbox: Sandbox, *args: str, input: str | None = None) -> str:
+    """Run kubectl beside the event loop, which callers and an agent of this process share."""
+    return await asyncio.to_thread(lambda: sandbox.kubectl(*args, input=input))
+
+
+async def deployment(sandbox: Sandbox, version: str) -> dict[str, Any]:
+    name = version_object_name(sandbox.endpoint, version)
+    found: dict[str, Any] = json.loads(await kubectl(sandbox, "get", "deployment", name, "-o", "json"))
+    return found
+
+
+async def replicas(sandbox: Sandbox, version: str) -> int:
+    number: int = (await deployment(sandbox, version))["spec"]["replicas"]
+    return number
+
+
+async def has_replicas(sandbox: Sandbox, version: str, number: int) -> None:
+    async def does() -> bool:
+        return await replicas(sandbox, version) == number
+
+    await until(does, f"{number} replicas of {version} are asked for", timeout_s=LONG_S, interval_s=1.0)
+
+
+@asynccontextmanager
+async def open_requests(sandbox: Sandbox, number: int, seconds: float) -> AsyncIterator[None]:
+    """Keep so many requests open at the sandbox's endpoint at all times, each of `seconds`."""
+    headers = {"Authorization": f"Bearer {await sandbox.key()}"}
+    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None)) as caller:
+
+        async def ask() -> None:
+            while True:
+                # A replica that is taken away under the load may break a request off: the next one counts.
+                with suppress(httpx.HTTPError):
+                    await caller.post(sandbox.url, json={"sleep_s": seconds}, headers=headers)
+
+        asking = [asyncio.create_task(ask()) for _ in range(number)]
+        try:
+            yield
+        finally:
+            for one in asking:
+                one.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)

@@ -1,0 +1,67 @@
+"""Which rollouts the agent asks about, and that one endpoint's fault does not keep it from the others."""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+
+from controlled_rollout.agent import unattended
+from controlled_rollout.agent.namespace_state import NamespaceState
+from controlled_rollout.agent.unattended import UnattendedRollouts
+from controlled_rollout.cluster.api import Api
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.rollout import OnSilence, Rollout
+from controlled_rollout.target.protocol import Change, Revision
+from controlled_rollout.workspace import Workspace
+from tests.polling import until
+
+IMAGE = "registry.example/model@sha256:" + "0" * 64
+WORKSPACE = Workspace.from_settings({"target": "kubernetes", "gateway": "gateway/models", "namespace": "models"})
+
+
+def canary(name: str, on_silence: OnSilence) -> Revision:
+    endpoint = Endpoint(name=name).create_version("one", image=IMAGE)
+    endpoint = endpoint.create_version("two", image=IMAGE, traffic_percentile=10)
+    rollout = Rollout(
+        version="two", owner="a run", started=datetime.now(UTC), on_silence=on_silence, silence=timedelta(minutes=30)
+    )
+    endpoint = endpoint.model_copy(update={"rollout": rollout})
+    return Revision(number=2, endpoint=endpoint, change=Change(who="a test"), created=datetime.now(UTC))
+
+
+async def test_every_canary_that_is_not_to_be_kept_is_asked_about_whatever_becomes_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    class Watch:
+        async def look_after(self, _target: Any, newest: Revision, **_options: Any) -> None:
+            asked.append(newest.endpoint.name)
+            if newest.endpoint.name == "away":
+                raise TargetUnavailableError("away")
+            if newest.endpoint.name == "damaged":
+                raise KeyError("damaged")
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(unattended, "INTERVAL_S", 0.01)
+    state = NamespaceState()
+    for name, what in (
+        ("away", OnSilence.ROLL_BACK),
+        ("damaged", OnSilence.ROLL_BACK),
+        ("digits", OnSilence.ROLL_BACK),
+        ("kept", OnSilence.KEEP),
+    ):
+        state.revisions[name] = canary(name, what)
+    rollouts = UnattendedRollouts(cast(Api, None), WORKSPACE, state)
+    monkeypatch.setattr(rollouts, "_silence_watch", Watch)
+    running = asyncio.create_task(rollouts.run())
+    await until(lambda: asked.count("away") > 2, "it is asked again and again", timeout_s=60)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+    assert asked.count("digits") == 1, "one question at a time for each endpoint"
+    assert "kept" not in asked
