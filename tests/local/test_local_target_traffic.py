@@ -121,6 +121,7 @@ async def test_a_body_above_the_limit_is_answered_413(lab: Lab, caller: httpx.As
     large = await caller.post(url, content=b'"' + b"0" * 20_000_000 + b'"', headers=opens)
 
     assert (too_large.status_code, too_large_in_pieces.status_code) == (413, 413)
+    assert too_large.headers["x-controlled-rollout-reason"] == "body-too-large"
     assert large.status_code != 413
 
 
