@@ -159,7 +159,7 @@ async def test_a_rotation_interrupts_nobody_and_the_key_of_before_the_last_is_re
     endpoint = await lab.target.endpoint(shared.name)
     before = Shared(shared.name, shared.url, lab.signing_keys(shared.name))
     # On Kubernetes a rotation waits for connections that nobody uses. All of this test's are in use.
-    monkeypatch.setattr(key_set_standby, "DRAINED", timedelta(seconds=5))
+    monkeypatch.setattr(key_set_standby, "DRAINED", timedelta(seconds=10))
     async with lab.load(endpoint, rate=40) as load:
         await load.more(20)
         await lab.target.rotate_signing_keys(shared.name)
