@@ -95,4 +95,5 @@ async def test_supervisor_that_starts_again_starts_as_many_replicas_as_there_wer
     assert await asyncio.to_thread(supervisor.stop_workspace, lab.workspace) == 0
     assert await asyncio.to_thread(supervisor.start_workspace, lab.workspace, port=0, detach=True) == 0
 
-    assert await has_replicas(lab, "restarted", MOST)
+    assert (await version_of(lab, "restarted")).wanted_replicas == MOST
+    await until(lambda: has_replicas(lab, "restarted", MOST), "all replicas are ready again", timeout_s=120)
