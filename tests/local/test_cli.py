@@ -187,6 +187,7 @@ def test_tokens_are_printed_for_a_shell_used_by_score_and_rotated_and_the_hook_g
         ("keys", "rotate", "with-tokens", "--lifetime", "1 h"),
         ("keys", "token", "with-tokens", "--regenerate", "primary"),
         ("keys", "token", "with-tokens", "--lifetime", "2 d"),
+        ("keys", "token", "with-tokens", "--lifetime", "0 min"),
     ):
         assert shell(*refused)[0] == 1, refused
     for log in lab.workspace.logs_folder.rglob("*.log*"):

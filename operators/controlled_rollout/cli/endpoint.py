@@ -181,11 +181,13 @@ def _run_keys(options: argparse.Namespace) -> int:
 
 def _print_token(options: argparse.Namespace) -> int:
     """Run `controlled-rollout keys token`: print a new token for an endpoint's callers; return the exit code."""
+    # Not `or`: a length of 0 is refused, as others that are too short are.
+    lifetime = DEFAULT_LIFETIME if options.lifetime is None else options.lifetime
 
     async def read_token() -> "Token":
         """Return a new token from the target."""
         async with _connect_target(options) as target:
-            return await target.token(options.endpoint, lifetime=options.lifetime or DEFAULT_LIFETIME)
+            return await target.token(options.endpoint, lifetime=lifetime)
 
     token = asyncio.run(read_token())
     if options.json:
