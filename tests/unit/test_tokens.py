@@ -170,7 +170,10 @@ def test_what_a_router_gets_and_what_is_shown_has_no_private_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "x", KEYS.next, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
+    "damage",
+    ["", "x", KEYS.next, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"],
+    # The names are the same in every process, which a new key is not.
+    ids=["empty", "a letter", "a second time the same", "no key inside"],
 )
 def test_damaged_keys_are_refused_and_not_shown(damage: str) -> None:
     with pytest.raises(ValueError, match="key") as raised:
