@@ -28,6 +28,7 @@ from controlled_rollout.telemetry_store.item_bounds import (
     check_protobuf_items,
 )
 from controlled_rollout.telemetry_store.schema import Row
+from controlled_rollout.telemetry_store.text_bytes import read_any_text
 from controlled_rollout.telemetry_store.user_hash import UserHash
 from controlled_rollout.telemetry_store.values import (
     LATEST_US,
@@ -109,7 +110,10 @@ def read_request(body: bytes, *, is_json: bool) -> ExportTraceServiceRequest:
             _identifiers_as_base64(document)
             ParseDict(document, request, ignore_unknown_fields=True)
         else:
-            request.ParseFromString(body)
+            try:
+                request.ParseFromString(body)
+            except DecodeError:
+                request = read_any_text(body)
     except (DecodeError, ParseError, ValueError, RecursionError, TypeError, AttributeError) as error:
         raise MalformedError(f"the body is not an ExportTraceServiceRequest: {error}") from error
     return request

@@ -197,6 +197,24 @@ def test_any_bytes_are_an_export_or_malformed_and_never_anything_else(body: byte
     otlp.rows_of_spans(request)
 
 
+def test_a_header_that_is_not_utf8_costs_no_span_of_its_export() -> None:
+    request = export({"sticky_key": "ab", "user_agent": "straße"})
+    request.resource_spans[0].schema_url = "cd"
+    request.resource_spans[0].scope_spans[0].spans.add(name="another caller's", kind=Span.SPAN_KIND_SERVER)
+    body = request.SerializeToString().replace(b"ab", b"\xe9b").replace(b"cd", b"\xff\xfe")
+
+    read = otlp.read_request(body, is_json=False)
+
+    first, second = read.resource_spans[0].scope_spans[0].spans
+    texts = {item.key: item.value.string_value for item in first.attributes}
+    assert (texts["sticky_key"], texts["user_agent"]) == ("\\xe9b", "straße")
+    assert (read.resource_spans[0].schema_url, second.name) == ("\\xff\\xfe", "another caller's")
+    assert (first.trace_id, first.start_time_unix_nano) == (
+        request.resource_spans[0].scope_spans[0].spans[0].trace_id,
+        request.resource_spans[0].scope_spans[0].spans[0].start_time_unix_nano,
+    )
+
+
 def test_values_that_are_not_scalars_are_kept_as_json_text() -> None:
     request = export({})
     span = request.resource_spans[0].scope_spans[0].spans[0]
