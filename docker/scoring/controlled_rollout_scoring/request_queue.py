@@ -86,7 +86,11 @@ class RequestQueue:
 
     def refusal(self) -> Response | None:
         """Return the 503 for a request that begins to arrive while the queue is full; None if there is a place."""
-        return queue_full(self._capacity) if self._admitted >= self._capacity else None
+        if self._admitted < self._capacity:
+            return None
+        with self._lock:
+            hangs = self._hangs(self._clock())
+        return queue_full(self._capacity, hangs=hangs)
 
     def put(self, request: Request) -> None:
         """Put a request that was read into the queue, or answer it 503 when the queue is full.
@@ -101,12 +105,13 @@ class RequestQueue:
             if not full:
                 self._admitted += 1
                 self._waiting.append(request)
+            hangs = self._hangs(request.arrived)
         if not full:
             self._tokens.put(True)
         elif request.has_waited:
-            request.reply(waited_too_long(self._max_wait_s, before=True))
+            request.reply(waited_too_long(self._max_wait_s, before=True, hangs=hangs))
         else:
-            request.reply(queue_full(self._capacity))
+            request.reply(queue_full(self._capacity, hangs=hangs))
 
     def take(self) -> Request | None:
         """Wait for the next request to score and return it; None when the thread has to stop."""
@@ -122,8 +127,9 @@ class RequestQueue:
                 else:
                     request.deadline = now + self._scoring_timeout_s
                     self._scoring.add(request)
+                hangs = self._hangs(now)
             if expired:
-                request.reply(waited_too_long(self._max_wait_s, before=request.has_waited))
+                request.reply(waited_too_long(self._max_wait_s, before=request.has_waited, hangs=hangs))
                 continue
             return request
         return None
@@ -172,10 +178,14 @@ class RequestQueue:
                 due_in.append(self._waiting[0].arrived + self._max_wait_s - now)
             due_in += [request.deadline - now for request in self._scoring if now < request.deadline]
         for request in expired:
-            request.reply(waited_too_long(self._max_wait_s, before=request.has_waited))
+            request.reply(waited_too_long(self._max_wait_s, before=request.has_waited, hangs=bool(overdue)))
         for request in overdue:
             request.reply(timed_out(self._scoring_timeout_s))
         return max(0.001, min(due_in))
+
+    def _hangs(self, now: float) -> bool:
+        """Return whether a request that is timed out keeps a slot; the lock is held. Then refusals are the model's."""
+        return any(now >= request.deadline for request in self._scoring)
 
 
 def age(sent: str, now: float) -> float:

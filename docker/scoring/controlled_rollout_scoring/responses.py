@@ -181,10 +181,15 @@ def _message(
     return Response(status, headers, body)
 
 
-def queue_full(capacity: int) -> Response:
-    """Return the 503 for a request beyond the queue's capacity."""
+def queue_full(capacity: int, *, hangs: bool = False) -> Response:
+    """Return the 503 for a request beyond the queue's capacity.
+
+    Args:
+        capacity: How many requests may be scored or wait.
+        hangs: Whether a request that is timed out keeps a slot.
+    """
     message = f"overloaded: {capacity} requests are being scored or wait for a slot already"
-    return _message(503, message, reason="queue-full", send_again=True)
+    return _refused(message, "queue-full", hangs=hangs, send_again=True)
 
 
 def bodies_full(max_bytes: int) -> Response:
@@ -193,15 +198,27 @@ def bodies_full(max_bytes: int) -> Response:
     return _message(503, message, reason="memory-full", send_again=True)
 
 
-def waited_too_long(max_wait_s: float, *, before: bool = False) -> Response:
+def waited_too_long(max_wait_s: float, *, before: bool = False, hangs: bool = False) -> Response:
     """Return the 503 for a request that no slot became free for in time.
 
     Args:
         max_wait_s: How long a request may wait.
         before: Whether it has waited at another replica, so that it is not sent to a third one.
+        hangs: Whether a request that is timed out keeps a slot.
     """
     message = f"overloaded: the request waited {max_wait_s * 1000:g} ms for a slot"
-    return _message(503, message, reason="waited-too-long", send_again=not before)
+    return _refused(message, "waited-too-long", hangs=hangs, send_again=not before)
+
+
+def _refused(message: str, reason: str, *, hangs: bool, send_again: bool) -> Response:
+    """Return the 503 for a request without a slot; its reason is another one where it is the model that keeps a slot.
+
+    A model that hangs for ever in all slots is timed out once in each. What is refused from then on has to count
+    against it (docs/gate.md), or it would never be taken back.
+    """
+    if hangs:
+        message, reason = f"{message}; a request that was timed out keeps one", "scoring-hangs"
+    return _message(503, message, reason=reason, send_again=send_again)
 
 
 def timed_out(scoring_timeout_s: float) -> Response:

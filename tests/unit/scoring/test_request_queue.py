@@ -222,6 +222,32 @@ def test_a_refusal_says_why_when_to_come_again_and_that_another_replica_may_take
     assert again == ["1", "1", None]
 
 
+def test_refusals_are_the_models_while_a_request_that_is_timed_out_keeps_a_slot(clock: Clock) -> None:
+    """A model that hangs for ever is timed out once for each slot: all else that it answers are refusals."""
+    queue = RequestQueue(1, 1, 0.5, 4, clock)
+    refusals(queue)
+    hanging = queue.take()
+    assert hanging is not None
+    clock.now += 3.9
+    crowded = [refusals(queue), refusals(queue)]
+    clock.now += 0.6
+    queue.expire()
+    waiting, full = refusals(queue), refusals(queue)
+    before_it_is_read = queue.refusal()
+    clock.now += 0.6
+    queue.expire()
+    queue.complete(hanging, GOOD)
+    after = [refusals(queue) for _ in range(3)]
+
+    def reasons(*answers: Response | None) -> list[str]:
+        return [headers_of(answer)["x-controlled-rollout-reason"] for answer in answers if answer is not None]
+
+    assert reasons(*crowded[1]) == ["queue-full"]
+    assert reasons(*crowded[0], *waiting, *full, before_it_is_read) == 4 * ["scoring-hangs"]
+    assert headers_of(full[0])["x-controlled-rollout-send-again"] == "1"
+    assert reasons(*after[2]) == ["queue-full"]
+
+
 def test_a_request_that_has_waited_at_another_replica_gets_a_free_slot_or_is_refused_at_once(clock: Clock) -> None:
     queue = RequestQueue(1, 5, 0.5, 60, clock, time_of_day=lambda: 1_700_000_000.6)
 
