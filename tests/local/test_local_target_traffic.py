@@ -1,5 +1,6 @@
 """Promises of the local target alone, with a real Envoy and real replicas; the others are in tests/conformance."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+import requests
 
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.endpoint import Auth, Endpoint
@@ -99,7 +101,9 @@ async def test_a_token_reaches_neither_the_version_nor_any_log_whatever_the_size
     for size in (2, 300_000, 5_000_000):
         headers = {"Authorization": f"Bearer {token}"}
         answer = await caller.post(status.url, content=b"x" * size, headers=headers, timeout=60)
-        refused = await caller.post(status.url, content=b"x" * size, headers={"Authorization": "Bearer x"}, timeout=60)
+        # The router reads no more after its refusal, which this `caller` would only read after it has sent everything.
+        wrong = {"Authorization": "Bearer x"}
+        refused = await asyncio.to_thread(requests.post, status.url, data=b"x" * size, headers=wrong, timeout=60)
         assert (answer.status_code, refused.status_code) == (200, 401), answer.text
         assert token not in answer.text
         assert "authorization" not in answer.json()

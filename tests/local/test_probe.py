@@ -162,7 +162,7 @@ def test_servers_that_hang_in_any_stage_take_no_longer_than_all_together_may(
     with serving(say_nothing) as port, serving(say(OK)) as answering:
         began = time.monotonic()
         dns, tls, http, works = probe_all(
-            [to(443, host="hangs.example"), to(port), to(port, "http"), to(answering, "http")], 2.0
+            [to(443, host="hangs.example"), to(port), to(port, "http"), to(answering, "http")], 4.0
         )
         taken = time.monotonic() - began
     released.set()
@@ -170,7 +170,7 @@ def test_servers_that_hang_in_any_stage_take_no_longer_than_all_together_may(
     assert [dns.failed, tls.failed, http.failed, works.failed] == ["DNS", "TLS", "HTTP", ""]
     assert [dns.cause, tls.cause, http.cause] == ["no answer"] * 3
     # One after the other they would have taken three times as long.
-    assert 2.0 <= taken < 5.0
+    assert 4.0 <= taken < 11.0
 
 
 def test_proxy_of_the_environment_is_used_said_and_told_apart(
