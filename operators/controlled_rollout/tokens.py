@@ -54,6 +54,9 @@ MAX_CLAIMS: Final = 4
 MAX_KEY_SET_BYTES: Final = 256 * 1024
 MAX_KEYS: Final = 100
 MIN_RSA_BITS: Final = 2048
+# Larger parts than these Envoy takes for none, and refuses the keys of all endpoints then.
+MAX_RSA_BITS: Final = 8192
+MAX_RSA_EXPONENT: Final = 2**33 - 1
 # What is public of a key of each type.
 PUBLIC_PARTS: Final = {"RSA": ("n", "e"), "EC": ("crv", "x", "y")}
 
@@ -262,9 +265,7 @@ def accepted_keys(document: bytes) -> str:
             continue
         public = {name: key[name] for name in ("kty", "kid", "alg", *parts) if isinstance(key.get(name), str)}
         try:
-            loaded = jwt.PyJWK(public, algorithm=_algorithm(public))
-            if getattr(loaded.key, "key_size", 0) < (MIN_RSA_BITS if public["kty"] == "RSA" else 256):
-                continue
+            public |= _written_anew(public, parts)
         except (jwt.PyJWTError, ValueError, KeyError, TypeError):
             continue
         # Of two keys with one name a router would try the first only.
@@ -272,6 +273,30 @@ def accepted_keys(document: bytes) -> str:
     if not accepted:
         raise ControlledRolloutError("its key set has no public key for signatures (RSA from 2048 bits, or EC)")
     return _key_set(accepted.values())
+
+
+def _written_anew(key: Mapping[str, str], parts: tuple[str, ...]) -> dict[str, str]:
+    """Return what is public of a key in the one form that Envoy reads, whatever its issuer has written.
+
+    Args:
+        key: The key as its issuer has written it.
+        parts: The names of its type's public parts.
+
+    Raises:
+        jwt.PyJWTError, ValueError, KeyError, TypeError: It is no key, or one that Envoy would refuse all keys for.
+    """
+    import jwt
+
+    if not key.get("kid", "").isprintable():
+        raise ValueError("its name has characters that cannot be printed")
+    loaded = jwt.PyJWK(dict(key), algorithm=_algorithm(key))
+    if key["kty"] == "RSA":
+        numbers = loaded.key.public_numbers()
+        bits = numbers.n.bit_length()
+        if not MIN_RSA_BITS <= bits <= MAX_RSA_BITS or numbers.n % 2 == 0 or numbers.e > MAX_RSA_EXPONENT:
+            raise ValueError("Envoy takes no such RSA key")
+    written = loaded.Algorithm.to_jwk(loaded.key, as_dict=True)
+    return {name: str(written[name]) for name in parts}
 
 
 def _algorithm(key: Mapping[str, str]) -> str:

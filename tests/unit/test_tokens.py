@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, HMACAlgorithm, RSAAlgorithm
+from jwt.utils import to_base64url_uint
 
 from controlled_rollout import tokens
 from controlled_rollout.arguments import authentication, check_authentication
@@ -207,6 +208,30 @@ def test_of_a_key_set_only_public_keys_for_signatures_are_taken() -> None:
     assert key_names(accepted) == ["ec", "rsa", "with its private part"]
     assert not [key for key in json.loads(accepted)["keys"] if {"d", "p", "q", "k", "x5c"} & set(key)]
     assert tokens.accepted_keys(accepted.encode()) == accepted
+
+
+def test_one_key_that_envoy_would_refuse_all_keys_for_is_left_out_or_written_as_envoy_reads_it() -> None:
+    good = public(RSA.public_key(), kid="good")
+    plain_base64 = {name: good[name].replace("-", "+").replace("_", "/") + "==" for name in ("n", "e")}
+    document = {
+        "keys": [
+            {**good, **plain_base64, "kid": "not URL-safe"},
+            {**good, "kid": "\ud800"},
+            {**good, "kid": "even", "n": number(RSA.public_key().public_numbers().n + 1)},
+            {**good, "kid": "large exponent", "e": number(2**40 + 1)},
+            {**good, "kid": "large", "n": number(2**20_000 + 1)},
+        ]
+    }
+
+    accepted = tokens.accepted_keys(json.dumps(document).encode())
+
+    assert key_names(accepted) == ["not URL-safe"]
+    [key] = json.loads(accepted)["keys"]
+    assert (key["n"], key["e"]) == (good["n"], good["e"])
+
+
+def number(value: int) -> str:
+    return to_base64url_uint(value).decode()
 
 
 @pytest.mark.parametrize(
