@@ -99,7 +99,8 @@ async def check_connectivity(
         results, from_pods = await asyncio.gather(asyncio.gather(*others), pods)
     done = [*cluster, *results]
     names = {result.name for result in done}
-    more = [_probe_result(*pair, WORKER) for name, pair in found.items() if name not in names]
+    # Not of `found`: two destinations may have one name, as two paths of a server.
+    more = [_probe_result(*pair, WORKER) for pair in zip(wanted, probes, strict=True) if pair[0].name not in names]
     return [*done, *more, *from_pods]
 
 

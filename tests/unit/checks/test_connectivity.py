@@ -1,19 +1,21 @@
 """The causes that the check distinguishes. On a real cluster: tests/cluster; on a real local workspace: tests/local."""
 
 import asyncio
+import socket
 from pathlib import Path
 
 import pytest
 
 from controlled_rollout.checks.connectivity import (
+    Question,
     _check_storage,
     check_connectivity,
     check_registry,
     run_check,
 )
-from controlled_rollout.checks.result import results_table
+from controlled_rollout.checks.result import failures, results_table
 from controlled_rollout.workspace import Workspace
-from tests.unit.checks.server import say, serving
+from tests.unit.checks.server import OK, read_head, say, serving
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,19 @@ def test_without_an_api_server_the_other_checks_still_run(tmp_path: Path, closed
     assert printed[0].split() == ["check", "from", "result", "DNS", "TCP", "TLS", "HTTP"]
     assert printed[1].split()[:7] == ["API", "server", "worker", "FAILS", "ok", "FAILS", "-"]
     assert len(printed) == len(results) + 1 == 12
+
+
+def test_each_of_two_destinations_on_one_server_has_a_result(tmp_path: Path) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 503 Busy\r\n\r\n" if b"/broken " in read_head(connection) else OK)
+
+    with serving(answer) as port:
+        question = Question(destinations=(f"http://127.0.0.1:{port}/broken", f"http://127.0.0.1:{port}/works"))
+        results = asyncio.run(check_connectivity(Workspace(root=tmp_path), {}, question))
+
+    own = [result for result in results if result.name == f"127.0.0.1:{port}"]
+    assert [result.works for result in own] == [False, True]
+    assert own[0] in failures(results)
 
 
 def storage_check(workspace: Workspace) -> str:
