@@ -173,6 +173,34 @@ def test_servers_that_hang_in_any_stage_take_no_longer_than_all_together_may(
     assert 4.0 <= taken < 11.0
 
 
+def test_server_that_answers_byte_by_byte_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "PART_TIMEOUT_S", 1.0)
+
+    def drip(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+        pause = threading.Event()
+        while not pause.wait(0.05):
+            connection.sendall(b"x")
+
+    began = time.monotonic()
+    # The server ends once its caller has closed the connection.
+    with serving(drip) as port:
+        found = probe(to(port, "http"), SECONDS)
+
+    assert (found.failed, found.cause) == ("HTTP", "no answer")
+    assert time.monotonic() - began < SECONDS / 2
+
+
+@pytest.mark.parametrize("user", ["user:hun/ter2", "user:hun#ter2", "user:hun?ter2", "user:hunter2\u2100"])
+def test_proxy_whose_user_is_not_escaped_is_said_without_its_password(user: str) -> None:
+    found = probe(to(443, host="far.example", proxy=f"http://{user}@127.0.0.1:1"), SECONDS)
+
+    assert (found.failed, found.cause) == ("proxy", "unusable")
+    assert "%2F" in found.detail
+    assert "hun" not in repr(found)
+
+
 def test_proxy_of_the_environment_is_used_said_and_told_apart(
     authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

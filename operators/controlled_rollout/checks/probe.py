@@ -204,11 +204,9 @@ def _ask(asking: _Asking) -> None:
     destination = asking.destination
     proxy = _proxy_of(destination)
     if proxy:
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        asking.note(proxy=f"{parts.hostname}:{parts.port or 80}")
-        if parts.scheme != "http" or not parts.hostname:
-            raise _FailedError("proxy", "unusable", f"the proxy {parts.scheme}://{parts.hostname} cannot be checked")
-        connection = _connect_through(asking, parts.hostname, parts.port or 80, _proxy_user(proxy))
+        host, port = _proxy_place(proxy)
+        asking.note(proxy=f"{host}:{port}")
+        connection = _connect_through(asking, host, port, _proxy_user(proxy))
     else:
         connection = _connect(asking, destination.host, destination.port)
         asking.passed("TCP")
@@ -294,6 +292,21 @@ def _proxy_of(destination: Destination) -> str:
     return proxies.get(destination.scheme) or proxies.get("all") or ""
 
 
+def _proxy_place(proxy: str) -> tuple[str, int]:
+    """Return the host and the port of a proxy's URL."""
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        host, port = parts.hostname, parts.port or 80
+    except ValueError:
+        # Not the error's own words: of a password with / or # in it they show a part.
+        raise _FailedError(
+            "proxy", "unusable", "the proxy's URL cannot be read: write /, #, @ and : of its user as %2F, %23, %40, %3A"
+        ) from None
+    if parts.scheme != "http" or not host:
+        raise _FailedError("proxy", "unusable", f"the proxy {parts.scheme}://{host} cannot be checked")
+    return host, port
+
+
 def _is_loopback(host: str) -> bool:
     """Return whether a host is a loopback address."""
     try:
@@ -327,7 +340,7 @@ def _connect_through(asking: _Asking, host: str, port: int, user: str) -> socket
     place = f"{destination.host}:{destination.port}"
     try:
         connection.sendall(f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n{user}\r\n".encode())
-        status, head = _read_head(connection)
+        status, head = _read_head(connection, asking.time_left())
     except OSError as error:
         connection.close()
         raise _FailedError("proxy", _cause_of(error), f"the proxy {host}:{port}: {_words_of(error)}") from error
@@ -393,7 +406,7 @@ def _what_speaks_there(asking: _Asking) -> tuple[str, str]:
     try:
         with socket.create_connection((destination.host, destination.port), asking.time_left()) as connection:
             connection.sendall(f"GET / HTTP/1.0\r\nHost: {destination.host}\r\n\r\n".encode())
-            status, _ = _read_head(connection)
+            status, _ = _read_head(connection, asking.time_left())
     except OSError:
         status = 0
     if status:
@@ -417,7 +430,7 @@ def _ask_for_answer(asking: _Asking, connection: socket.socket, *, through_proxy
             f"GET {target} HTTP/1.1\r\nHost: {place}\r\nUser-Agent: controlled-rollout-check\r\nAccept: */*\r\n"
             f"{user}Connection: close\r\n\r\n".encode()
         )
-        status, head = _read_head(connection)
+        status, head = _read_head(connection, asking.time_left())
     except OSError as error:
         raise _FailedError("HTTP", _cause_of(error), _words_of(error)) from error
     if not status:
@@ -430,10 +443,21 @@ def _ask_for_answer(asking: _Asking, connection: socket.socket, *, through_proxy
         raise _FailedError("HTTP", "server error", f"it answers {status}")
 
 
-def _read_head(connection: socket.socket) -> tuple[int, bytes]:
-    """Read the head of an HTTP answer; return its status, 0 if it is none, and the bytes."""
-    head = b""
+def _read_head(connection: socket.socket, seconds: float) -> tuple[int, bytes]:
+    """Read the head of an HTTP answer; return its status, 0 if it is none, and the bytes.
+
+    Args:
+        connection: Where it is read from.
+        seconds: How long the whole head may take, also if it comes byte by byte.
+
+    Raises:
+        OSError: It did not come in time, or the connection broke.
+    """
+    head, until = b"", time.monotonic() + seconds
     while b"\r\n\r\n" not in head and len(head) < MAX_HEAD_BYTES:
+        if (left := until - time.monotonic()) <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
         chunk = connection.recv(4096)
         if not chunk:
             break
