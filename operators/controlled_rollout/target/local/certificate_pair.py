@@ -14,7 +14,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, PublicKeyAlgorithmOID
 from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import WorkspaceError
 
-__all__ = ["CertificatePair", "host_for_callers", "read_pair"]
+__all__ = ["UNREADABLE", "CertificatePair", "host_for_callers", "read_pair"]
+
+# What the library raises for a certificate of which it cannot read a part; it reads most parts only when asked for.
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 # What Envoy serves; another key would be refused by it only when it is already needed.
 MIN_RSA_BITS: Final = 2048
@@ -55,6 +65,14 @@ def read_pair(chain: bytes, key: bytes, now: datetime) -> CertificatePair:
         WorkspaceError: They do not belong together, the certificate is not valid now or not one of a server, or the
             router cannot use such a key. The message says nothing of the key's content.
     """
+    try:
+        return _checked_pair(chain, key, now)
+    except UNREADABLE as error:
+        raise WorkspaceError("the certificate has a part that cannot be read: make another one") from error
+
+
+def _checked_pair(chain: bytes, key: bytes, now: datetime) -> CertificatePair:
+    """Return a pair, see `read_pair`; raise one of UNREADABLE if a part of a certificate cannot be read."""
     certificates = _read_certificates(chain)
     private_key = _read_key(key)
     leaf = certificates[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from controlled_rollout.addresses import is_loopback
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.target.local import atomic_files
-from controlled_rollout.target.local.certificate_pair import CertificatePair, read_pair
+from controlled_rollout.target.local.certificate_pair import UNREADABLE, CertificatePair, read_pair
 from controlled_rollout.text_file import read_regular_file
 
 __all__ = ["OwnCertificate", "is_due"]
@@ -53,7 +53,7 @@ class _Authority:
         """Return whether it has signed the first certificate of a chain."""
         try:
             x509.load_pem_x509_certificate(chain).verify_directly_issued_by(self.certificate)
-        except (ValueError, TypeError, InvalidSignature):
+        except (*UNREADABLE, InvalidSignature):
             return False
         return True
 
@@ -134,13 +134,14 @@ class OwnCertificate:
                 return None
             certificate = x509.load_pem_x509_certificate(read_regular_file(self.authority))
             key = serialization.load_pem_private_key(read_regular_file(self._authority_key), password=None)
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
+            if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
+                return None
+            authority = _Authority(certificate, key)
+            lasts = certificate.not_valid_after_utc - now > timedelta(days=DAYS)
+            return authority if lasts and authority.may_sign_for(self._names) else None
+        # One that is not ours has no names for which it may sign.
+        except (OSError, *UNREADABLE, x509.ExtensionNotFound):
             return None
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
-            return None
-        authority = _Authority(certificate, key)
-        lasts = certificate.not_valid_after_utc - now > timedelta(days=DAYS)
-        return authority if lasts and authority.may_sign_for(self._names) else None
 
     def _make_authority(self, now: datetime) -> _Authority:
         """Make an authority for the workspace's names, and write its files."""

@@ -6,9 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.target.local.certificate_pair import host_for_callers, read_pair
@@ -66,6 +67,20 @@ def pss() -> Pair:
         return Pair((Path(folder) / "certificate").read_bytes(), (Path(folder) / "key").read_bytes())
 
 
+def unreadable() -> Pair:
+    """Return a certificate whose names are no names: it can be loaded, and its extensions cannot be read."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    now = datetime.now(UTC)
+    names = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"no names")
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), 1, now, now + timedelta(days=1))
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Pair(certificate.public_bytes(serialization.Encoding.PEM), pem_of_key(key))
+
+
 RSA_PSS = pss()
 SMALL = rsa.generate_private_key(65537, 1024)  # noqa: S505 - what is refused
 FOREIGN = ec.generate_private_key(ec.SECP256R1())
@@ -90,6 +105,7 @@ ED25519 = ed25519.Ed25519PrivateKey.generate().private_bytes(
         (Pair(GOOD.certificate, pem_of_key(ec.generate_private_key(ec.SECP256K1()))), "cannot use a key of this kind"),
         (AUTHORITY.pair(key=SMALL), "1024 bits"),
         (RSA_PSS, "cannot use a key of this kind"),
+        (unreadable(), "a part that cannot be read"),
         (AUTHORITY.pair(lasts=timedelta(seconds=-1)), "it ended on"),
         (AUTHORITY.pair(begins=timedelta(days=1)), "valid only from"),
         (AUTHORITY.pair(names=()), "names no host"),

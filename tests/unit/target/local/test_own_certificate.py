@@ -10,6 +10,7 @@ import pytest
 
 from controlled_rollout.target.local.certificate_pair import CertificatePair, read_pair
 from controlled_rollout.target.local.own_certificate import OwnCertificate, is_due
+from tests.certificates import Authority, pem_of_key
 
 NOW = datetime.now(UTC)
 
@@ -94,6 +95,19 @@ def test_a_file_that_is_gone_or_damaged_is_made_anew(tmp_path: Path, damaged: st
 
     assert verified(own, "localhost")
     ssl.create_default_context(cafile=own.authority)
+
+
+def test_an_authority_of_somebody_else_is_not_used(tmp_path: Path) -> None:
+    own = OwnCertificate(tmp_path, "127.0.0.1")
+    own.ensure(NOW)
+    other = Authority()
+    (tmp_path / "ca.crt").write_bytes(other.pem)
+    (tmp_path / "ca.key").write_bytes(pem_of_key(other.key))
+
+    assert own.ensure(NOW)
+
+    assert own.authority.read_bytes() != other.pem
+    assert verified(own, "localhost")
 
 
 def test_an_authority_whose_key_others_may_have_read_is_made_anew(tmp_path: Path) -> None:
