@@ -34,6 +34,9 @@ async def restore(
 
     Returns:
         The keys; None if there are none and nothing is changed.
+
+    Raises:
+        ConflictError: Others change the Secret in this moment, and it holds no keys.
     """
     secret = await _find(api, namespace, endpoint)
     if (keys := _decoded(secret)) is not None:
@@ -53,8 +56,14 @@ async def restore(
     else:
         created = await api.merge_if_unchanged(_path(secret), secret, {"stringData": new.model_dump()})
     if created is None:
-        # Another writer has made them in this moment.
-        return await read(api, namespace, endpoint), []
+        # Another writer has made them in this moment. Without keys no step may go on: it would make no policy, and the
+        # route would be open to everybody.
+        if (keys := await read(api, namespace, endpoint)) is None:
+            raise ConflictError(
+                f"the signing keys of endpoint {endpoint!r} could not be made, because somebody else changes "
+                f"{SECRET.name} {name} in this moment: try again"
+            )
+        return keys, []
     return new, [drift]
 
 

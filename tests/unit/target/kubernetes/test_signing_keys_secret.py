@@ -85,6 +85,13 @@ async def test_of_two_writers_that_make_the_keys_the_second_takes_those_of_the_f
     assert (keys.model_dump(), drift) == (server.data, [])
 
 
+async def test_without_keys_no_step_goes_on(server: OneSecret) -> None:
+    server.data, server.is_changed_by_others = {"current": "damaged"}, True
+
+    with pytest.raises(ConflictError, match="try again"):
+        await restore(server)
+
+
 async def test_a_rotation_is_refused_if_somebody_else_has_rotated_meanwhile(server: OneSecret) -> None:
     before, _ = await restore(server)
     assert before is not None
