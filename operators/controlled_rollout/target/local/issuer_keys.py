@@ -198,6 +198,8 @@ async def _download(uri: str) -> bytes:
                     break
     except TimeoutError as error:
         raise ControlledRolloutError(f"it does not answer within {TIMEOUT_S:g} s") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    # A file of authorities that is not there, or a proxy's URL that is none, are errors of the last two kinds: they may
+    # be mended while this process runs, so they must not end the task that reads keys.
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         raise ControlledRolloutError(f"it does not answer: {str(error) or type(error).__name__}") from error
     return bytes(received)

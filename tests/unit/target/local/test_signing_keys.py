@@ -97,6 +97,24 @@ async def test_an_issuers_keys_are_read_again_and_outlive_it_and_the_process_for
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_keys_are_read_once_the_authorities_of_the_environment_are_there(
+    tmp_path: Path, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(issuer_keys, "RETRY_S", 0.05)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "not there.pem"))
+    uri = f"http://127.0.0.1:{issuer.port}/keys"
+    keys = IssuerKeys(tmp_path, lambda: None)
+    keys.start()
+    try:
+        keys.key_set(uri)
+        await until(lambda: keys.warnings(uri), "a warning")
+        assert "every token is refused" in keys.warnings(uri)[0]
+        monkeypatch.delenv("SSL_CERT_FILE")
+        await until(lambda: names(keys.key_set(uri)) == {"first"}, "the issuer's key is known")
+    finally:
+        await keys.stop()
+
+
 async def test_what_is_no_key_set_on_disk_lets_nobody_in(tmp_path: Path) -> None:
     uri = "https://login.example/keys"
     keys = IssuerKeys(tmp_path, lambda: None)
