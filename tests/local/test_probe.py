@@ -104,6 +104,15 @@ def test_certificate_of_an_authority_that_nobody_knows_is_trusted_once_it_is_giv
     assert [given.failed, in_a_file.failed, unchecked.failed] == ["", "", ""]
 
 
+def test_file_of_authorities_that_holds_none_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "bundle.pem").write_text("no certificate")
+
+    with serving(say_nothing) as port:
+        found = probe(to(port, authorities_file=str(tmp_path / "bundle.pem")), SECONDS)
+
+    assert (found.passed, found.failed, found.cause) == (("DNS", "TCP"), "TLS", "unusable authorities")
+
+
 def test_certificate_that_ends_soon_is_said(authority: Authority, tmp_path: Path) -> None:
     with serving(say(OK), server_tls(authority, tmp_path, lasts=timedelta(days=3, hours=1))) as port:
         found = probe(to(port), SECONDS)

@@ -33,6 +33,8 @@ CERTIFICATE_ADVICE: Final = {
     "another server (DNS, a proxy) looks the same",
     "unknown authority": "name its authority in SSL_CERT_FILE or REQUESTS_CA_BUNDLE; if it should be a public one, a "
     "proxy or a firewall on the way inspects TLS: except this host from that, or trust its authority",
+    "unusable authorities": "correct the file that names the authorities to trust: REQUESTS_CA_BUNDLE, or the setting "
+    "of the workspace or of the kube config for this server",
     "not trusted": "see what is wrong with the server's certificate",
     "plain http": "give the address as http://, or let the server speak TLS on this port",
     "no TLS": "correct the port: what listens there speaks no TLS",

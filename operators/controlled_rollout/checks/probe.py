@@ -358,7 +358,10 @@ def _connect_through(asking: _Asking, host: str, port: int, user: str) -> socket
 def _start_tls(asking: _Asking, connection: socket.socket) -> ssl.SSLSocket:
     """Start TLS and check the certificate; tell apart what can be wrong with it."""
     destination = asking.destination
-    context = _context_of(destination)
+    try:
+        context = _context_of(destination)
+    except (OSError, ValueError) as error:
+        raise _FailedError("TLS", "unusable authorities", _words_of(error)) from error
     connection.settimeout(asking.time_left())
     try:
         secured = context.wrap_socket(connection, server_hostname=destination.host)

@@ -70,6 +70,7 @@ def test_address_of_this_machine_is_nothing_to_open() -> None:
         ("not yet valid", "clock"),
         ("wrong name", "a name that is in its certificate"),
         ("unknown authority", "REQUESTS_CA_BUNDLE"),
+        ("unusable authorities", "correct the file"),
         ("plain http", "http://"),
         ("no TLS", "correct the port"),
         ("old TLS", "TLS 1.2"),
