@@ -153,7 +153,13 @@ class RouterCertificate:
         if content == self._served_content:
             return
         pair = read_pair(*content, self._now())
-        if not await self._serve(pair):
+        try:
+            is_served = await self._serve(pair)
+        except OSError as error:
+            raise WorkspaceError(
+                f"it cannot be written for the router ({error.strerror or error}): free disk space"
+            ) from error
+        if not is_served:
             raise WorkspaceError("the router has not taken it over yet: look into router.log")
         self._served, self._served_content = pair, content
         log.info("the router serves the certificate of %s, which ends on %s", ", ".join(pair.names), pair.ends)

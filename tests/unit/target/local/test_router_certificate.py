@@ -1,5 +1,7 @@
 """What the router serves stays when its new files are wrong, and what is wrong is said."""
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,9 +23,12 @@ class Router:
     """Takes what it is given, or does not."""
 
     takes: bool = True
+    disk_is_full: bool = False
     given: list[CertificatePair] = field(default_factory=list)
 
     async def serve(self, pair: CertificatePair) -> bool:
+        if self.disk_is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self.takes:
             self.given.append(pair)
         return self.takes
@@ -146,17 +151,27 @@ async def test_a_wrong_first_pair_starts_nothing(bench: Bench) -> None:
     assert not bench.router.given
 
 
-async def test_a_pair_that_the_router_has_not_taken_over_is_tried_again(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (Router(takes=False), "has not taken it over yet"),
+        (Router(disk_is_full=True), "cannot be written for the router (No space left on device)"),
+    ],
+    ids=["not taken over", "disk full"],
+)
+async def test_a_pair_that_the_router_has_not_taken_over_is_tried_again(
+    bench: Bench, trouble: Router, message: str
+) -> None:
     bench.write(AUTHORITY.pair())
     certificate = bench.of_files()
     await certificate.start()
     bench.write(AUTHORITY.pair())
-    bench.router.takes = False
+    bench.router.takes, bench.router.disk_is_full = trouble.takes, trouble.disk_is_full
 
     await certificate.look()
-    assert "has not taken it over yet" in certificate.problems()[0]
+    assert message in certificate.problems()[0]
 
-    bench.router.takes = True
+    bench.router.takes, bench.router.disk_is_full = True, False
     await certificate.look()
     assert not certificate.problems()
     assert len(bench.router.given) == 2
