@@ -27,7 +27,9 @@ CIPHERS_OF_TLS_1_2: Final = (
 )
 HTTPS_ONLY: Final = (
     "this router speaks https only, so this request was not served: use https:// in the URL. What it carried has "
-    "travelled in clear; if that was over a network, replace the key with `controlled-rollout keys --regenerate`"
+    "travelled in clear; if that was over a network, replace the key with `controlled-rollout keys ENDPOINT "
+    "--regenerate primary` (or secondary), or refuse all tokens of before with `controlled-rollout keys rotate "
+    "ENDPOINT`, twice"
 )
 
 
