@@ -130,6 +130,11 @@ class TokenIssuer(Value):
         for name, values in claims.items():
             if not _CLAIM.fullmatch(name):
                 raise ValueError(f"{name!r} cannot be the name of a claim: letters, digits and -_:/ are expected")
+            if "://" in name and "." in name:
+                raise ValueError(
+                    f"{name!r} cannot be asked for: routers take each dot for the way into a nested claim; let the "
+                    "issuer give the claim a name without dots as well"
+                )
             if name in ("scope", "scp"):
                 raise ValueError(f"{name!r} has scopes: name them in required_scopes")
             for value in values:

@@ -59,6 +59,7 @@ def key_names(key_set: str) -> list[str]:
         ("required_claims", {"roles": []}, "at least 1 item"),
         ("required_claims", {"ro les": ["a"]}, "cannot be the name"),
         ("required_claims", {"a..b": ["a"]}, "cannot be the name"),
+        ("required_claims", {"https://models.example/roles": ["a"]}, "each dot"),
         ("required_claims", {"scp": ["a"]}, "required_scopes"),
         ("required_claims", {"roles": ["a\n"]}, "visible ASCII"),
         ("required_claims", {f"claim{number}": "a" for number in range(5)}, "at most 4"),
