@@ -1,12 +1,18 @@
 """Immutable values without unknown fields, whose validation errors are `EndpointError`. Pure."""
 
-from typing import Any, NoReturn, Self
+import re
+from typing import Any, Final, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from controlled_rollout.errors import EndpointError
 
 __all__ = ["Value", "not_a_bool"]
+
+# The user and the password of a URL.
+_USER: Final = re.compile(r"://[^'\"\s]*@")
+# What is missing has no value; one of a field that nobody knows may be a secret, such as an issuer's.
+_VALUE_IS_NOT_SHOWN: Final = ("missing", "extra_forbidden")
 
 
 def not_a_bool(value: Any) -> Any:
@@ -32,9 +38,10 @@ class Value(BaseModel):
 
 
 def _raise_endpoint_error(what: str, error: ValidationError) -> NoReturn:
-    """Raise EndpointError with one line that lists each wrong field, its value and the fault."""
+    """Raise EndpointError with one line that lists each wrong field, its value without secrets, and the fault."""
     faults = []
     for fault in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in fault["loc"]) or what
-        faults.append(f"{where} = {fault['input']!r}: {fault['msg']}")
+        value = "" if fault["type"] in _VALUE_IS_NOT_SHOWN else f" = {_USER.sub('://…@', repr(fault['input']))}"
+        faults.append(f"{where}{value}: {fault['msg']}")
     raise EndpointError(f"{what} is not valid: " + "; ".join(faults)) from None

@@ -74,6 +74,23 @@ def test_an_issuer_that_cannot_be_checked_is_refused_with_the_reason(field: str,
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        {**ISSUER, "jwks_uri": "https://user:hunter2@login.example/keys"},
+        {**ISSUER, "jwks_uri": "https://user:hunt/er2@login.example:x/keys"},
+        {**ISSUER, "client_secret": "hunter2"},
+        {"jwks_uri": "https://user:hunter2@login.example/keys"},
+    ],
+    ids=["password", "password that is not escaped", "client secret", "missing fields"],
+)
+def test_an_issuer_is_refused_without_its_secrets(given: dict[str, Any]) -> None:
+    with pytest.raises(EndpointError) as raised:
+        TokenIssuer(**given)
+    assert "hunt" not in str(raised.value)
+    assert ("client_secret" in str(raised.value)) == ("client_secret" in given)
+
+
+@pytest.mark.parametrize(
     "address", ["http://127.0.0.1:8000/keys", "http://issuer.auth.svc/keys", "http://i.a.svc.cluster.local:1/k"]
 )
 def test_keys_come_in_clear_only_from_this_machine_or_from_the_cluster(address: str) -> None:
