@@ -41,6 +41,15 @@ CERTIFICATE_ADVICE: Final = {
     "old TLS": "let the server speak TLS 1.2 or newer",
     "closed": "a firewall that looks at the server's name (SNI) closes it like this: allow this host name there",
 }
+# The causes for which a certificate was shown; with all others there was none, so nothing is said of trust.
+UNTRUSTED: Final = (
+    "expired",
+    "not yet valid",
+    "wrong name",
+    "unknown authority",
+    "unusable authorities",
+    "not trusted",
+)
 
 
 def place_text(probe: Probe) -> str:
@@ -62,14 +71,14 @@ def failure_text(probe: Probe) -> str:
         "DNS": f"DNS: the name {probe.host} is not known here{brackets}",
         "proxy": f"proxy: {probe.detail}",
         "TCP": f"TCP: {place_text(probe)} does not accept connections{brackets}",
-        "TLS": f"TLS: {place_text(probe)} is not trusted{_cause(probe)}",
+        "TLS": f"TLS: {place_text(probe)} {_tls_problem(probe)} ({probe.cause}: {probe.detail})",
         "HTTP": f"HTTP: {place_text(probe)} does not answer as it should{brackets}",
     }[probe.failed]
 
 
-def _cause(probe: Probe) -> str:
-    """Return cause and detail of a failed TLS handshake in brackets."""
-    return f" ({probe.cause}: {probe.detail})"
+def _tls_problem(probe: Probe) -> str:
+    """Return what a failed TLS handshake is: a certificate that was shown and is not trusted, or none at all."""
+    return "is not trusted" if probe.cause in UNTRUSTED else "does not complete the TLS handshake"
 
 
 def stage_cells(probe: Probe | None) -> tuple[str, str, str, str]:

@@ -86,6 +86,14 @@ def test_each_fault_of_tls_has_its_own_advice(cause: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cause", "problem"),
+    [("expired", "is not trusted"), ("no answer", "does not complete"), ("plain http", "does not complete")],
+)
+def test_only_a_certificate_that_was_shown_is_called_not_trusted(cause: str, problem: str) -> None:
+    assert problem in said(passed=("DNS", "TCP"), failed="TLS", cause=cause, detail="words")[0]
+
+
+@pytest.mark.parametrize(
     ("cause", "words"),
     [
         ("asks for a user", "HTTPS_PROXY"),
