@@ -199,8 +199,10 @@ def check_lifetime(lifetime: timedelta) -> timedelta:
     """Return how long a token is to live; raise EndpointError unless that is 1 minute to 24 hours.
 
     Raises:
-        EndpointError: It is shorter or longer.
+        EndpointError: It is shorter or longer, or no timedelta.
     """
+    if not isinstance(lifetime, timedelta):
+        raise EndpointError(f"a token cannot live for {lifetime!r}: give a timedelta, such as timedelta(minutes=30)")
     if not MIN_LIFETIME <= lifetime <= MAX_LIFETIME:
         raise EndpointError(f"a token cannot live for {lifetime}: ask for 1 minute to 24 hours (default 1 hour)")
     return lifetime

@@ -166,6 +166,12 @@ def test_a_token_is_for_one_endpoint_and_for_its_lifetime() -> None:
 LIFETIMES = [timedelta(0), timedelta(seconds=59), timedelta(days=1, seconds=1), timedelta(days=-1)]
 
 
+@pytest.mark.parametrize("lifetime", [1800, "30 min", None])
+def test_a_lifetime_that_is_no_timedelta_is_refused_with_what_to_give(lifetime: Any) -> None:
+    with pytest.raises(EndpointError, match="give a timedelta"):
+        tokens.check_lifetime(lifetime)
+
+
 @pytest.mark.parametrize("lifetime", LIFETIMES)
 def test_a_lifetime_outside_of_a_minute_to_a_day_is_refused(lifetime: timedelta) -> None:
     with pytest.raises(EndpointError, match="1 minute to 24 hours"):
