@@ -63,8 +63,9 @@ PUBLIC_PARTS: Final = {"RSA": ("n", "e"), "EC": ("crv", "x", "y")}
 _PRINTABLE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 _CLAIM: Final = re.compile(r"[A-Za-z0-9_:/-]+(\.[A-Za-z0-9_:/-]+)*")
 _SCOPE: Final = re.compile(r"[!#-\[\]-~]+")
-# A Service of the cluster: its traffic does not leave the cluster's network.
-_CLUSTER_HOST: Final = re.compile(r"[a-z0-9.-]+\.svc(\.[a-z0-9.-]+)?")
+# A Service of the cluster: its traffic does not leave the cluster's network. Any other name behind `.svc` may be a
+# public one; of a cluster with a domain of its own the short form works.
+_CLUSTER_HOST: Final = re.compile(r"[a-z0-9-]+\.[a-z0-9-]+\.svc(\.cluster\.local)?")
 
 
 def _one_or_more(value: Any) -> Any:

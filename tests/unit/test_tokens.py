@@ -56,6 +56,8 @@ def key_names(key_set: str) -> list[str]:
         ("jwks_uri", "https://user:secret@login.example/keys", "without user"),
         ("jwks_uri", "https://login.example/keys#a", "without user"),
         ("jwks_uri", "http://svc/keys", "https address"),
+        ("jwks_uri", "http://login.auth.svc.example.com/keys", "https address"),
+        ("jwks_uri", "http://login.svc/keys", "https address"),
         ("required_claims", {"roles": []}, "at least 1 item"),
         ("required_claims", {"ro les": ["a"]}, "cannot be the name"),
         ("required_claims", {"a..b": ["a"]}, "cannot be the name"),
