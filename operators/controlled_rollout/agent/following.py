@@ -32,6 +32,8 @@ class Followed(Generic[T]):
         key: The name that an object is kept under; objects of one name are one.
         read: What is kept of an object, from it and from what was kept before; None for nothing.
         on_event: Called after each change, with `ADDED`, `MODIFIED` or `DELETED`, the object, and what was kept before.
+        is_older: Whether an object is older than the one of the same name from which what is kept was made: it and its
+            deletion then change nothing.
         items: What is kept, by name; always the same dictionary.
         is_current: Whether all objects are known, and changes are seen.
     """
@@ -41,6 +43,7 @@ class Followed(Generic[T]):
     key: Callable[[Object], str]
     read: Callable[[Object, T | None], T | None]
     on_event: Callable[[str, Object, T | None], None] = lambda _type, _object, _before: None
+    is_older: Callable[[Object, T], bool] = lambda _object, _kept: False
     items: dict[str, T] = field(default_factory=dict)
     is_current: bool = False
 
@@ -73,6 +76,8 @@ class Followed(Generic[T]):
             page = await api.get(self.path, **query)
             for item in page.get("items") or []:
                 key = self.key(item)
+                if key in kept and self.is_older(item, kept[key]):
+                    continue
                 if (made := self.read(item, kept.get(key, self.items.get(key)))) is not None:
                     kept[key] = made
                 else:
@@ -88,6 +93,8 @@ class Followed(Generic[T]):
         """Bring what is kept up to date by one change."""
         key = self.key(changed)
         before = self.items.get(key)
+        if before is not None and self.is_older(changed, before):
+            return
         made = None if event == "DELETED" else self.read(changed, before)
         if made is None:
             self.items.pop(key, None)

@@ -95,7 +95,7 @@ def _followed(workspace: Workspace, state: NamespaceState, changed: set[str]) ->
         if event == "DELETED" or _endpoint_of(before or resource) != _endpoint_of(resource):
             changed.add(_endpoint_of(before or resource))
 
-    revisions = Followed(CONTROLLER_REVISION.path(namespace), labels, _endpoint_of, _newest_revision)
+    revisions = Followed(CONTROLLER_REVISION.path(namespace), labels, _endpoint_of, _revision, is_older=_is_older)
     deployments = Followed(
         DEPLOYMENT.path(namespace), labels, _name_of, lambda found, _before: observed_deployment(found), note_deployment
     )
@@ -112,10 +112,13 @@ def _followed(workspace: Workspace, state: NamespaceState, changed: set[str]) ->
     return [revisions, deployments, routes, roots, envoys]
 
 
-def _newest_revision(resource: Object, before: Revision | None) -> Revision | None:
-    """Return the newer of two revisions; None of a deleted endpoint, or one of which the newest cannot be read."""
-    if before is not None and resource["revision"] < before.number:
-        return before
+def _is_older(resource: Object, newest: Revision) -> bool:
+    """Return whether a stored revision is an older one: when there are more than are kept, the oldest are deleted."""
+    return bool(resource["revision"] < newest.number)
+
+
+def _revision(resource: Object, _before: Revision | None) -> Revision | None:
+    """Return the revision that an object stores; None of a deleted endpoint, or of one that cannot be read."""
     if "deletionTimestamp" in resource["metadata"]:
         return None
     try:

@@ -16,12 +16,13 @@ from controlled_rollout.agent.__main__ import _parser, main, workspaces_of
 from controlled_rollout.agent.following import Followed
 from controlled_rollout.agent.health import serve_health
 from controlled_rollout.agent.namespace_state import NamespaceState, ObservedDeployment, ObservedRoute
-from controlled_rollout.agent.namespace_work import _newest_revision
+from controlled_rollout.agent.namespace_work import _followed, _revision
 from controlled_rollout.agent.repair import LOOK_INTERVAL_S, PAUSE_S, Repair, is_settled, repairable
 from controlled_rollout.cluster.api import Api, ApiError
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.kubernetes.drift import Drift
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL
 from controlled_rollout.target.protocol import Change, EndpointStatus, Revision
 from controlled_rollout.workspace import Workspace
 from tests.polling import until
@@ -115,13 +116,57 @@ def test_an_endpoint_has_settled_when_its_newest_revision_is_served() -> None:
 def test_an_endpoint_whose_newest_revision_cannot_be_read_is_left_alone() -> None:
     revision = {"metadata": {"name": "r-4", "creationTimestamp": "2026-11-28T12:00:00Z"}, "revision": 4}
     good = {**revision, "data": {"name": "digits"}}
-    newest = _newest_revision(good, None)
+    newest = _revision(good, None)
 
     assert newest is not None and newest.number == 4
-    assert _newest_revision({**good, "revision": 3}, newest) is newest
-    assert _newest_revision({**revision, "revision": 5, "data": {"of": "a later release"}}, newest) is None
+    assert _revision({**revision, "revision": 5, "data": {"of": "a later release"}}, newest) is None
     leaving = {"name": "r-4", "deletionTimestamp": "now"}
-    assert _newest_revision({**good, "metadata": leaving}, newest) is None
+    assert _revision({**good, "metadata": leaving}, newest) is None
+
+
+def stored_revision(number: int, endpoint: str = "digits") -> dict[str, Any]:
+    """Return the object that stores a revision."""
+    metadata = {
+        "name": f"{endpoint}-{number}",
+        "labels": {ENDPOINT_LABEL: endpoint},
+        "creationTimestamp": "2026-11-28T12:00:00Z",
+    }
+    return {"metadata": metadata, "revision": number, "data": {"name": endpoint}}
+
+
+class Stored:
+    """An API server with the stored revisions of a test."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.items = [stored_revision(number) for number in numbers]
+
+    async def get(self, _path: str, **_query: str) -> dict[str, Any]:
+        return {"items": self.items, "metadata": {"resourceVersion": "5"}}
+
+
+async def test_the_newest_revision_is_followed_when_older_ones_come_are_edited_or_are_no_longer_kept() -> None:
+    state = NamespaceState()
+    revisions = _followed(WORKSPACE, state, set())[0]
+    await revisions._list(cast(Api, Stored(1, 3, 2)))
+    assert state.revisions["digits"].number == 3
+
+    for event, number in (("ADDED", 4), ("MODIFIED", 2), ("DELETED", 1)):
+        revisions._take(event, stored_revision(number))
+    assert state.revisions["digits"].number == 4, "a history has its newest 200 revisions, and the endpoint lives on"
+
+    revisions._take("DELETED", stored_revision(4))
+    revisions._take("DELETED", stored_revision(3))
+    assert state.revisions == {}
+
+
+async def test_an_endpoint_that_was_made_anew_while_nobody_saw_it_is_not_taken_for_the_old_one() -> None:
+    state = NamespaceState()
+    revisions = _followed(WORKSPACE, state, set())[0]
+    await revisions._list(cast(Api, Stored(49, 50)))
+
+    await revisions._list(cast(Api, Stored(1)))
+
+    assert state.revisions["digits"].number == 1
 
 
 class Scripted:
