@@ -45,19 +45,38 @@ def version_status(
         ready=ready,
         wanted_replicas=wanted,
         failed=failed,
-        down_since=_down_since(deployment),
+        down_since=_down_since(deployment, pods),
         cause=cause,
         scaling=(deployment["metadata"].get("annotations") or {}).get(SCALED),
         replicas=tuple(_replica_status(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))),
     )
 
 
-def _down_since(deployment: Object) -> datetime | None:
-    """Return since when the Deployment's condition Available has been False; None if it is not."""
+def _down_since(deployment: Object, pods: Sequence[Object]) -> datetime | None:
+    """Return since when the Deployment has not been available; None if it is.
+
+    It is not available either while one replica of several is missing, such as an added one for which there is no node:
+    so the version is down no longer than its last ready pod has been unready.
+    """
     available = _conditions_by_type(deployment).get("Available")
-    if available and available["status"] == "False" and "lastTransitionTime" in available:
-        return datetime.fromisoformat(available["lastTransitionTime"])
-    return None
+    if not available or available["status"] != "False" or "lastTransitionTime" not in available:
+        return None
+    since = datetime.fromisoformat(available["lastTransitionTime"])
+    return max([since, *(moment for pod in pods if (moment := _unready_since(pod)) is not None)])
+
+
+def _unready_since(pod: Object) -> datetime | None:
+    """Return when a pod that was ready before stopped being ready; None if it is ready, or never was."""
+    conditions = _conditions_by_type(pod)
+    changed = [
+        datetime.fromisoformat(condition["lastTransitionTime"])
+        for kind in ("Initialized", "Ready")
+        if (condition := conditions.get(kind)) and condition.get("lastTransitionTime")
+    ]
+    # A pod's condition Ready is False from the beginning, and has a later time only if it was True in between.
+    if len(changed) < 2 or changed[1] <= changed[0] or conditions["Ready"]["status"] == "True":
+        return None
+    return changed[1]
 
 
 def _readiness_problem(deployment: Object, pods: Sequence[Object], now: datetime | None) -> tuple[str | None, bool]:
@@ -82,9 +101,9 @@ def _readiness_problem(deployment: Object, pods: Sequence[Object], now: datetime
     return None, False
 
 
-def _conditions_by_type(deployment: Object) -> dict[str, Object]:
-    """Return the Deployment's status conditions by type."""
-    conditions = (deployment.get("status") or {}).get("conditions") or []
+def _conditions_by_type(resource: Object) -> dict[str, Object]:
+    """Return the status conditions of a Deployment or pod by type."""
+    conditions = (resource.get("status") or {}).get("conditions") or []
     return {condition["type"]: condition for condition in conditions}
 
 

@@ -80,6 +80,24 @@ def test_time_without_enough_ready_replicas_is_read_from_the_deployment() -> Non
     assert status(deployment()).down_since is None
 
 
+def test_an_added_replica_that_finds_no_node_does_not_make_a_short_restart_of_the_other_one_a_long_failure() -> None:
+    an_hour_ago, ten_seconds_ago = "2026-05-01T11:00:00Z", "2026-05-01T11:59:50Z"
+    scaled = deployment(
+        replicas=2, conditions=[{"type": "Available", "status": "False", "lastTransitionTime": an_hour_ago}]
+    )
+
+    def pod_with(ready_since: str, ready: str = "False") -> dict[str, Any]:
+        """Return a pod that began an hour ago."""
+        initialized = {"type": "Initialized", "status": "True", "lastTransitionTime": an_hour_ago}
+        return pod(conditions=[initialized, {"type": "Ready", "status": ready, "lastTransitionTime": ready_since}])
+
+    no_node = pod(conditions=[{"type": "PodScheduled", "status": "False", "lastTransitionTime": an_hour_ago}])
+    assert status(scaled, no_node, pod_with(ten_seconds_ago)).down_since == NOW - timedelta(seconds=10)
+    # Pods that never became ready do not make it shorter, however often they are replaced.
+    assert status(scaled, no_node, pod_with(an_hour_ago)).down_since == NOW - timedelta(hours=1)
+    assert status(scaled, no_node, pod_with(ten_seconds_ago, "True")).down_since == NOW - timedelta(hours=1)
+
+
 def test_what_the_autoscaler_did_last_is_read_from_the_deployment() -> None:
     scaled = deployment()
     scaled["metadata"]["annotations"] = {"controlled-rollout/autoscaled": "1 → 2 replicas"}
