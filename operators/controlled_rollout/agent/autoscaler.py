@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from controlled_rollout.agent.namespace_state import NamespaceState, observed_deployment
+from controlled_rollout.agent.namespace_state import NamespaceState, ObservedDeployment, observed_deployment
 from controlled_rollout.agent.scaling import Scaling, scalings
 from controlled_rollout.autoscaling import History
 from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
@@ -102,7 +102,7 @@ class Autoscaler:
                 "spec": {"replicas": scaling.replicas},
             }
             try:
-                await self._api.merge_patch(DEPLOYMENT.path(namespace, name, "scale"), body, manager=MANAGER)
+                scale = await self._api.merge_patch(DEPLOYMENT.path(namespace, name, "scale"), body, manager=MANAGER)
             except ApiError as error:
                 if error.status in (404, 409):
                     return
@@ -110,12 +110,20 @@ class Autoscaler:
             change = f"{deployment.replicas} → {scaling.replicas} replicas: {scaling.reason}"
             log.info("endpoint %s, version %s: %s", deployment.endpoint, deployment.version, change)
             annotations[SCALED] = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {change}"
-            self._state.deployments[name] = replace(deployment, replicas=scaling.replicas, resource_version="")
+            version = scale["metadata"]["resourceVersion"]
+            scaled = replace(deployment, replicas=scaling.replicas, resource_version=version)
+            self._note(deployment, scaled)
+            deployment = scaled
         elif scaling.note:
             log.info("endpoint %s, version %s is left alone: %s", deployment.endpoint, deployment.version, scaling.note)
         path = DEPLOYMENT.path(namespace, name)
         noted = await self._api.merge_patch(path, {"metadata": {"annotations": annotations}}, manager=MANAGER)
-        self._state.deployments[name] = observed_deployment(noted)
+        self._note(deployment, observed_deployment(noted))
+
+    def _note(self, before: ObservedDeployment, after: ObservedDeployment) -> None:
+        """Note what a request has made of a Deployment, unless the watch has told of it meanwhile."""
+        if self._state.deployments.get(before.name) is before:
+            self._state.deployments[before.name] = after
 
     async def _look_for_others(self) -> None:
         """Look for the autoscalers of others from time to time."""

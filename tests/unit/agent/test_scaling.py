@@ -1,12 +1,13 @@
 """What the agent's autoscaler does with what it sees: whom it scales, whom it leaves alone, and when it is blind."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from controlled_rollout.agent.autoscaler import targets_of
+from controlled_rollout.agent.autoscaler import Autoscaler, targets_of
 from controlled_rollout.agent.namespace_state import (
     NamespaceState,
     ObservedDeployment,
@@ -16,6 +17,7 @@ from controlled_rollout.agent.namespace_state import (
 )
 from controlled_rollout.agent.scaling import SETTLING_S, Scaling, reading_of, scalings
 from controlled_rollout.autoscaling import Floor, History, Reading
+from controlled_rollout.cluster.api import Api
 from controlled_rollout.cluster.kinds import HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target.counters import Counters
@@ -24,8 +26,10 @@ from controlled_rollout.target.kubernetes.envoy_stats import EnvoyStats, Gateway
 from controlled_rollout.target.kubernetes.names import version_labels, version_object_name
 from controlled_rollout.target.kubernetes.route_rules import Mark, build_rules
 from controlled_rollout.target.protocol import Change, Revision
+from controlled_rollout.workspace import Workspace
 
 IMAGE = "registry.example/model@sha256:" + "0" * 64
+WORKSPACE = Workspace.from_settings({"target": "kubernetes", "gateway": "gateway/models", "namespace": "models"})
 NOW, NOW_S = 1_800_000_000.0, 5_000.0
 NAME = version_object_name("digits", "one")
 BY_WEIGHT, BY_NAME = "httproute/models/digits/rule/0/backend/0", "httproute/models/digits/rule/1/backend/0"
@@ -210,3 +214,43 @@ def test_what_matters_of_a_route_is_read_and_a_cluster_keeps_its_time_until_it_h
     assert (elsewhere.is_accepted, elsewhere.renamed_s) == (False, 9.0)
     empty = observed_route({"metadata": route["metadata"], "spec": {}}, None, gateway=("g", "m"), now_s=0.0)
     assert (empty.revision, empty.is_whole, empty.clusters) == (0, False, {})
+
+
+class Answers:
+    """An API server that answers a change of a Deployment, and whose watch may be faster than its answer."""
+
+    def __init__(self, state: NamespaceState, meanwhile: Callable[[], None]) -> None:
+        self.state = state
+        self.meanwhile = meanwhile
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    async def merge_patch(self, path: str, body: dict[str, Any], *, manager: str) -> dict[str, Any]:
+        assert manager == "controlled-rollout-scale"
+        self.sent.append((path, body))
+        self.meanwhile()
+        metadata = {"name": NAME, "resourceVersion": str(1 + len(self.sent)), "labels": version_labels("digits", "one")}
+        return {"metadata": metadata, "spec": {"replicas": 4}}
+
+
+@pytest.mark.parametrize("seen", [None, DEPLOYMENT, replace(DEPLOYMENT, replicas=7, resource_version="9")])
+async def test_what_the_watch_has_told_meanwhile_is_not_overwritten_by_the_answer_to_a_change(
+    seen: ObservedDeployment | None,
+) -> None:
+    state = NamespaceState(deployments={NAME: DEPLOYMENT})
+
+    def tell() -> None:
+        """Delete the Deployment, leave it, or change it, as the watch would."""
+        state.deployments.clear()
+        if seen is not None:
+            state.deployments[NAME] = seen
+
+    api = Answers(state, tell if seen is not DEPLOYMENT else lambda: None)
+    autoscaler = Autoscaler(cast(Api, api), WORKSPACE, state, lambda: True)
+    await autoscaler._carry_out(Scaling(DEPLOYMENT, 4, "load"))
+
+    assert [path.rpartition("/")[2] for path, _ in api.sent] == ["scale", NAME]
+    assert api.sent[0][1] == {"metadata": {"resourceVersion": "1"}, "spec": {"replicas": 4}}
+    if seen is DEPLOYMENT:
+        assert (state.deployments[NAME].replicas, state.deployments[NAME].resource_version) == (4, "3")
+    else:
+        assert state.deployments.get(NAME) == seen
