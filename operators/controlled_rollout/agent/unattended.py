@@ -43,8 +43,15 @@ class UnattendedRollouts:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._running = {name: task for name, task in self._running.items() if not task.done()}
-                for name, revision in list(self._state.revisions.items()):
-                    if name not in self._running and unattended_rollout(revision.endpoint) is not None:
+                unattended = {
+                    name: revision
+                    for name, revision in self._state.revisions.items()
+                    if unattended_rollout(revision.endpoint) is not None
+                }
+                if self._watch is not None:
+                    self._watch.forget_others(unattended)
+                for name, revision in unattended.items():
+                    if name not in self._running:
                         self._running[name] = tasks.create_task(self._look_after(name, revision))
                 await asyncio.sleep(INTERVAL_S)
 

@@ -6,7 +6,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -36,6 +36,14 @@ class SilenceWatch:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._observations: dict[str, Observation] = {}
+
+    def forget_others(self, names: Collection[str]) -> None:
+        """Forget all endpoints but these: one that is deleted and made again has the same revision numbers.
+
+        Args:
+            names: The endpoints that are to be checked now.
+        """
+        self._observations = {name: seen for name, seen in self._observations.items() if name in names}
 
     async def look_after(self, target: Target, newest: Revision, *, progress: Progress) -> None:
         """Check one endpoint, and take its treatment back if nobody has looked at it for as long as its rollout says.

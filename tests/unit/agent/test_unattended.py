@@ -1,6 +1,7 @@
 """Which rollouts the agent asks about, and that one endpoint's fault does not keep it from the others."""
 
 import asyncio
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -37,7 +38,12 @@ async def test_every_canary_that_is_not_to_be_kept_is_asked_about_whatever_becom
 ) -> None:
     asked: list[str] = []
 
+    remembered: list[set[str]] = []
+
     class Watch:
+        def forget_others(self, names: Collection[str]) -> None:
+            remembered.append({*names})
+
         async def look_after(self, _target: Any, newest: Revision, **_options: Any) -> None:
             asked.append(newest.endpoint.name)
             if newest.endpoint.name == "away":
@@ -56,7 +62,7 @@ async def test_every_canary_that_is_not_to_be_kept_is_asked_about_whatever_becom
     ):
         state.revisions[name] = canary(name, what)
     rollouts = UnattendedRollouts(cast(Api, None), WORKSPACE, state)
-    monkeypatch.setattr(rollouts, "_silence_watch", Watch)
+    monkeypatch.setattr(rollouts, "_watch", Watch())
     running = asyncio.create_task(rollouts.run())
     await until(lambda: asked.count("away") > 2, "it is asked again and again", timeout_s=60)
     running.cancel()
@@ -65,3 +71,4 @@ async def test_every_canary_that_is_not_to_be_kept_is_asked_about_whatever_becom
 
     assert asked.count("digits") == 1, "one question at a time for each endpoint"
     assert "kept" not in asked
+    assert remembered[-1] == {"away", "damaged", "digits"}

@@ -1,7 +1,8 @@
 """Taking a treatment back that nobody looks at: once, only if nobody is there, and clean for a run that comes back."""
 
 import json
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,24 @@ async def test_watch_takes_back_when_the_time_has_come_and_not_before(
     calls = len(target.calls)
     await watch.look_after(target, (await target.history("digits"))[-1], progress=said.append)
     assert target.calls[calls:] == ["history"], "nothing is asked where nobody has to look"
+
+
+async def test_an_endpoint_that_is_made_again_with_the_same_revisions_is_given_its_whole_silence(
+    workspace: Workspace, target: MemoryTarget, canary: TakeBack
+) -> None:
+    watch = SilenceWatch(workspace)
+    newest = (await target.history("digits"))[-1]
+    await watch.look_after(target, newest, progress=quiet)
+    before = watch._observations["digits"]
+    again = newest.model_copy(update={"created": datetime.now(UTC)})
+    # It was seen a day ago, and then deleted.
+    day = timedelta(days=1)
+    watch._observations["digits"] = replace(before, since=before.since - day, checked=before.checked - day)
+
+    watch.forget_others({"another"})
+    await watch.look_after(target, again, progress=quiet)
+
+    assert watch._observations["digits"].since >= again.created
 
 
 def test_the_process_of_a_local_supervisor_says_how_it_ended(
