@@ -7,7 +7,9 @@ import pytest
 
 from controlled_rollout.cluster.api import Api, Object
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import AccessError
 from controlled_rollout.target.kubernetes import revisions
+from controlled_rollout.target.protocol import Change
 
 
 class Cluster:
@@ -45,3 +47,36 @@ async def test_a_revision_whose_time_was_edited_counts_from_when_its_object_was_
     )
 
     assert revision.created == datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+class Refusing(Cluster):
+    """An API server that stores a revision, and deletes none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    async def create(self, _path: str, body: Object) -> Object:
+        return body
+
+    async def delete(self, path: str) -> bool:
+        self.asked.append(path.rpartition("/")[2])
+        raise AccessError("this identity may not delete ControllerRevisions")
+
+
+async def test_a_revision_is_stored_also_by_who_may_not_delete_the_oldest_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revisions, "KEPT", 2)
+    kept = [revisions.revision_from_object(stored(number, None)) for number in (1, 2)]
+    cluster = Refusing()
+
+    revision = await revisions.store_revision(
+        cast("Api", cluster),
+        "models",
+        kept[-1].endpoint,
+        Change(who="the agent", why="nobody looked"),
+        owner={"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "cr-digits", "uid": "1"}},
+        kept=kept,
+    )
+
+    assert revision.number == 3
+    assert len(cluster.asked) == 1 and cluster.asked[0].endswith("00000001")
