@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from controlled_rollout.autoscaling import Floor
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.pods import is_terminating, last_exit, pod_problem
-from controlled_rollout.target.kubernetes.annotations import SCALED
+from controlled_rollout.target.kubernetes.annotations import FLOOR, SCALED
 from controlled_rollout.target.kubernetes.drift import replicas_writer
 from controlled_rollout.target.kubernetes.startup import startup_problem
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus, VersionStatus
 
-__all__ = ["version_status"]
+__all__ = ["awaited_replicas", "version_status"]
 
 
 def version_status(
-    version: str, deployment: Object | None, pods: Sequence[Object], *, now: datetime | None
+    version: str, deployment: Object | None, pods: Sequence[Object], *, at_start: int, now: datetime | None
 ) -> VersionStatus:
     """Return the status of a version from its Deployment and pods, without its log.
 
@@ -22,6 +23,7 @@ def version_status(
         version: The version's name.
         deployment: Its Deployment; None while there is none.
         pods: Its pods, terminating ones included.
+        at_start: With how many replicas its settings let it start.
         now: The time, for faults that count as failures only after a while; None if that does not matter.
     """
     if deployment is None:
@@ -29,11 +31,13 @@ def version_status(
     wanted = deployment["spec"].get("replicas", 1)
     status = deployment.get("status") or {}
     is_observed = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+    awaited = awaited_replicas(deployment, at_start)
+    running = status.get("replicas", 0)
     ready = bool(
         is_observed
-        and wanted > 0
-        and status.get("updatedReplicas", 0) == wanted == status.get("replicas", 0)
-        and status.get("readyReplicas", 0) == wanted
+        and 0 < awaited <= running <= wanted
+        and status.get("updatedReplicas", 0) == running
+        and status.get("readyReplicas", 0) >= awaited
     )
     cause, failed = (None, False) if ready else _readiness_problem(deployment, pods, now)
     if wanted == 0:
@@ -50,6 +54,21 @@ def version_status(
         scaling=(deployment["metadata"].get("annotations") or {}).get(SCALED),
         replicas=tuple(_replica_status(pod) for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))),
     )
+
+
+def awaited_replicas(deployment: Object, at_start: int) -> int:
+    """Return for how many replicas a step waits: all that a Deployment should have, but for those of the load alone.
+
+    Args:
+        deployment: The version's Deployment.
+        at_start: With how many replicas its settings let it start.
+    """
+    wanted = int(deployment["spec"].get("replicas", 1))
+    annotations = deployment["metadata"].get("annotations") or {}
+    if SCALED not in annotations:
+        return wanted
+    floor = Floor.parse(annotations.get(FLOOR, ""))
+    return min(wanted, max(at_start, floor.replicas if floor else 0))
 
 
 def _down_since(deployment: Object, pods: Sequence[Object]) -> datetime | None:

@@ -186,12 +186,11 @@ class EndpointView:
 
     @cached_property
     def ready(self) -> frozenset[str]:
-        """The versions whose Deployments are ready and of which every Envoy reaches all replicas."""
+        """The versions whose Deployments are ready and of which every Envoy reaches all replicas that are awaited."""
         return frozenset(
             version
             for cluster, version in self.name_clusters.items()
-            if version in self.deployed
-            and self.envoys.healthy(cluster) >= self._deployment_status(version).wanted_replicas
+            if version in self.deployed and self.envoys.healthy(cluster) >= self._awaited_replicas(version)
         )
 
     @cached_property
@@ -386,9 +385,21 @@ class EndpointView:
 
     def _deployment_status(self, version: str, now: datetime | None = None) -> VersionStatus:
         """Return a version's status from its Deployment and pods alone."""
-        deployments = (item for item in self.objects[DEPLOYMENT].values() if _version_label(item) == version)
         pods = [pod for pod in self.objects[POD].values() if _version_label(pod) == version]
-        return health.version_status(version, next(deployments, None), pods, now=now)
+        at_start = self.endpoint.versions[version].replicas_at_start
+        return health.version_status(version, self._deployment(version), pods, at_start=at_start, now=now)
+
+    def _awaited_replicas(self, version: str) -> int:
+        """Return for how many replicas of a version, which has a Deployment, a step waits."""
+        deployment = self._deployment(version)
+        return (
+            health.awaited_replicas(deployment, self.endpoint.versions[version].replicas_at_start) if deployment else 0
+        )
+
+    def _deployment(self, version: str) -> Object | None:
+        """Return a version's Deployment; None if there is none."""
+        deployments = (item for item in self.objects[DEPLOYMENT].values() if _version_label(item) == version)
+        return next(deployments, None)
 
 
 def _version_label(resource: Object) -> str:

@@ -32,7 +32,7 @@ def waiting(reason: str, message: str = "", **more: Any) -> dict[str, Any]:
 
 
 def status(deployment: dict[str, Any] | None, *pods: dict[str, Any]) -> VersionStatus:
-    return version_status("two", deployment, pods, now=NOW)
+    return version_status("two", deployment, pods, at_start=1, now=NOW)
 
 
 def test_ready_means_all_replicas_of_the_newest_definition_and_no_others() -> None:
@@ -78,6 +78,24 @@ def test_time_without_enough_ready_replicas_is_read_from_the_deployment() -> Non
     assert status(deployment(conditions=[since])).down_since == NOW - timedelta(minutes=2)
     assert status(deployment(conditions=[{**since, "status": "True"}])).down_since is None
     assert status(deployment()).down_since is None
+
+
+def test_a_step_waits_for_what_it_has_asked_for_and_not_for_what_only_the_load_asks_for() -> None:
+    def autoscaled(ready: int, floor: str = "", **counts: int) -> VersionStatus:
+        """Return the status of a version that the load has given 5 replicas, one of which can never start."""
+        grown = deployment(replicas=5, ready=ready, **counts)
+        grown["metadata"]["annotations"] = {"controlled-rollout/autoscaled": "2 → 5 replicas"}
+        if floor:
+            grown["metadata"]["annotations"]["controlled-rollout/replicas-floor"] = floor
+        return status(grown, pod(container=waiting("ErrImagePull", "manifest unknown: not found")))
+
+    assert autoscaled(1).ready and not autoscaled(1).failed and autoscaled(1).wanted_replicas == 5
+    assert not autoscaled(0).ready and autoscaled(0).failed
+    assert autoscaled(3, "3 until 1.0").ready
+    assert not autoscaled(2, "3 until 1.0").ready, "a shift was sized for three"
+    assert not autoscaled(4, "9 until 1.0").ready
+    assert not autoscaled(1, updatedReplicas=4).ready, "an older definition still runs"
+    assert autoscaled(2, total=2, updatedReplicas=2).ready, "a quota allows no more pods"
 
 
 def test_an_added_replica_that_finds_no_node_does_not_make_a_short_restart_of_the_other_one_a_long_failure() -> None:

@@ -24,7 +24,7 @@ def status(pod: dict[str, Any], at: str) -> VersionStatus:
         "status": {"observedGeneration": 1, "replicas": 1, "updatedReplicas": 1},
     }
     now = datetime.fromisoformat(f"2026-11-28T{at}").replace(tzinfo=UTC)
-    return version_status("one", deployment, [pod], now=now)
+    return version_status("one", deployment, [pod], at_start=1, now=now)
 
 
 def name_of(pod: dict[str, Any]) -> str:

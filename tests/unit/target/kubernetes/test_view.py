@@ -7,6 +7,7 @@ from typing import Any
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.target.kubernetes import manifests, route_rules
+from controlled_rollout.target.kubernetes.annotations import SCALED
 from controlled_rollout.target.kubernetes.envoy_stats import EnvoyStats, GatewayStats
 from controlled_rollout.target.kubernetes.gateway import CONTROLLER
 from controlled_rollout.target.kubernetes.reconciling import WORKED_AT, idle_since
@@ -197,6 +198,18 @@ def test_a_version_with_a_share_that_is_ready_and_that_an_envoy_does_not_reach_i
     assert late.served_revision == 0
     assert late.needs_counters
     assert late.status("http://gateway", NOW).waiting_for == "not every Envoy reaches a replica of one yet"
+
+
+def test_replicas_that_only_the_load_asks_for_do_not_keep_a_version_from_being_ready() -> None:
+    view = settled(endpoint("one"), "one")
+    grown = view.objects[DEPLOYMENT]["one"]
+    grown["spec"]["replicas"] = grown["status"]["replicas"] = grown["status"]["updatedReplicas"] = 3
+    assert replace(view).ready == frozenset(), "one of three is ready, and a step has asked for three"
+
+    grown["metadata"]["annotations"] = {**grown["metadata"].get("annotations", {}), SCALED: "1 → 3 replicas"}
+    assert replace(view).ready == {"one"}
+    none_reached = {pod: replace(envoy, healthy={}) for pod, envoy in view.envoys.pods.items()}
+    assert replace(view, envoys=GatewayStats(none_reached)).ready == frozenset()
 
 
 def test_replicas_that_somebody_else_has_set_are_said() -> None:
