@@ -68,6 +68,7 @@ class SilenceWatch:
         self._log = LogFile(workspace.logs_folder / "silence.log")
         self._observations: dict[str, Observation] = {}
         self._problems: dict[str, str] = {}
+        self._listing_problem = ""
         self._roll_backs: dict[str, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -86,7 +87,7 @@ class SilenceWatch:
     async def _keep_checking(self) -> None:
         """Check all endpoints until cancelled; an endpoint that cannot be checked concerns itself only."""
         while True:
-            names = self._revisions.endpoints()
+            names = self._endpoints()
             self._observations = {name: seen for name, seen in self._observations.items() if name in names}
             for name in names:
                 problem = ""
@@ -98,6 +99,17 @@ class SilenceWatch:
                     log.error("whether somebody looks after endpoint %s cannot be checked: %s", name, problem)
                 self._problems[name] = problem
             await asyncio.sleep(INTERVAL_S)
+
+    def _endpoints(self) -> list[str]:
+        """Return all endpoints; those with a treatment that is known already while their folder cannot be listed."""
+        try:
+            names, problem = self._revisions.endpoints(), ""
+        except OSError as error:  # such as too many open files: the next check may be able to
+            names, problem = list(self._observations), str(error)
+        if problem and problem != self._listing_problem:
+            log.error("whether somebody looks after new rollouts cannot be checked: %s", problem)
+        self._listing_problem = problem
+        return names
 
     def _check(self, name: str) -> None:
         """Check one endpoint, and begin to take its treatment back if it is time."""
