@@ -270,7 +270,7 @@ class Api:
         try:
             if response.status >= 300:
                 raise self._error_for_status("GET", path, response.status, await response.read())
-            async for line in response.content:
+            async for line in _lines(response):
                 event = _json_object(line)
                 if event["type"] == "ERROR":
                     status = event["object"]
@@ -409,6 +409,15 @@ def _abort_response(response: Any) -> None:
     if connection is not None and connection.transport is not None:
         connection.transport.abort()
     response.close()
+
+
+async def _lines(response: Any) -> AsyncIterator[bytes]:
+    """Yield the whole lines of a response, each as long as an object may be: aiohttp's own limit is lower."""
+    rest = b""
+    async for chunk in response.content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
 
 
 def _json_object(content: bytes) -> Object:

@@ -1,6 +1,7 @@
 """Opening a cluster's API server, and signing in again when it no longer accepts a token."""
 
 import asyncio
+import json
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from controlled_rollout.cluster import api as api_module
 from controlled_rollout.cluster.api import Api
+from controlled_rollout.cluster.pod_client import PodClient
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.workspace import Workspace
 
@@ -179,3 +181,21 @@ async def test_a_closed_api_is_not_used(cluster: Cluster) -> None:
         pass
     with pytest.raises(RuntimeError, match="closed"):
         await api.get("/api")
+
+
+async def test_a_watch_goes_on_after_an_object_of_any_size_and_ends_with_the_last_whole_event(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    large = {"type": "MODIFIED", "object": {"metadata": {"annotations": {"large": "x" * 1_000_000}}}}
+    small = {"type": "DELETED", "object": {"metadata": {"name": "a"}}}
+    cluster.body = f'{json.dumps(large)}\n{json.dumps(small)}\n{{"type": "ADD'
+    token = tmp_path / "token"
+    token.write_text(cluster.accepted)
+
+    @asynccontextmanager
+    async def open_client() -> AsyncIterator[PodClient]:
+        async with ClientSession() as session:
+            yield PodClient(cluster.url, session, token)
+
+    async with Api.open(cluster.workspace.model_copy(update={"open_cluster": open_client})) as api:
+        assert [event async for event in api.watch("/api", "1")] == [large, small]
