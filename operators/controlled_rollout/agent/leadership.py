@@ -86,8 +86,8 @@ class Leadership:
                     return
         finally:
             working.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({working})
+            # An agent that is ended meanwhile ends: it does not wait for work that takes long to stop.
+            await asyncio.wait({working})
             if working.done() and not working.cancelled() and (error := working.exception()):
                 log.error("the work for namespace %s failed", self._namespace, exc_info=error)
             if self.may_act():

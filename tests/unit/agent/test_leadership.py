@@ -149,6 +149,28 @@ async def test_work_that_fails_is_begun_again_by_whoever_gets_the_lease() -> Non
     assert agent.begun == 2
 
 
+async def test_an_agent_ends_also_while_work_that_lost_the_lease_takes_long_to_stop() -> None:
+    agent = Agent(Cluster(), "first")
+    stopping, may_stop = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopping.set()
+            await may_stop.wait()
+
+    running = asyncio.create_task(agent.leadership.run(work))
+    await until(agent.leadership.may_act, "the agent works", timeout_s=LONG_S)
+    agent.api.is_cut = True
+    await asyncio.wait_for(stopping.wait(), LONG_S)
+    running.cancel()
+    done, _ = await asyncio.wait({running}, timeout=LONG_S)
+    may_stop.set()
+
+    assert done and running.cancelled()
+
+
 async def test_an_agent_whose_lease_another_one_has_taken_stops_at_once() -> None:
     async with two_agents() as (first, second):
         await second.stop()
