@@ -41,10 +41,16 @@ class _Looked:
     Attributes:
         at_s: The time in seconds.
         pause_s: How long it is left alone then, if something is known to be wrong with it.
+        revision: The number of the revision that was the newest.
     """
 
     at_s: float
     pause_s: float = PAUSE_S
+    revision: int = 0
+
+    def pause_for(self, revision: int) -> float:
+        """Return how long the endpoint is left alone: for a new revision, what was in vain before may not be now."""
+        return self.pause_s if revision == self.revision else PAUSE_S
 
 
 class Repair:
@@ -79,12 +85,12 @@ class Repair:
         """Return the endpoints that are to be looked at now, those that wait longest first."""
         due: dict[str, float] = {}
         self._looked = {name: looked for name, looked in self._looked.items() if name in self._state.revisions}
-        for name in self._state.revisions:
+        for name, revision in self._state.revisions.items():
             # Nobody is known to be gone when an agent starts: the endpoints come one after the other.
             looked = self._looked.setdefault(name, _Looked(now_s - LOOK_INTERVAL_S + 2 * len(self._looked)))
-            pause_s = looked.pause_s if self._state.is_half_done(name) else LOOK_INTERVAL_S
+            pause_s = looked.pause_for(revision.number) if self._state.is_half_done(name) else LOOK_INTERVAL_S
             if name in self._changed:
-                # Something new: what was in vain before may not be now.
+                # Something new, as a new revision is.
                 pause_s = PAUSE_S
             if name not in self._running and now_s - looked.at_s >= pause_s:
                 due[name] = looked.at_s
@@ -93,7 +99,10 @@ class Repair:
     async def _look_after(self, name: str) -> None:
         """Look at an endpoint once, and watch it as a waiting step does if there is something to do."""
         self._changed.discard(name)
-        looked = self._looked[name]
+        if (newest := self._state.revisions.get(name)) is None:
+            return
+        pause_s = self._looked[name].pause_for(newest.number)
+        is_settled_now: bool | None
         try:
             is_settled_now = await self._look(name)
         except (ControlledRolloutError, TimeoutError) as error:
@@ -102,19 +111,25 @@ class Repair:
         except Exception:  # whatever it is: it must not keep the agent from the other endpoints
             log.exception("endpoint %s could not be looked after", name)
             is_settled_now = False
-        # What waiting does not mend is not to keep the cluster busy.
-        pause_s = PAUSE_S if is_settled_now else min(2 * looked.pause_s, LOOK_INTERVAL_S)
-        self._looked[name] = _Looked(time.monotonic(), pause_s)
+        if is_settled_now:
+            pause_s = PAUSE_S
+        elif is_settled_now is not None:
+            # What waiting does not mend is not to keep the cluster busy.
+            pause_s = min(2 * pause_s, LOOK_INTERVAL_S)
+        self._looked[name] = _Looked(time.monotonic(), pause_s, newest.number)
 
-    async def _look(self, name: str) -> bool:
-        """Do what there is to do for an endpoint; return whether all is as its newest revision asks for."""
+    async def _look(self, name: str) -> bool | None:
+        """Do what there is to do for an endpoint; return whether all is as its newest revision asks for.
+
+        Returns:
+            None while a step is at work on it, or this agent's own watch was a moment ago.
+        """
         revision, root = self._state.revisions[name], self._state.roots.get(endpoint_object_name(name))
         if root is not None and "deletionTimestamp" in root["metadata"]:
             return True
         if self._state.is_half_done(name):
             if idle_since(root, revision, datetime.now(UTC)) is None:
-                # A step is at work on it.
-                return True
+                return None
             log.info("endpoint %s: revision %d is not served, and no step is at work on it", name, revision.number)
             return await self._watch(name)
         drift = await provisioning.find_drift(self._api, self._workspace, revision.endpoint)

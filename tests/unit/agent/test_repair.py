@@ -17,12 +17,13 @@ from controlled_rollout.agent.following import Followed
 from controlled_rollout.agent.health import serve_health
 from controlled_rollout.agent.namespace_state import NamespaceState, ObservedDeployment, ObservedRoute
 from controlled_rollout.agent.namespace_work import _followed, _revision
-from controlled_rollout.agent.repair import LOOK_INTERVAL_S, PAUSE_S, Repair, is_settled, repairable
+from controlled_rollout.agent.repair import LOOK_INTERVAL_S, PAUSE_S, Repair, _Looked, is_settled, repairable
 from controlled_rollout.cluster.api import Api, ApiError
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.kubernetes.drift import Drift
-from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name
+from controlled_rollout.target.kubernetes.reconciling import WORKED_AT
 from controlled_rollout.target.protocol import Change, EndpointStatus, Revision
 from controlled_rollout.workspace import Workspace
 from tests.polling import until
@@ -89,11 +90,28 @@ def test_what_waiting_does_not_mend_is_tried_less_and_less_often_until_something
     looks = repair(state, changed)
     now_s = time.monotonic()
     looks._due(now_s)
-    looks._looked["aaa"].at_s, looks._looked["aaa"].pause_s = now_s, 8 * PAUSE_S
+    looks._looked["aaa"] = _Looked(now_s, 8 * PAUSE_S, revision=3)
 
     assert looks._due(now_s + 8 * PAUSE_S - 1) == []
     changed.add("aaa")
     assert looks._due(now_s + PAUSE_S) == ["aaa"]
+
+
+async def test_work_on_an_endpoint_a_moment_ago_does_not_make_what_is_in_vain_be_tried_more_often() -> None:
+    state = state_of("aaa")
+    state.routes["aaa"] = ObservedRoute({}, 2, True)
+    worked = {WORKED_AT: datetime.now(UTC).isoformat()}
+    state.roots[endpoint_object_name("aaa")] = {"metadata": {"annotations": worked}}
+    looks = repair(state, set())
+    looks._due(time.monotonic())
+    looks._looked["aaa"] = _Looked(time.monotonic(), 8 * PAUSE_S, revision=3)
+
+    await looks._look_after("aaa")
+
+    assert looks._looked["aaa"].pause_s == 8 * PAUSE_S, "the agent's own last try is work, too"
+
+    state.revisions["aaa"] = state.revisions["aaa"].model_copy(update={"number": 4})
+    assert looks._due(time.monotonic() + PAUSE_S) == ["aaa"], "a new revision may not be in vain"
 
 
 def test_deployments_that_nobody_is_known_to_have_edited_are_left_with_all_the_rest_of_their_endpoint() -> None:
