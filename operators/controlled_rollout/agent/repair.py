@@ -85,6 +85,7 @@ class Repair:
         """Return the endpoints that are to be looked at now, those that wait longest first."""
         due: dict[str, float] = {}
         self._looked = {name: looked for name, looked in self._looked.items() if name in self._state.revisions}
+        self._changed.intersection_update(self._state.revisions)
         for name, revision in self._state.revisions.items():
             # Nobody is known to be gone when an agent starts: the endpoints come one after the other.
             looked = self._looked.setdefault(name, _Looked(now_s - LOOK_INTERVAL_S + 2 * len(self._looked)))

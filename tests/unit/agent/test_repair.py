@@ -82,6 +82,10 @@ def test_what_has_changed_is_looked_at_soon_and_everything_from_time_to_time() -
     assert looks._due(now_s + PAUSE_S) == ["bbb"]
     assert looks._due(now_s + LOOK_INTERVAL_S) == ["aaa", "bbb"]
 
+    changed.add("deleted since")
+    looks._due(now_s)
+    assert changed == {"bbb"}, "what is not there any more is not remembered"
+
 
 def test_what_waiting_does_not_mend_is_tried_less_and_less_often_until_something_changes() -> None:
     changed: set[str] = set()
