@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,6 +13,8 @@ from controlled_rollout.sizing import Load
 from controlled_rollout.target.counters import Counters, loads_between
 
 __all__ = ["LoadMeter"]
+
+log = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 1.0
 WINDOW_S: Final = 10.0
@@ -83,7 +86,10 @@ class LoadMeter:
     async def _keep_sampling(self) -> None:
         """Read the counters once per `INTERVAL_S`, until cancelled."""
         while True:
-            await self.sample()
+            try:
+                await self.sample()
+            except Exception:  # whatever it is: without samples no load is known, and nothing follows it
+                log.exception("the router's counters could not be followed")
             await asyncio.sleep(INTERVAL_S)
 
     def _drop_old_samples(self) -> None:

@@ -5,7 +5,9 @@ import pytest
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.sizing import Load
 from controlled_rollout.target.counters import Counters
+from controlled_rollout.target.local import load_meter
 from controlled_rollout.target.local.load_meter import WINDOW_S, LoadMeter
+from tests.polling import until
 
 
 class Router:
@@ -62,3 +64,18 @@ async def test_load_is_kept_while_the_router_is_down_briefly_and_then_unknown() 
     router.down, router.requests = False, 0
     await router.run(5, rate=30)
     assert router.meter.loads()["digits/one"].requests_per_s == pytest.approx(30.0)
+
+
+async def test_samples_go_on_after_an_error_of_what_follows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_meter, "INTERVAL_S", 0.01)
+    calls = 0
+
+    def fail(_counters: object) -> None:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("injected: a version cannot be scaled")
+
+    meter = LoadMeter(Router().read_counters, on_counters=fail)
+    meter.start()
+    await until(lambda: calls > 2, "it samples again and again", timeout_s=60)
+    await meter.stop()
