@@ -107,7 +107,8 @@ def idle_since(root: Object | None, revision: Revision, now: datetime) -> dateti
         now: The time.
     """
     annotations = ((root or {}).get("metadata") or {}).get("annotations") or {}
-    worked = datetime.fromisoformat(annotations[WORKED_AT]) if WORKED_AT in annotations else revision.created
+    # Somebody may have edited it: then the revision's own time counts.
+    worked = revisions.time_of(annotations.get(WORKED_AT)) or revision.created
     last = max(worked, revision.created)
     return last if now - last > IDLE_AFTER else None
 

@@ -14,7 +14,7 @@ from controlled_rollout.target.kubernetes.manifests import owner_reference
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, endpoint_object_name, selector
 from controlled_rollout.target.protocol import Change, Revision
 
-__all__ = ["endpoints_of", "existing_history", "history", "revision_from_object", "store_revision"]
+__all__ = ["endpoints_of", "existing_history", "history", "revision_from_object", "store_revision", "time_of"]
 
 log = logging.getLogger(__name__)
 
@@ -121,11 +121,11 @@ def revision_from_object(resource: Object) -> Revision:
         number=resource["revision"],
         endpoint=Endpoint.model_validate(resource["data"]),
         change=Change(who=annotations[WHO], why=annotations[WHY]),
-        created=_time_of(annotations.get(CREATED)) or datetime.fromisoformat(metadata["creationTimestamp"]),
+        created=time_of(annotations.get(CREATED)) or datetime.fromisoformat(metadata["creationTimestamp"]),
     )
 
 
-def _time_of(text: str | None) -> datetime | None:
+def time_of(text: str | None) -> datetime | None:
     """Return the time with a zone that a text says; None if it says none."""
     try:
         time = datetime.fromisoformat(text or "")

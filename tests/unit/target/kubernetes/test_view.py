@@ -244,6 +244,8 @@ def test_nobody_is_at_work_a_minute_after_the_last_step_that_waited_and_after_th
     assert idle_since(None, revision, NOW + timedelta(seconds=59)) is None
     assert idle_since(None, revision, later) == NOW
     assert idle_since(root, revision, later) is None
+    for edited in ("", "now", "2026-11-26T00:04:30"):
+        assert idle_since({"metadata": {"annotations": {WORKED_AT: edited}}}, revision, later) == NOW
     assert idle_since(root, revision, later + timedelta(minutes=5)) == at
     # A newer revision counts from its own time on.
     assert idle_since(root, revision.model_copy(update={"created": later}), later) is None
