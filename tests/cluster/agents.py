@@ -155,8 +155,13 @@ class Line:
 
         async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             """Pass the bytes of one connection on, in both directions."""
+            # Known before anything is awaited: the end of the block may come at any moment.
+            self.writers.append(writer)
+            connecting = asyncio.current_task()
+            assert connecting is not None
+            self.tasks.append(connecting)
             there, back = await asyncio.open_connection(host, port)
-            self.writers += [back, writer]
+            self.writers.append(back)
             self.tasks += [asyncio.create_task(pass_on(*pair)) for pair in ((reader, back), (there, writer))]
 
         server = await asyncio.start_server(connect, host, 0)
