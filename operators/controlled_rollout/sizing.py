@@ -12,9 +12,11 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+from controlled_rollout.autoscaling import Limits
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.version import Version
 
-__all__ = ["Load", "ReplicaRequirement", "replicas_for", "required_replicas", "total_load"]
+__all__ = ["Load", "ReplicaRequirement", "autoscaler_limits", "replicas_for", "required_replicas", "total_load"]
 
 # Rounding errors of floating point must not cost a replica, nor count as more traffic.
 ROUNDING: Final = 1e-9
@@ -92,6 +94,17 @@ class ReplicaRequirement:
             f"autoscale_max_replicas allows {self.limit}: raise it, raise replica_max_concurrent_requests if the model "
             "can answer more requests at once, or send the version less traffic"
         )
+
+
+def autoscaler_limits(version: Version) -> Limits:
+    """Return a version's settings as the autoscaler takes them, the same on every target."""
+    return Limits(
+        minimum=version.autoscale_min_replicas,
+        maximum=version.autoscale_max_replicas,
+        concurrency=version.replica_max_concurrent_requests,
+        target_utilisation=version.autoscale_target_utilization / 100,
+        refresh_s=version.autoscale_refresh_seconds,
+    )
 
 
 def replicas_for(requests_per_s: float, request_time_s: float, *, target_utilisation: float, concurrency: int) -> int:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from controlled_rollout.agent.namespace_state import NamespaceState, ObservedDeployment, ObservedRoute
-from controlled_rollout.autoscaling import History, Limits, Reading, decide
+from controlled_rollout.autoscaling import History, Reading, decide
+from controlled_rollout.sizing import autoscaler_limits
 from controlled_rollout.target.counters import Counters
 from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats
 from controlled_rollout.version import Version
@@ -67,7 +68,7 @@ def scalings(
             continue
         reading = reading_of(deployment.name, state.routes.get(deployment.endpoint), stats, now_s=now_s)
         decision = decide(
-            _limits(version),
+            autoscaler_limits(version),
             reading,
             wanted=deployment.replicas,
             ready=deployment.ready,
@@ -124,14 +125,3 @@ def _why_not(version: Version, deployment: ObservedDeployment, autoscalers: Mapp
     if deployment.replicas and deployment.writer is not None:
         return f"{deployment.writer} has set the number of its replicas, and nobody changes what others have set"
     return ""
-
-
-def _limits(version: Version) -> Limits:
-    """Return a version's settings of the autoscaler."""
-    return Limits(
-        minimum=version.autoscale_min_replicas,
-        maximum=version.autoscale_max_replicas,
-        concurrency=version.replica_max_concurrent_requests,
-        target_utilisation=version.autoscale_target_utilization / 100,
-        refresh_s=version.autoscale_refresh_seconds,
-    )

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
-from controlled_rollout.autoscaling import Floor, History, Limits, Reading, decide
+from controlled_rollout.autoscaling import Floor, History, Reading, decide
+from controlled_rollout.sizing import autoscaler_limits
 from controlled_rollout.target.counters import Counters
 from controlled_rollout.target.local.envoy_config import cluster_names
 from controlled_rollout.target.local.replica_numbers import ReplicaNumber, ReplicaNumbers, VersionKey
@@ -74,7 +75,7 @@ class Autoscaler:
                 continue
             number = self._numbers.get(key) or ReplicaNumber(replicas=running.wanted_replicas)
             decision = decide(
-                _limits(running.version),
+                autoscaler_limits(running.version),
                 _reading(key, counters),
                 wanted=running.wanted_replicas,
                 ready=running.ready_replicas,
@@ -114,17 +115,6 @@ class Autoscaler:
             running.follow_load(replicas)
         except OSError as error:
             log.warning("version %s of endpoint %s cannot be scaled: %s", key.version, key.endpoint, error)
-
-
-def _limits(version: Version) -> Limits:
-    """Return a version's settings of the autoscaler."""
-    return Limits(
-        minimum=version.autoscale_min_replicas,
-        maximum=version.autoscale_max_replicas,
-        concurrency=version.replica_max_concurrent_requests,
-        target_utilisation=version.autoscale_target_utilization / 100,
-        refresh_s=version.autoscale_refresh_seconds,
-    )
 
 
 def _reading(key: VersionKey, counters: Mapping[str, Counters] | None) -> Reading | None:
