@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 REPORT = REPOSITORY / ".work" / "coverage" / "report.json"
 PACKAGE = "operators/controlled_rollout/"
 # Sources beside the package, each a room of its own.
-OTHER_ROOMS = ("docker/collector", "docker/scoring", "dags", "scripts")
+OTHER_ROOMS = ("docker/collector", "docker/scoring", "dags", "plugins", "scripts")
 # The modules beside the rooms' folders that have no floor of their own.
 MODULES = "modules"
 

@@ -39,3 +39,7 @@ def test_the_wheel_carries_the_scoring_runtime_and_the_collector_and_announces_t
         "[apache_airflow_provider]\nprovider_info = controlled_rollout.provider_info:get_provider_info" in entry_points
     )
     assert "controlled-rollout = controlled_rollout.cli:main" in entry_points
+    assert (
+        "[airflow.plugins]\ncontrolled_rollout = controlled_rollout_ui.plugin:ControlledRolloutPlugin" in entry_points
+    )
+    assert {"controlled_rollout_ui/plugin.py", "controlled_rollout_ui/api/app.py"} <= names

@@ -1,0 +1,55 @@
+"""The plugin that Airflow loads by the entry point `airflow.plugins`.
+
+Every process of Airflow loads it, workers for each task too: what needs time to be imported is imported at the first
+request.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from airflow.plugins_manager import AirflowPlugin
+
+__all__ = ["URL_PREFIX", "ControlledRolloutPlugin", "LazyApp"]
+
+# Where Airflow's API server mounts the API.
+URL_PREFIX: Final = "/controlled-rollout/api"
+
+Message = MutableMapping[str, Any]
+App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+
+class LazyApp:
+    """An ASGI application that is built at its first request.
+
+    Args:
+        build: Builds the application.
+    """
+
+    def __init__(self, build: Callable[[], App]) -> None:
+        self._build = build
+        self._app: App | None = None
+
+    async def __call__(
+        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        """Answer a request."""
+        if self._app is None:
+            self._app = self._build()
+        await self._app(scope, receive, send)
+
+
+def _build_api() -> App:
+    """Return the API; imports FastAPI."""
+    from controlled_rollout_ui.api.app import create_app
+
+    return create_app()
+
+
+class ControlledRolloutPlugin(AirflowPlugin):
+    """Adds the API of endpoints and rollouts to Airflow's API server."""
+
+    name = "controlled_rollout"
+    # Airflow declares its attributes so, and reads them from the class.
+    fastapi_apps: list[Any] = [  # noqa: RUF012
+        {"app": LazyApp(_build_api), "url_prefix": URL_PREFIX, "name": "Controlled Rollout"}
+    ]
