@@ -247,6 +247,9 @@ async def test_real_clients_are_let_in_with_a_token_and_not_without(target_lab: 
     assert await asyncio.to_thread(by_curl, "--oauth2-bearer", token) == "200"
     assert await asyncio.to_thread(by_curl) == "401"
     assert await asyncio.to_thread(by_requests, {"Authorization": bearer}) == 200
+    # The scheme has no case (RFC 7235).
+    for word in ("bearer", "BEARER"):
+        assert await asyncio.to_thread(by_requests, {"Authorization": f"{word} {token}"}) == 200
     assert await asyncio.to_thread(by_requests, {"Authorization": bearer[:-8]}) == 401
 
 

@@ -113,6 +113,21 @@ async def test_a_token_reaches_neither_the_version_nor_any_log_whatever_the_size
         assert path.stat().st_mode & 0o077 == 0
 
 
+async def test_the_scheme_before_a_key_may_be_in_any_case(lab: Lab, caller: httpx.AsyncClient) -> None:
+    _, url, opens = await serve_one(lab, "scheme")
+    key = opens["Authorization"].removeprefix("Bearer ")
+    # A body on a detour is checked twice.
+    large = b"{}" + b" " * 300_000
+
+    async def status(authorization: str, body: bytes = b"{}") -> int:
+        return (await caller.post(url, content=body, headers={"Authorization": authorization})).status_code
+
+    assert [await status(f"{word} {key}") for word in ("Bearer", "bearer", "BEARER", "bEaReR")] == [200] * 4
+    assert await status(f"bearer {key}", large) == 200
+    wrong = (f"Basic {key}", f"bearer {key.lower()}", "bearer", f"bear er {key}", f"bearer {'0' * 9_000}")
+    assert [await status(value) for value in wrong] == [401] * len(wrong)
+
+
 async def test_a_body_above_the_limit_is_answered_413(lab: Lab, caller: httpx.AsyncClient) -> None:
     _, url, opens = await serve_one(lab, "payload")
 

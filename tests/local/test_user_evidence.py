@@ -113,3 +113,13 @@ def test_a_user_whose_first_request_found_no_room_tells_of_the_split_alone(store
     assert counted.control.users == (UserCounts(1, 0),)
     verdict = judge([counted], gate)
     assert verdict.treatment_requests == 2
+
+
+def test_a_reason_without_its_status_is_none(store: Process) -> None:
+    """The runtime refuses with 503 only: whatever else says so is an answer like all others."""
+    full = {"endpoint": "odd", "version": "treatment", "reason": "queue-full", "at": STARTED + 100 * S}
+    store.send(*({**full, "code": code} for code in ("503", "500", "504", "200")))
+
+    [counted] = read(store, "odd", Gate(latency_quantiles=())).bins
+
+    assert (counted.treatment.requests, counted.treatment.overloaded, counted.treatment.errors) == (4, 1, 2)

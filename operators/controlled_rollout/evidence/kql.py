@@ -33,8 +33,10 @@ _IS_ERROR: Final = (
     " or Flags matches regex '(^|,)(UC|UPE|UR|LR|UT|UMSDR|SI)(,|$)')"
 )
 
-# The version has refused the request without scoring it, because it had no room; the scoring runtime says so.
-_NO_ROOM: Final = "Reason in ('queue-full', 'waited-too-long', 'memory-full')"
+# The version has refused the request without scoring it, because it had no room; the scoring runtime says so, with 503.
+_NO_ROOM: Final = (
+    "(ResultCode matches regex '^503([.]0*)?$' and Reason in ('queue-full', 'waited-too-long', 'memory-full'))"
+)
 
 
 def until_line(until: datetime) -> str:

@@ -14,6 +14,8 @@ __all__ = ["REASON_TAG", "WRONG_AUDIENCE", "token_checks"]
 # By this name an authorization rule finds what a token says.
 PROVIDER: Final = "token"
 JWKS_CACHE: Final = "300s"
+# RFC 7235 has callers write it in any case, and Envoy compares it: these are the ways in which they do.
+SCHEMES: Final = ("Bearer", "bearer", "BEARER")
 CLAIM_TYPES: Final = ("String", "StringArray")
 
 # Envoy answers a token for somebody else with 403; every token that does not open an endpoint is answered 401.
@@ -44,7 +46,7 @@ def token_checks(endpoint: Endpoint, key_set: str | None) -> Object:
         "issuer": outside.issuer if outside else OWN_ISSUER,
         "audiences": [outside.audience if outside else endpoint.name],
         # Only there: by default Envoy looks into the address, too, where a token would be logged.
-        "extractFrom": {"headers": [{"name": "Authorization", "valuePrefix": "Bearer "}]},
+        "extractFrom": {"headers": [{"name": "Authorization", "valuePrefix": f"{word} "} for word in SCHEMES]},
     }
     if outside is None:
         provider["localJWKS"] = {"type": "Inline", "inline": key_set}

@@ -12,6 +12,7 @@ from typing import Any, Final
 from controlled_rollout.endpoint import VERSION_HEADER
 from controlled_rollout.target.local import envoy_bounds, envoy_overload, envoy_tls, envoy_tokens
 from controlled_rollout.target.local.envoy_files import EnvoyFiles
+from controlled_rollout.target.local.envoy_scheme import scheme_filters
 from controlled_rollout.target.overload import SENT_HEADER
 
 __all__ = [
@@ -328,8 +329,9 @@ def _local_replies() -> Json:
 
 
 def _http_filters(files: EnvoyFiles) -> list[Json]:
-    """Return the HTTP filters in their order: check key or token, read a cookie, buffer the body, route."""
+    """Return the HTTP filters in their order: read and check key or token, read a cookie, buffer the body, route."""
     return [
+        *scheme_filters(),
         {
             "name": API_KEY_AUTH,
             # Without credentials here, a route without credentials of its own lets nobody in.

@@ -26,7 +26,8 @@ def test_own_tokens_are_checked_by_public_keys_and_for_this_endpoint_only() -> N
 
     [provider] = spec["jwt"]["providers"]
     assert (provider["audiences"], provider["issuer"]) == (["digits"], "controlled-rollout")
-    assert provider["extractFrom"] == {"headers": [{"name": "Authorization", "valuePrefix": "Bearer "}]}
+    prefixes = [{"name": "Authorization", "valuePrefix": word} for word in ("Bearer ", "bearer ", "BEARER ")]
+    assert provider["extractFrom"] == {"headers": prefixes}
     assert "authorization" not in spec
     assert "apiKeyAuth" not in spec
     assert "PRIVATE" not in json.dumps(spec)
