@@ -57,7 +57,10 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": [{"integration-name": INTEGRATION, "python-modules": ["controlled_rollout.hooks.workspace"]}],
-        "extra-links": ["controlled_rollout.operators.collected_data.ReportLink"],
+        "extra-links": [
+            f"controlled_rollout.links.task_links.{name}"
+            for name in ("EndpointLink", "ReportLink", "RequestsLink", "VersionLogLink")
+        ],
         "connection-types": [_connection_type()],
     }
 
@@ -257,6 +260,10 @@ def _telemetry_fields() -> dict[str, Any]:
         "telemetry_workspace_id": _form_field(
             "Log Analytics workspace",
             "The workspace that is queried; needed on Kubernetes, empty for the local telemetry store's.",
+        ),
+        "telemetry_resource_id": _form_field(
+            "Resource id of the Log Analytics workspace",
+            "For the tasks' links into the Azure portal: /subscriptions/… of that workspace; empty for no such links.",
         ),
         "telemetry_token_file": _form_field(
             "File with the telemetry token",

@@ -40,6 +40,10 @@ SPARK_REMOTE: Final = r"^sc://[A-Za-z0-9.-]+(:\d{1,5})?(/(;(use_ssl|user_id|user
 ACR_ID: Final = (
     "(?i)^/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft.ContainerRegistry/registries/[a-z0-9]+$"
 )
+LOG_ANALYTICS_ID: Final = (
+    "(?i)^/subscriptions/[0-9a-f-]{36}/resourceGroups/[-._()a-z0-9]{1,90}/providers/Microsoft.OperationalInsights/"
+    "workspaces/[-a-z0-9]{4,63}$"
+)
 TLS_FILES: Final = ("tls_certificate", "tls_key", "endpoint_ca")
 # What a setting with a pattern has to be, for a message.
 EXPECTED: Final = {
@@ -51,6 +55,8 @@ EXPECTED: Final = {
     "namespace": "the name of a namespace",
     "osv_url": "an address such as https://api.osv.dev/v1/query, without a password",
     "prometheus_url": "an address such as http://prometheus:9090, without a query",
+    "telemetry_resource_id": "the resource id of a Log Analytics workspace, "
+    "/subscriptions/…/resourceGroups/…/providers/Microsoft.OperationalInsights/workspaces/<name>",
     "spark_remote": "the address of a Spark Connect server, sc://host:port, without its token: that is read from the "
     "environment variable SPARK_CONNECT_AUTHENTICATE_TOKEN",
 }
@@ -114,6 +120,9 @@ class Workspace(BaseModel):
             `storage`, or in `root` if `storage` is not set.
         telemetry_endpoint: Base URL of the Log Analytics query API; None for Azure's, or for the local supervisor's.
         telemetry_workspace_id: The Log Analytics workspace that is queried; None for the local supervisor's.
+        telemetry_resource_id: That workspace's resource id,
+            `/subscriptions/…/resourceGroups/…/providers/Microsoft.OperationalInsights/workspaces/…`: tasks then link to
+            their endpoint's requests in the Azure portal. None for no such link.
         telemetry_token_file: The file with the token of a telemetry store on this machine.
         prometheus_url: Base URL of a Prometheus that scrapes the routers: evidence is then read there instead.
         prometheus_selector: Label matchers of the routers' series in it, such as `job="envoy"`.
@@ -172,6 +181,7 @@ class Workspace(BaseModel):
     records: str | None = None
     telemetry_endpoint: str | None = None
     telemetry_workspace_id: str | None = None
+    telemetry_resource_id: Annotated[str, Field(pattern=LOG_ANALYTICS_ID)] | None = None
     telemetry_token_file: Path | None = None
     prometheus_url: Annotated[str, Field(pattern=r"^https?://[^?#\s]+$")] | None = None
     prometheus_selector: str = ""

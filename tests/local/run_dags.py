@@ -36,15 +36,18 @@ def _run(dag: Any, conf: dict[str, Any], done_by_hand: str | None) -> dict[str, 
     }
 
 
-def _links(run: Any) -> dict[str, str]:
-    """Return where the button of each task that has one leads."""
+def _links(run: Any) -> dict[str, dict[str, str]]:
+    """Return where the buttons of each task that has some lead, by their classes."""
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     with create_session() as session:
         wanted = select(XComModel).where(XComModel.run_id == run.run_id, XComModel.key.startswith("_link_"))
-        return {link.task_id: str(XComModel.deserialize_value(link)) for link in session.scalars(wanted)}
+        links: dict[str, dict[str, str]] = {}
+        for link in session.scalars(wanted):
+            links.setdefault(link.task_id, {})[link.key.removeprefix("_link_")] = str(XComModel.deserialize_value(link))
+        return links
 
 
 def _asset_events(run: Any) -> list[dict[str, Any]]:

@@ -156,6 +156,10 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
     [event] = first["assets"]
     assert event["uri"] == "controlled-rollout://digits/control"
     assert event["extra"].items() >= extra.items()
+    page = f"plugin/controlled-rollout/controlled_rollout_default/{ENDPOINT}"
+    for task in ("check", "roll_out", "promote", "result"):
+        assert first["links"][f"rollout.{task}"]["EndpointLink"] == page
+    assert first["links"]["rollout.promote"]["VersionLogLink"] == f"{page}?version={control.name}"
 
     status, answer = ask(lab, json.dumps({"data": [[0.0] * 64, [16] * 64]}).encode())
     assert (status, len(answer["predictions"])) == (200, 2)
@@ -180,6 +184,9 @@ def test_a_failing_treatment_whose_gate_is_on_hold_is_rolled_back_and_only_its_o
     assert answer["state"] == "failed"
     assert states(answer)["roll_back"] == states(answer)["retire_treatment"] == "success"
     assert states(answer)["result"] == "failed"
+    # Of a gate that was deferred, and of a roll-back, which pushes its links when it is done.
+    for task in ("gate_10", "roll_back"):
+        assert answer["links"][f"rollout.{task}"]["EndpointLink"].endswith(f"/{ENDPOINT}")
     after = endpoint(lab)
     assert dict(after.versions) == dict(before.versions)
     assert after.rollout is None

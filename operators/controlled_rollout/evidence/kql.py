@@ -20,6 +20,7 @@ __all__ = [
     "counts_query",
     "mean_query",
     "newest_query",
+    "overview_query",
     "until_line",
     "users_query",
 ]
@@ -232,6 +233,25 @@ def newest_query(endpoint: str, *, start: datetime, end: datetime) -> str:
         f"{_evidence_rows(_kql_datetime(start), _kql_datetime(end))}"
         f"| where Endpoint == '{check_name(endpoint)}'\n"
         "| summarize Newest = max(TimeGenerated)"
+    )
+
+
+def overview_query(endpoint: str, *, start: datetime, end: datetime | None, width: timedelta) -> str:
+    """Return the KQL of what callers saw of an endpoint's versions over time, for people; it counts as the gate does.
+
+    Args:
+        endpoint: The endpoint's name.
+        start: When the time that is read begins.
+        end: When it ends; None for the present.
+        width: The length of a bin.
+    """
+    return (
+        f"{_evidence_rows(_kql_datetime(start), 'now()' if end is None else _kql_datetime(end))}"
+        f"| where Endpoint == '{check_name(endpoint)}'\n"
+        f"| summarize Requests = sum(ItemCount), Errors = countif({_IS_ERROR} and not({_NO_ROOM})),\n"
+        f"    Overloaded = countif({_NO_ROOM}), P50 = percentile(DurationMs, 50), P95 = percentile(DurationMs, 95),\n"
+        f"    P99 = percentile(DurationMs, 99) by Version, bin(TimeGenerated, {_kql_timespan(width)})\n"
+        "| order by TimeGenerated desc, Version asc"
     )
 
 

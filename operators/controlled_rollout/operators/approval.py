@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 from controlled_rollout.errors import AccessError, ArgumentError, ControlledRolloutError
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction, take_look
 from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.links.task_links import LINKS
 from controlled_rollout.operators.base import TEMPORARY_ERRORS, EngineCalls, task_of
 from controlled_rollout.operators.gate_before import Gate, terms_of_alarms
 from controlled_rollout.triggers.rollout_question import RolloutQuestionTrigger
@@ -50,6 +51,7 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
     """
 
     template_fields = (*ApprovalOperator.template_fields, "endpoint", "version", "conn_id")
+    operator_extra_links = LINKS
     ui_color = "#e3dcf5"
     # A target that refuses for a while says nothing about the model: the question is asked again.
     temporary_errors = (*TEMPORARY_ERRORS, AccessError)

@@ -27,6 +27,7 @@ from controlled_rollout.errors import (
 )
 from controlled_rollout.hooks.registry_users import registry_users
 from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
+from controlled_rollout.links.task_links import LINKS, push_links
 from controlled_rollout.version_name import RunLike, version_of_run
 from controlled_rollout.workspace import Workspace
 
@@ -98,7 +99,10 @@ class EngineCalls:
     # The name of the task's group, if another group of the DAG rolls out the same version on the same endpoint.
     rollout_label: str = ""
     temporary_errors: tuple[type[ControlledRolloutError], ...] = TEMPORARY_ERRORS
+    # Whether the task's links are pushed before its work: a roll-back waits for nothing.
+    links_first = True
     _renders_text = False
+    _has_links = False
     _call: "tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None" = None
 
     def _do_render_template_fields(
@@ -144,7 +148,10 @@ class EngineCalls:
         """
         quieten_clients()
         try:
-            return asyncio.run(self._run_cancellable(step(self.workspace())))
+            workspace = self.workspace()
+            if self.links_first:
+                self.push_links(context, workspace)
+            return asyncio.run(self._run_cancellable(step(workspace)))
         except NothingToDoError as error:
             raise AirflowSkipException(str(error)) from error
         except ControlledRolloutError as error:
@@ -152,6 +159,20 @@ class EngineCalls:
             if isinstance(error, self.temporary_errors):
                 raise
             raise AirflowFailException(str(error)) from error
+
+    def push_links(self, context: "Context", workspace: Workspace | None) -> None:
+        """Push where the buttons of a task lead that works on an endpoint, once in its process."""
+        if self._has_links or LINKS[0] not in getattr(self, "operator_extra_links", ()):
+            return
+        self._has_links = True
+        push_links(
+            context,
+            workspace,
+            conn_id=self.conn_id,
+            endpoint=str(getattr(self, "endpoint", "")),
+            version=str(getattr(self, "version", None) or ""),
+            log=self.log,
+        )
 
     def run_with_registry_users(
         self,
@@ -204,6 +225,7 @@ class RolloutOperator(EngineCalls, BaseOperator):
     """
 
     template_fields: Sequence[str] = ("conn_id", "endpoint")
+    operator_extra_links = LINKS
 
     def __init__(
         self,

@@ -6,37 +6,27 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow.sdk import BaseOperator, BaseOperatorLink
+from airflow.sdk import BaseOperator
 
 from controlled_rollout.arguments import duration, read_all, text, whole_number
 from controlled_rollout.errors import ArgumentError, EvidenceUnavailableError
 from controlled_rollout.expectations import Suite, read_suite
 from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.links.task_links import LINKS, ReportLink, push_report
 from controlled_rollout.operators.base import EngineCalls, task_of
 from controlled_rollout.triggers.collected_data import control_of
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from airflow.sdk.types import TaskInstanceKey
 
-__all__ = ["LOOK_BACK", "CollectedDataGateOperator", "ReportLink", "look_back"]
+__all__ = ["LOOK_BACK", "CollectedDataGateOperator", "look_back"]
 
 LOOK_BACK: Final = timedelta(days=1)
 MAX_ROWS: Final = 1_000_000
 LONGEST_NAME: Final = 120
 # Each day has a folder of its own that is listed.
 LONGEST: Final = timedelta(days=366)
-
-
-class ReportLink(BaseOperatorLink):
-    """The button that leads from the task to its report."""
-
-    name = "Report"
-
-    def get_link(self, operator: BaseOperator, *, ti_key: "TaskInstanceKey") -> str:
-        """Return the report's address; empty before there is one."""
-        return str(getattr(operator, "report", ""))
 
 
 class CollectedDataGateOperator(EngineCalls, BaseOperator):
@@ -60,7 +50,7 @@ class CollectedDataGateOperator(EngineCalls, BaseOperator):
     """
 
     template_fields = ("conn_id", "endpoint", "version", "expectations", "since", "max_rows")
-    operator_extra_links = (ReportLink(),)
+    operator_extra_links = (*LINKS, ReportLink())
     ui_color = "#dcefe3"
 
     def __init__(
@@ -119,6 +109,7 @@ class CollectedDataGateOperator(EngineCalls, BaseOperator):
         await asyncio.to_thread(storage.put, f"{base}.md", report.as_markdown().encode())
         await asyncio.to_thread(storage.put, f"{base}.html", report.as_html().encode())
         self.report = storage.address_of(f"{base}.html")
+        push_report(context, self.report, log=self.log)
         # Not the report itself: it has values that callers sent, and more people read logs.
         self.log_progress(f"{report.headline}: {self.report}")
         of = f"of {self.endpoint}/{version}"

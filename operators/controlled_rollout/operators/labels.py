@@ -24,6 +24,7 @@ from controlled_rollout.errors import (
 )
 from controlled_rollout.gate import Outcome
 from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.links.task_links import LINKS
 from controlled_rollout.operators.base import TEMPORARY_WHEN_GOING_BACK, EngineCalls, change_of, run_of, task_of
 from controlled_rollout.operators.promotion import NEW_CONTROL, add_asset_event
 from controlled_rollout.workspace import Workspace
@@ -100,6 +101,7 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
         **kwargs: What every sensor takes, but for `timeout`.
     """
 
+    operator_extra_links = LINKS
     template_fields = (
         "conn_id",
         "endpoint",

@@ -122,6 +122,7 @@ class RollBackOperator(RolloutOperator):
     template_fields = (*RolloutOperator.template_fields, "version", "to", "reason", "roll_back_timeout")
     ui_color = "#f8d6d6"
     temporary_errors = TEMPORARY_WHEN_GOING_BACK
+    links_first = False
 
     def __init__(
         self,
@@ -140,6 +141,13 @@ class RollBackOperator(RolloutOperator):
         self.to_former_control = to_former_control
         self.reason = reason
         self.roll_back_timeout = roll_back_timeout
+
+    def execute(self, context: "Context") -> Any:
+        """Roll the version back, then say where people may look."""
+        try:
+            return super().execute(context)
+        finally:
+            self.push_links(context, None)
 
     async def step(self, context: "Context", workspace: Workspace) -> dict[str, float] | None:
         """Roll the version back and return each version's per cent of the traffic; None if there is no such version."""

@@ -28,6 +28,7 @@ from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.gate import Gate, wrong_unit
 from controlled_rollout.hooks.connection_secrets import with_connections
 from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.links.task_links import LINKS
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.operators.image_scan import scan_settings
 from controlled_rollout.rollout import OnSilence
@@ -81,6 +82,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
     """
 
     template_fields = (*CheckConnectivityOperator.template_fields, "arguments")
+    operator_extra_links = LINKS
     # Nodes may still be added: whether the version itself can run is for its own step to see.
     needs_pod = False
     endpoint: str

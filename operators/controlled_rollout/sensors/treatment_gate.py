@@ -25,6 +25,7 @@ from controlled_rollout.evaluation.next_action import GateTerms, LookResult, Nex
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
+from controlled_rollout.links.task_links import LINKS
 from controlled_rollout.operators.approval import ApproveRolloutOperator
 from controlled_rollout.operators.base import EngineCalls, run_of, task_of
 from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
@@ -89,6 +90,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         "allowed_lag",
         "baseline_length",
     )
+    operator_extra_links = LINKS
     ui_color = "#f4e8c1"
     _terms: GateTerms | None = None
 
@@ -153,6 +155,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
     def execute(self, context: "Context") -> Any:
         """Wait for the gate's decision, in the triggerer or in the worker; return it as the XCom value."""
         self._terms = self._own_terms(context)
+        self._show_links(context)
         if self.deferrable:
             self._wait_in_triggerer(self._terms)
         self.poke_interval = self._terms.interval.total_seconds()
@@ -182,6 +185,13 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             trigger=TreatmentGateTrigger(self.conn_id, terms.model_dump(mode="json")),
             method_name=self.execute_complete.__name__,
         )
+
+    def _show_links(self, context: "Context") -> None:
+        """Push where the task's buttons lead, before it is deferred; without the connection, those that need none."""
+        workspace = None
+        with suppress(Exception):
+            workspace = self.workspace()
+        self.push_links(context, workspace)
 
     def _look(self, terms: GateTerms) -> LookResult:
         """Look at the evidence once from this worker; a connection that cannot be read now only makes the gate wait."""
