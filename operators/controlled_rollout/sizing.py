@@ -51,7 +51,7 @@ def total_load(parts: Iterable[Load]) -> Load:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRequirement:
-    """The replicas that a version needs for its share of the load, and has too few of.
+    """The replicas that a version needs for its share of the load.
 
     Attributes:
         version: Its name.
@@ -59,8 +59,8 @@ class ReplicaRequirement:
         gets_more: Whether that is more than before.
         requests_per_s: That share of the load measured for the whole endpoint, in requests per second.
         request_time_s: The mean time of one of its requests, in seconds.
-        running: The replicas that it has now.
-        required: The replicas that it needs; more than `running`.
+        running: The replicas that it should have now.
+        required: The replicas that it needs.
         limit: Its `autoscale_max_replicas`.
     """
 
@@ -79,20 +79,28 @@ class ReplicaRequirement:
         return self.required <= self.limit
 
     @property
-    def replicas(self) -> int:
-        """The number of replicas to run: the needed ones up to the maximum, and not fewer than run now."""
-        return max(self.running, min(self.required, self.limit))
+    def fewest(self) -> int:
+        """The number of replicas below which it must not go: the needed ones, up to the maximum."""
+        return min(self.required, self.limit)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether replicas have to be added."""
+        return self.fewest > self.running
 
     def summary(self) -> str:
-        """Return a sentence for a log: to how many replicas the version is scaled, or why it cannot be."""
+        """Return a sentence for a log: how many replicas the version is to have, or why it cannot have them."""
         load = f"{self.requests_per_s:.1f} requests/s at {self.request_time_s * 1000:.1f} ms"
         share = f"{self.traffic_percent:g} % of the load ({load})"
-        if self.is_allowed:
+        if self.is_allowed and self.is_short:
             return f"version {self.version!r} goes from {self.running} to {self.required} replicas for {share}"
+        if self.is_allowed:
+            return f"version {self.version!r} keeps at least {self.required} of its {self.running} replicas for {share}"
         return (
             f"version {self.version!r} would need {self.required} replicas for {share}, and its "
-            f"autoscale_max_replicas allows {self.limit}: raise it, raise replica_max_concurrent_requests if the model "
-            "can answer more requests at once, or send the version less traffic"
+            f"autoscale_max_replicas allows {self.limit}: raise it, raise worker_count or "
+            "replica_max_concurrent_requests if a replica can answer more requests at once, or send the version less "
+            "traffic"
         )
 
 
@@ -101,39 +109,39 @@ def autoscaler_limits(version: Version) -> Limits:
     return Limits(
         minimum=version.autoscale_min_replicas,
         maximum=version.autoscale_max_replicas,
-        concurrency=version.replica_max_concurrent_requests,
+        slots=version.slots,
         target_utilisation=version.autoscale_target_utilization / 100,
         refresh_s=version.autoscale_refresh_seconds,
     )
 
 
-def replicas_for(requests_per_s: float, request_time_s: float, *, target_utilisation: float, concurrency: int) -> int:
+def replicas_for(requests_per_s: float, request_time_s: float, *, target_utilisation: float, slots: int) -> int:
     """Return how many replicas a load needs at the target utilisation; at least 1.
 
     Args:
         requests_per_s: Requests per second.
         request_time_s: Mean seconds of one request.
         target_utilisation: The part of its slots that a replica should have busy, above 0 and at most 1.
-        concurrency: The slots of one replica: the requests that it answers at the same time.
+        slots: The requests that one replica answers at the same time: `Version.slots`.
 
     Raises:
         ValueError: An argument is out of its range.
     """
     if not (0 <= requests_per_s < math.inf and 0 <= request_time_s < math.inf):
         raise ValueError(f"a load of {requests_per_s} requests/s at {request_time_s} s each is not possible")
-    if not 0 < target_utilisation <= 1 or concurrency < 1:
+    if not 0 < target_utilisation <= 1 or slots < 1:
         raise ValueError(
-            f"replicas of {concurrency} slots cannot be busy for {target_utilisation:.0%} of the time: give at least "
+            f"replicas of {slots} slots cannot be busy for {target_utilisation:.0%} of the time: give at least "
             "1 slot, and a utilisation above 0 and at most 100 %"
         )
-    replicas = requests_per_s * request_time_s / target_utilisation / concurrency
+    replicas = requests_per_s * request_time_s / target_utilisation / slots
     return max(1, math.ceil(replicas * (1 - ROUNDING)))
 
 
 def required_replicas(
     before: Endpoint, after: Endpoint, loads: Mapping[str, Load], running: Mapping[str, int]
 ) -> dict[str, ReplicaRequirement]:
-    """Return the requirement of each version that has too few replicas for its share in `after`.
+    """Return the requirement of each version that gets more traffic, or has too few replicas for its share in `after`.
 
     The load is that of the whole endpoint, whichever versions have it now. The time of a request is the mean of the
     version's own requests; of a version that has answered none, that of control's, else of the slowest version's.
@@ -143,7 +151,7 @@ def required_replicas(
         before: The endpoint before the change.
         after: The endpoint after the change.
         loads: The measured load of each version.
-        running: The number of replicas that each version has now.
+        running: The number of replicas that each version should have now.
     """
     total = math.fsum(load.requests_per_s for load in loads.values())
     percent_before, percent_after = before.effective_traffic(), after.effective_traffic()
@@ -158,14 +166,15 @@ def required_replicas(
             requests_per_s,
             request_time_s,
             target_utilisation=version.autoscale_target_utilization / 100,
-            concurrency=version.replica_max_concurrent_requests,
+            slots=version.slots,
         )
         required = max(replicas, version.autoscale_min_replicas)
-        if required > running.get(name, 0):
+        gets_more = percent > percent_before.get(name, 0.0) + ROUNDING
+        if gets_more or required > running.get(name, 0):
             requirements[name] = ReplicaRequirement(
                 version=name,
                 traffic_percent=percent,
-                gets_more=percent > percent_before.get(name, 0.0) + ROUNDING,
+                gets_more=gets_more,
                 requests_per_s=requests_per_s,
                 request_time_s=request_time_s,
                 running=running.get(name, 0),

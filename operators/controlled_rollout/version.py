@@ -92,9 +92,9 @@ class Version(Value):
         autoscale_refresh_seconds: The time between two decisions of the autoscaler.
         autoscale_target_utilization: Per cent of the replicas' slots that should be busy.
         scoring_timeout_ms: A request that takes longer is answered 504.
-        replica_max_concurrent_requests: Requests that one replica scores at the same time.
+        replica_max_concurrent_requests: Requests that each of a replica's processes scores at the same time.
         max_request_wait_time: Milliseconds that a request may wait for a replica before it is answered 503.
-        worker_count: Scoring processes in one replica.
+        worker_count: Scoring processes in one replica; each has its own model.
         environment_variables: What the script finds in its environment, by name: a text, or `{"secret": …, "key": …}`
             for a key of a secret.
         period_seconds, timeout_seconds, success_threshold, failure_threshold: The liveness probe.
@@ -225,6 +225,11 @@ class Version(Value):
     def longest_answer_ms(self) -> int:
         """The longest that a replica takes to answer, in milliseconds: the wait for a slot, and the scoring."""
         return self.max_request_wait_time + self.scoring_timeout_ms
+
+    @property
+    def slots(self) -> int:
+        """The requests that one replica scores at the same time, in all its processes."""
+        return self.worker_count * self.replica_max_concurrent_requests
 
     @property
     def replicas_at_start(self) -> int:

@@ -203,8 +203,10 @@ async def test_scaling_creates_no_revision_and_is_reported_to_watchers(target_la
 
     async with lab.load(endpoint) as load, aclosing(lab.target.watch(shared)) as statuses:
         updates = [await anext(statuses)]
-        for replicas in (2, 1):
-            await lab.target.scale(shared, "one", replicas)
+        for replicas, at_least in ((2, True), (1, False)):
+            await lab.target.scale(shared, "one", replicas, at_least=at_least)
+            # What a step finds to be enough already is not taken away.
+            await lab.target.scale(shared, "one", 1, at_least=True)
             async for status in statuses:
                 updates.append(status)
                 version = status.versions["one"]

@@ -223,7 +223,7 @@ class SimulatedTarget(KeylessTarget):
         self._check()
         return ""
 
-    async def scale(self, name: str, version: str, replicas: int) -> None:
+    async def scale(self, name: str, version: str, replicas: int, *, at_least: bool = False) -> None:
         self._check()
 
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
@@ -296,8 +296,8 @@ class SimulatedTargets(KeylessTarget):
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         return await self.by_endpoint[name].logs(name, version, tail=tail)
 
-    async def scale(self, name: str, version: str, replicas: int) -> None:
-        await self.by_endpoint[name].scale(name, version, replicas)
+    async def scale(self, name: str, version: str, replicas: int, *, at_least: bool = False) -> None:
+        await self.by_endpoint[name].scale(name, version, replicas, at_least=at_least)
 
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         raise NotImplementedError

@@ -11,12 +11,13 @@ from typing import Final
 from controlled_rollout.agent.namespace_state import NamespaceState, ObservedDeployment, observed_deployment
 from controlled_rollout.agent.scaling import Scaling, scalings
 from controlled_rollout.autoscaling import History
-from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
+from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT, Kind
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.target.kubernetes import envoy_stats
 from controlled_rollout.target.kubernetes.annotations import NOT_SCALED, SCALED
 from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats
+from controlled_rollout.target.kubernetes.scaling import SCALE_MANAGER
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["Autoscaler", "targets_of"]
@@ -28,7 +29,6 @@ INTERVAL_S: Final = 1.0
 COUNTERS_TIMEOUT_S: Final = 3.0
 # How often autoscalers of others are looked for.
 OTHERS_INTERVAL_S: Final = 5.0
-MANAGER: Final = f"{FIELD_MANAGER}-scale"
 
 
 class Autoscaler:
@@ -102,7 +102,9 @@ class Autoscaler:
                 "spec": {"replicas": scaling.replicas},
             }
             try:
-                scale = await self._api.merge_patch(DEPLOYMENT.path(namespace, name, "scale"), body, manager=MANAGER)
+                scale = await self._api.merge_patch(
+                    DEPLOYMENT.path(namespace, name, "scale"), body, manager=SCALE_MANAGER
+                )
             except ApiError as error:
                 if error.status in (404, 409):
                     return
@@ -117,7 +119,7 @@ class Autoscaler:
         elif scaling.note:
             log.info("endpoint %s, version %s is left alone: %s", deployment.endpoint, deployment.version, scaling.note)
         path = DEPLOYMENT.path(namespace, name)
-        noted = await self._api.merge_patch(path, {"metadata": {"annotations": annotations}}, manager=MANAGER)
+        noted = await self._api.merge_patch(path, {"metadata": {"annotations": annotations}}, manager=SCALE_MANAGER)
         self._note(deployment, observed_deployment(noted))
 
     def _note(self, before: ObservedDeployment, after: ObservedDeployment) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from controlled_rollout.autoscaling import Floor
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.target.kubernetes import drift, route_rules
-from controlled_rollout.target.kubernetes.annotations import FLOOR, NOT_SCALED
+from controlled_rollout.target.kubernetes.annotations import NOT_SCALED
 from controlled_rollout.target.kubernetes.gateway import acknowledgement
 from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, VERSION_LABEL
 from controlled_rollout.target.kubernetes.phases import Phase
+from controlled_rollout.target.kubernetes.scaling import floor_of
 from controlled_rollout.target.kubernetes.view import versions_by_cluster
 from controlled_rollout.target.protocol import Revision
 
@@ -111,7 +112,7 @@ def observed_deployment(resource: Object) -> ObservedDeployment:
         resource_version=metadata["resourceVersion"],
         replicas=resource["spec"].get("replicas", 1),
         ready=status.get("readyReplicas", 0),
-        floor=Floor.parse(annotations[FLOOR]) if FLOOR in annotations else None,
+        floor=floor_of(with_kind),
         writer=drift.replicas_writer(with_kind),
         note=annotations.get(NOT_SCALED, ""),
         generation=metadata.get("generation", 0),

@@ -30,20 +30,20 @@ class Limits:
     Attributes:
         minimum: The fewest replicas.
         maximum: The most replicas.
-        concurrency: The slots of one replica: the requests that it answers at the same time.
+        slots: The requests that one replica answers at the same time.
         target_utilisation: The part of the slots that should be busy; above 0 and at most 1.
         refresh_s: The shortest time between two changes, in seconds.
     """
 
     minimum: int
     maximum: int
-    concurrency: int
+    slots: int
     target_utilisation: float
     refresh_s: float = 1.0
 
     def __post_init__(self) -> None:
         """Raise ValueError for settings that no version can have."""
-        if not (1 <= self.minimum <= self.maximum and self.concurrency >= 1 and 0 < self.target_utilisation <= 1):
+        if not (1 <= self.minimum <= self.maximum and self.slots >= 1 and 0 < self.target_utilisation <= 1):
             raise ValueError(f"{self} are no settings of an autoscaler")
 
 
@@ -137,14 +137,14 @@ def _slots_beyond_chance(reading: float) -> float:
 
 def _number(limits: Limits, slots: float) -> int:
     """Return how many replicas have so many slots; at least one, whatever the limits are."""
-    return max(1, math.ceil(slots / limits.concurrency * (1 - ROUNDING)))
+    return max(1, math.ceil(slots / limits.slots * (1 - ROUNDING)))
 
 
 def _load_text(limits: Limits, reading: Reading, wanted: int) -> str:
     """Return the load in words, such as `12 busy, 3 waiting for 8 × 2 slots (94 %, target 70 %)`."""
-    utilisation = reading.demand / (wanted * limits.concurrency)
+    utilisation = reading.demand / (wanted * limits.slots)
     return (
-        f"{reading.busy:.0f} busy, {reading.queued:.0f} waiting for {wanted} × {limits.concurrency} slots "
+        f"{reading.busy:.0f} busy, {reading.queued:.0f} waiting for {wanted} × {limits.slots} slots "
         f"({utilisation:.0%}, target {limits.target_utilisation:.0%})"
     )
 

@@ -23,9 +23,15 @@ class Floor:
     until: float
 
     @classmethod
-    def for_shift(cls, replicas: int, now: float) -> Self:
-        """Return the floor of a number of replicas that is set at `now`."""
-        return cls(replicas, now + FLOOR_S)
+    def for_shift(cls, replicas: int, now: float, before: Self | None = None) -> Self:
+        """Return the floor of a number of replicas that is set at `now`.
+
+        Args:
+            replicas: The number.
+            now: The time in seconds since 1970.
+            before: A floor that is to be kept if it is higher and has not ended; None for none.
+        """
+        return cls(max(replicas, before.at(now) if before else 0), now + FLOOR_S)
 
     @classmethod
     def parse(cls, text: str) -> Self | None:

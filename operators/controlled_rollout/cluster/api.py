@@ -224,11 +224,13 @@ class Api:
         query = {"fieldManager": manager, **(DRY_RUN if dry_run else {})}
         return _json_object(await self.request("PATCH", path, body=body, query=query, content_type=MERGE))
 
-    async def merge_if_unchanged(self, path: str, current: Object, body: Object) -> Object | None:
+    async def merge_if_unchanged(
+        self, path: str, current: Object, body: Object, *, manager: str = FIELD_MANAGER
+    ) -> Object | None:
         """Change an object by a JSON merge patch; return None if it is no longer as in `current`."""
         metadata = {"resourceVersion": current["metadata"]["resourceVersion"], **body.get("metadata", {})}
         try:
-            return await self.merge_patch(path, {**body, "metadata": metadata})
+            return await self.merge_patch(path, {**body, "metadata": metadata}, manager=manager)
         except ApiError as error:
             if error.status != 409:
                 raise

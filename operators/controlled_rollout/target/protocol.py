@@ -312,8 +312,16 @@ class Target(Protocol):
         """
         ...
 
-    async def scale(self, name: str, version: str, replicas: int) -> None:
+    async def scale(self, name: str, version: str, replicas: int, *, at_least: bool = False) -> None:
         """Change how many replicas of a version run, at once and without a new revision.
+
+        An autoscaler takes none below that number for the next ten minutes.
+
+        Args:
+            name: The endpoint's name.
+            version: The version's name.
+            replicas: The number.
+            at_least: Whether more replicas than that stay, and a higher number that was asked for a moment ago holds.
 
         Raises:
             EndpointError: There is no such version, or the number is below 1 or above 100.

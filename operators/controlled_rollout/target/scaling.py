@@ -28,6 +28,9 @@ async def scale_before(
 ) -> None:
     """Scale versions up for a change of traffic: compute replicas from the measured load, set them, wait for them.
 
+    A version that gets more traffic and has enough replicas keeps them: the autoscaler must not take them away before
+    the traffic comes.
+
     Args:
         target: The target of the endpoint.
         before: The endpoint as it is.
@@ -53,11 +56,11 @@ async def scale_before(
         raise DeploymentError("; ".join(refused))
     for required in requirements:
         progress(required.summary())
-    scaled = [required for required in requirements if required.replicas > required.running]
-    for required in scaled:
-        await call(partial(target.scale, before.name, required.version, required.replicas))
-    for required in scaled:
-        if required.gets_more:
+    for required in requirements:
+        await call(partial(target.scale, before.name, required.version, required.fewest, at_least=True))
+    for required in requirements:
+        # A roll-back does not wait for what has been asked for before.
+        if required.gets_more and (required.is_short or not going_back):
             await wait_until_ready(target, before.name, required.version, timeout=timeout, progress=progress)
 
 

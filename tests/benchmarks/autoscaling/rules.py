@@ -35,7 +35,7 @@ class Ours:
     """`decide`, which sees moments only, as counters of Envoy are gauges."""
 
     def __init__(self) -> None:
-        self.limits = Limits(minimum=1, maximum=MOST, concurrency=1, target_utilisation=TARGET)
+        self.limits = Limits(minimum=1, maximum=MOST, slots=1, target_utilisation=TARGET)
         self.history = History()
         self.floor: Floor | None = None
 

@@ -147,7 +147,7 @@ def simulate(rule: Rule, curve: Curve, seed: int) -> Outcome:
         at = second - SETTLING_S
         if curve.sized is not None and isinstance(rule, Ours) and at == int(curve.changes_at) - 30:
             # A step sizes the version for its new share, and moves the traffic once the replicas are ready.
-            sized = replicas_for(curve.sized / MEAN_S, MEAN_S, target_utilisation=TARGET, concurrency=1)
+            sized = replicas_for(curve.sized / MEAN_S, MEAN_S, target_utilisation=TARGET, slots=1)
             rule.floor = Floor.for_shift(sized, second)
         before = service.wanted
         seen = Seen(second, service.busy, len(service.queue), service.mean_demand(), before, service.ready)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from controlled_rollout.autoscaling import DOWN_WINDOW_S, Decision, Floor, History, Limits, Reading, decide
 
 NOW = 1_800_000_000.0
-LIMITS = Limits(minimum=1, maximum=10, concurrency=1, target_utilisation=0.7)
+LIMITS = Limits(minimum=1, maximum=10, slots=1, target_utilisation=0.7)
 
 
 def after(
@@ -200,9 +200,7 @@ def test_floor_is_read_as_it_was_written(replicas: int, until: float) -> None:
 # Properties
 
 settings = st.builds(
-    lambda minimum, more, concurrency, target, refresh_s: Limits(
-        minimum, minimum + more, concurrency, target, refresh_s
-    ),
+    lambda minimum, more, slots, target, refresh_s: Limits(minimum, minimum + more, slots, target, refresh_s),
     st.integers(1, 20),
     st.integers(0, 40),
     st.integers(1, 8),
@@ -296,7 +294,7 @@ def test_constant_load_changes_the_number_up_and_down_once_at_most(
     went_down = next((i for i in range(1, len(numbers)) if numbers[i] < numbers[i - 1]), len(numbers))
     assert numbers[:went_down] == sorted(numbers[:went_down])
     assert numbers[went_down:] == sorted(numbers[went_down:], reverse=True)
-    needed = max(1, math.ceil(demand / limits.target_utilisation / limits.concurrency * (1 - 1e-9)))
+    needed = max(1, math.ceil(demand / limits.target_utilisation / limits.slots * (1 - 1e-9)))
     assert numbers[-1] == min(limits.maximum, max(limits.minimum, needed))
 
 
@@ -313,5 +311,5 @@ def test_what_was_taken_away_was_not_needed_in_the_minute_before(
         if decision.replicas < min(before, limits.maximum):
             last_minute = given_demands[max(0, second - 60) : second + 1]
             assert second >= 60
-            slots = decision.replicas * limits.concurrency
+            slots = decision.replicas * limits.slots
             assert max(last_minute) <= (slots + 2 * math.sqrt(slots)) * (1 + 1e-6)

@@ -120,9 +120,9 @@ class MemoryTarget(KeylessTarget):
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         return ""
 
-    async def scale(self, name: str, version: str, replicas: int) -> None:
-        self._call(f"scale {version} {replicas}")
-        self._replicas[version] = replicas
+    async def scale(self, name: str, version: str, replicas: int, *, at_least: bool = False) -> None:
+        self._call(f"scale {version} {'at least ' if at_least else ''}{replicas}")
+        self._replicas[version] = max(replicas, self._replicas.get(version, 1)) if at_least else replicas
 
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         self._call("store_secret")

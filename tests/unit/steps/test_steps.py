@@ -302,10 +302,12 @@ async def test_a_version_gets_the_replicas_for_its_share_before_it_gets_the_shar
     await roll_out(workspace, "new")
     target.loads = {"old": Load(requests_per_s=20, request_time_s=0.1)}
     target.calls.clear()
-    await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE)
+    for percentile in (50, 10, 50):
+        await steps.shift(workspace, "digits", "new", percentile=percentile, change=CHANGE)
     changes = [call for call in target.calls if call.startswith(("scale", "apply"))]
-    assert changes[-1] == "apply"
-    assert changes[0].startswith("scale")
+    # Also where there are enough already: the autoscaler must not take them away before the traffic comes.
+    to_new, to_old = ["scale new at least 2", "apply"], ["scale old at least 3", "apply"]
+    assert changes == ["scale old at least 2", *to_new, *to_old, *to_new]
 
 
 async def test_a_writer_that_was_faster_makes_the_step_decide_again(workspace: Workspace, target: MemoryTarget) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from controlled_rollout.autoscaling import Floor
 from controlled_rollout.cluster.api import Object
 from controlled_rollout.cluster.pods import is_terminating, last_exit, pod_problem
-from controlled_rollout.target.kubernetes.annotations import FLOOR, SCALED
+from controlled_rollout.target.kubernetes.annotations import SCALED
 from controlled_rollout.target.kubernetes.drift import replicas_writer
+from controlled_rollout.target.kubernetes.scaling import floor_of
 from controlled_rollout.target.kubernetes.startup import startup_problem
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus, VersionStatus
 
@@ -67,7 +67,7 @@ def awaited_replicas(deployment: Object, at_start: int) -> int:
     annotations = deployment["metadata"].get("annotations") or {}
     if SCALED not in annotations:
         return wanted
-    floor = Floor.parse(annotations.get(FLOOR, ""))
+    floor = floor_of(deployment)
     return min(wanted, max(at_start, floor.replicas if floor else 0))
 
 

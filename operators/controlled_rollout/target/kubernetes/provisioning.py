@@ -9,8 +9,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Final
 
-from controlled_rollout.autoscaling import Floor
-from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
+from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import (
     BACKEND_TRAFFIC_POLICY,
     CONFIG_MAP,
@@ -26,7 +25,6 @@ from controlled_rollout.cluster.kinds import (
 from controlled_rollout.endpoint import Auth, Endpoint, Version
 from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
 from controlled_rollout.target.kubernetes import drift, key_set_standby, keys_secret, manifests, signing_keys_secret
-from controlled_rollout.target.kubernetes.annotations import FLOOR
 from controlled_rollout.target.kubernetes.drift import Drift
 from controlled_rollout.target.kubernetes.gateway import (
     chosen_listener,
@@ -42,11 +40,12 @@ from controlled_rollout.target.kubernetes.names import (
     version_object_name,
 )
 from controlled_rollout.target.kubernetes.route_rules import is_written_by_us
+from controlled_rollout.target.kubernetes.scaling import floor_of, scale_version
 from controlled_rollout.tokens import SigningKeys
 from controlled_rollout.tokens import key_set as public_key_set
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["apply_key_set", "apply_objects", "apply_root", "find_drift", "keep_key_sets", "scale_version"]
+__all__ = ["apply_key_set", "apply_objects", "apply_root", "find_drift", "keep_key_sets"]
 
 # Fields that the API server itself fills in, each of them once and for good, are left as they are.
 SERVICE_FIELDS: Final = ("selector", "ports", "type")
@@ -138,29 +137,6 @@ async def apply_key_set(api: Api, workspace: Workspace, endpoint: Endpoint, owne
         endpoint, namespace=workspace.namespace, owner=owner, key_set=public_key_set(keys)
     )
     await _put_back(api, SECURITY_POLICY, workspace.namespace, policy, dry_run=False)
-
-
-async def scale_version(
-    api: Api, workspace: Workspace, endpoint: str, version: str, replicas: int, *, floor: Floor | None = None
-) -> None:
-    """Set the number of a version's pods, and own that field from now on, whatever it was before.
-
-    It has a manager of its own: applying the Deployment again does not take the number back. Whoever else sets it then,
-    also by the subresource `scale`, owns it, and is seen.
-
-    Args:
-        api: The cluster.
-        workspace: Where in it endpoints are.
-        endpoint: The endpoint's name.
-        version: The version's name.
-        replicas: The number.
-        floor: Below which number the autoscaler does not go for a while; None for no such number.
-    """
-    name = version_object_name(endpoint, version)
-    metadata: Object = {"name": name} | ({"annotations": {FLOOR: str(floor)}} if floor else {})
-    head = {"apiVersion": DEPLOYMENT.version, "kind": DEPLOYMENT.name, "metadata": metadata}
-    path = DEPLOYMENT.path(workspace.namespace, name)
-    await api.apply(path, {**head, "spec": {"replicas": replicas}}, manager=f"{FIELD_MANAGER}-scale", force=True)
 
 
 async def _apply_policies(
@@ -276,7 +252,7 @@ async def _apply_version(
     is_wrong = replicas < version.replicas_at_start or (version.num_replicas and replicas != version.num_replicas)
     if is_wrong or replicas_owner is None:
         wanted = version.num_replicas or max(replicas, version.replicas_at_start)
-        await scale_version(api, workspace, endpoint.name, version.name, wanted)
+        await scale_version(api, workspace, endpoint.name, version.name, wanted, floor=floor_of(deployment))
     return found
 
 

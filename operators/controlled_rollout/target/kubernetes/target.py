@@ -29,6 +29,7 @@ from controlled_rollout.target.kubernetes import (
     provisioning,
     reconciling,
     revisions,
+    scaling,
     signing_keys_secret,
 )
 from controlled_rollout.target.kubernetes.confirmation import unconfirmed_after
@@ -240,13 +241,16 @@ class KubernetesTarget:
             )
         await provisioning.keep_key_sets(self._api, self._workspace, endpoint, owner, keys)
 
-    async def scale(self, name: str, version: str, replicas: int) -> None:
-        """Change how many replicas of a version run, at once and without a new revision."""
+    async def scale(self, name: str, version: str, replicas: int, *, at_least: bool = False) -> None:
+        """Change how many replicas of a version run; see `Target.scale`."""
         refusals.check_replicas(version, replicas)
         # Raises the error that names what is missing, the endpoint or the version.
         (await self.endpoint(name)).version(version)
-        floor = Floor.for_shift(replicas, time.time())
-        await provisioning.scale_version(self._api, self._workspace, name, version, replicas, floor=floor)
+        if at_least:
+            await scaling.keep_at_least(self._api, self._workspace, name, version, replicas, now=time.time())
+        else:
+            floor = Floor.for_shift(replicas, time.time())
+            await scaling.scale_version(self._api, self._workspace, name, version, replicas, floor=floor)
 
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         """Store values in a Secret; other keys of it stay."""

@@ -35,9 +35,10 @@ class _ApplyBody(_Body):
 
 
 class _ScaleBody(_Body):
-    """The body of a scale request: the number of replicas that should run."""
+    """The body of a scale request: the number of replicas that should run, and whether more may stay."""
 
     replicas: int
+    at_least: bool = False
 
 
 class _LookBody(_Body):
@@ -170,7 +171,7 @@ def _add_version_routes(app: FastAPI, operations: Operations) -> None:
     @app.post("/endpoints/{name}/versions/{version}/scale")
     async def scale(name: str, version: str, body: _ScaleBody) -> None:
         """Set the number of replicas that a version runs."""
-        operations.scale(name, version, body.replicas)
+        operations.scale(name, version, body.replicas, at_least=body.at_least)
 
 
 def _add_workspace_routes(app: FastAPI, operations: Operations, shut_down: Callable[[], None]) -> None:

@@ -35,6 +35,10 @@ class ScaledVersion(Protocol):
         """Set the number of replicas that should run, and are waited for."""
         ...
 
+    def await_at_least(self, replicas: int) -> None:
+        """Wait for so many of the replicas that should run, if for fewer until now."""
+        ...
+
     def follow_load(self, replicas: int) -> None:
         """Set the number of replicas that the load asks for."""
         ...
@@ -93,15 +97,29 @@ class Autoscaler:
         self._histories = histories
         self._numbers.keep(numbers)
 
-    def set_replicas(self, key: VersionKey, replicas: int) -> None:
-        """Run so many replicas of a version from now on; if it is autoscaled, it has no fewer for ten minutes."""
+    def set_replicas(self, key: VersionKey, replicas: int, *, at_least: bool = False) -> None:
+        """Run so many replicas of a version from now on; if it is autoscaled, it has no fewer for ten minutes.
+
+        Args:
+            key: The version.
+            replicas: The number.
+            at_least: Whether more replicas than that stay, and a higher floor.
+        """
         running = self._running.get(key)
         if running is None:
             return
-        running.scale(replicas)
+        number = self._numbers.get(key)
+        why: str | None = SIZED
+        if at_least and running.wanted_replicas >= replicas:
+            running.await_at_least(replicas)
+            why = number.why if number else None
+        else:
+            running.scale(replicas)
         if running.version.num_replicas is None:
-            floor = str(Floor.for_shift(replicas, self._clock()))
-            self._numbers.keep(self._numbers.all() | {key: ReplicaNumber(replicas=replicas, floor=floor, why=SIZED)})
+            before = number.fewest if number and at_least else None
+            floor = str(Floor.for_shift(replicas, self._clock(), before))
+            changed = ReplicaNumber(replicas=running.wanted_replicas, floor=floor, why=why)
+            self._numbers.keep(self._numbers.all() | {key: changed})
 
     def why(self, key: VersionKey) -> str | None:
         """Return why an autoscaled version has its number of replicas; None if it was not changed."""

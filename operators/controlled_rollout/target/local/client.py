@@ -134,11 +134,10 @@ class LocalTarget:
         """Rotate the endpoint's signing keys; no caller is interrupted."""
         await self._request("POST", _endpoint_path(name, "signing-keys"))
 
-    async def scale(self, name: str, version: str, replicas: int) -> None:
-        """Change how many replicas of a version run, at once and without a new revision."""
-        await self._request(
-            "POST", _endpoint_path(name, "versions", check_name(version), "scale"), {"replicas": replicas}
-        )
+    async def scale(self, name: str, version: str, replicas: int, *, at_least: bool = False) -> None:
+        """Change how many replicas of a version run; see `Target.scale`."""
+        path = _endpoint_path(name, "versions", check_name(version), "scale")
+        await self._request("POST", path, {"replicas": replicas, "at_least": at_least})
 
     async def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         """Store values in a secret; other keys of it stay."""

@@ -340,11 +340,11 @@ class Operations:
             return accepted == ()
         return accepted == (None if stored.keys is None else (renewed.primary, renewed.secondary))
 
-    def scale(self, name: str, version: str, replicas: int) -> None:
-        """Change how many replicas of a version run, at once and without a new revision."""
+    def scale(self, name: str, version: str, replicas: int, *, at_least: bool) -> None:
+        """Change how many replicas of a version run; see `Target.scale`."""
         self.endpoint(name).version(version)
         refusals.check_replicas(version, replicas)
-        self._autoscaler.set_replicas(VersionKey(name, version), replicas)
+        self._autoscaler.set_replicas(VersionKey(name, version), replicas, at_least=at_least)
 
     def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         """Store values in a secret; other keys of it stay."""

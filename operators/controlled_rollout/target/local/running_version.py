@@ -118,6 +118,11 @@ class RunningVersion:
         self._set_replicas(replicas)
         self._on_change()
 
+    def await_at_least(self, replicas: int) -> None:
+        """Wait for so many of the replicas that should run, if for fewer until now."""
+        self._awaited_replicas = max(self._awaited_replicas, min(replicas, self.wanted_replicas))
+        self._on_change()
+
     def follow_load(self, replicas: int) -> None:
         """Set the number of replicas that the load asks for: the version is as ready as before meanwhile."""
         awaited = self._awaited_replicas

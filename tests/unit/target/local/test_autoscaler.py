@@ -24,6 +24,7 @@ class Running:
     wanted_replicas: int
     retiring: bool = False
     fails: bool = False
+    awaited: int = 0
 
     @property
     def ready_replicas(self) -> int:
@@ -31,6 +32,9 @@ class Running:
 
     def scale(self, replicas: int) -> None:
         self.wanted_replicas = replicas
+
+    def await_at_least(self, replicas: int) -> None:
+        self.awaited = replicas
 
     def follow_load(self, replicas: int) -> None:
         if self.fails:
@@ -112,6 +116,34 @@ def test_what_a_shift_was_sized_for_is_not_taken_back_for_ten_minutes_and_surviv
     machine.start()
     assert machine.run(400, demand=0) == 4
     assert machine.run(150, demand=0) == 1
+
+
+def test_replicas_that_a_shift_finds_there_are_not_taken_away_before_its_traffic_comes(machine: Machine) -> None:
+    machine.run(5, demand=5)
+    machine.autoscaler.set_replicas(KEY, 4, at_least=True)
+    assert (machine.one.wanted_replicas, machine.one.awaited) == (6, 4)
+    assert "→ 6 replicas" in str(machine.autoscaler.why(KEY))
+    assert machine.run(2 * DOWN_WINDOW_S, demand=0) == 4
+    machine.start()
+    assert machine.run(400, demand=0) == 4
+    assert machine.run(200, demand=0) == 1
+
+
+def test_smaller_floor_of_a_shift_does_not_end_the_higher_one_of_a_moment_ago(machine: Machine) -> None:
+    machine.autoscaler.set_replicas(KEY, 4)
+    machine.autoscaler.set_replicas(KEY, 2, at_least=True)
+    assert machine.run(500, demand=0) == 4
+    machine.autoscaler.set_replicas(KEY, 2)
+    assert machine.run(100, demand=0) == 2
+
+
+@pytest.mark.parametrize(("workers", "concurrent"), [(4, 1), (2, 2), (1, 4)])
+def test_slots_of_all_processes_of_a_replica_count(tmp_path: Path, workers: int, concurrent: int) -> None:
+    version = Version(name="one", worker_count=workers, replica_max_concurrent_requests=concurrent)
+    machine = Machine(tmp_path, version)
+    assert machine.run(10, demand=2) == 1
+    assert machine.run(10, demand=11) == 4
+    assert "× 4 slots" in str(machine.autoscaler.why(KEY))
 
 
 def test_fixed_number_of_replicas_is_left_alone_and_is_not_stored(tmp_path: Path) -> None:
