@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param
 
-from controlled_rollout import DeleteVersionOperator, PromoteToControlOperator
+from controlled_rollout import PromoteToControlOperator, RetireVersionOperator
 
 NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
 
@@ -36,7 +36,7 @@ with DAG(
     promote = PromoteToControlOperator(
         task_id="promote", version="{{ params.version }}", reason="{{ params.reason }}" + BY
     )
-    retire_old = DeleteVersionOperator(
+    retire_old = RetireVersionOperator(
         task_id="retire_old", replaced_by="{{ params.version }}", keep_warm="{{ params.keep_warm }}", deferrable=True
     )
     promote >> retire_old

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from controlled_rollout.operators.image_scan import ScanImageOperator
     from controlled_rollout.operators.labels import JudgeByLabelsOperator
     from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator, control_asset
-    from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
+    from controlled_rollout.operators.rollout import DeployVersionOperator, RetireVersionOperator
     from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
     from controlled_rollout.sensors.collected_data import CollectedDataSensor
     from controlled_rollout.sensors.treatment_gate import TreatmentGateSensor
@@ -65,7 +65,7 @@ __all__ = [
     "ControlledRollout",
     "ControlledRolloutError",
     "DamagedFileError",
-    "DeleteVersionOperator",
+    "DeployVersionOperator",
     "DeploymentError",
     "EndpointError",
     "EndpointNotFoundError",
@@ -85,8 +85,8 @@ __all__ = [
     "PromoteToControlOperator",
     "RecordUnavailableError",
     "RegistryUnavailableError",
+    "RetireVersionOperator",
     "RollBackOperator",
-    "RolloutVersionOperator",
     "RouterTimeoutError",
     "ScanError",
     "ScanImageOperator",
@@ -118,7 +118,7 @@ _MODULES = {
     "ConflictError": "controlled_rollout.errors",
     "ControlledRollout": "controlled_rollout.task_group",
     "ControlledRolloutError": "controlled_rollout.errors",
-    "DeleteVersionOperator": "controlled_rollout.operators.rollout",
+    "RetireVersionOperator": "controlled_rollout.operators.rollout",
     "DamagedFileError": "controlled_rollout.errors",
     "DeploymentError": "controlled_rollout.errors",
     "EndpointError": "controlled_rollout.errors",
@@ -140,7 +140,7 @@ _MODULES = {
     "RecordUnavailableError": "controlled_rollout.errors",
     "RegistryUnavailableError": "controlled_rollout.errors",
     "RollBackOperator": "controlled_rollout.operators.promotion",
-    "RolloutVersionOperator": "controlled_rollout.operators.rollout",
+    "DeployVersionOperator": "controlled_rollout.operators.rollout",
     "RouterTimeoutError": "controlled_rollout.errors",
     "ScanError": "controlled_rollout.errors",
     "ScanImageOperator": "controlled_rollout.operators.image_scan",

@@ -32,7 +32,7 @@ from controlled_rollout.operators.group_arguments import (
 )
 from controlled_rollout.operators.image_scan import ScanImageOperator
 from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
-from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
+from controlled_rollout.operators.rollout import DeployVersionOperator, RetireVersionOperator
 from controlled_rollout.operators.rollout_check import CheckRolloutOperator
 from controlled_rollout.operators.rollout_result import RolloutResultOperator
 from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
@@ -74,7 +74,7 @@ WINDOW: Final = EvidenceWindow()
 class ControlledRollout(TaskGroup):
     """Rolls a version out in steps, each behind a gate; promotes it, or rolls it back.
 
-    `check → roll_out → shift_10 → gate_10 → … → promote → retire_old`, and on any failure `roll_back →
+    `check → deploy → shift_10 → gate_10 → … → promote → retire_old`, and on any failure `roll_back →
     retire_treatment`. The gates before the last need only that nothing alarms; the last one must pass. On
     hold the gate waits for a person, and goes on looking. A rollout that somebody else has ended is not rolled back. On
     the first version of a new endpoint the shifts and gates are skipped: there is nothing to compare with.
@@ -112,7 +112,7 @@ class ControlledRollout(TaskGroup):
         bin_width, allowed_lag, baseline_length: How the evidence is read (see `EvidenceWindow`).
         keep_warm: How long the former control stays after the promotion.
         keep_treatment: Whether a treatment that was rolled back stays, at 0 %, to be inspected.
-        settings: Further fields of the version (see `RolloutVersionOperator`).
+        settings: Further fields of the version (see `DeployVersionOperator`).
         sticky: By what a new endpoint's callers stay with a version, such as `header:x-user`; None splits at random.
         on_silence: What the local supervisor, or the agent in the cluster, does with a treatment that has traffic and
             that nobody has looked at for `silence`, such as when Airflow is gone: `roll_back` or `keep`.
@@ -132,12 +132,12 @@ class ControlledRollout(TaskGroup):
 
     check: CheckRolloutOperator
     scan: ScanImageOperator | None
-    roll_out: RolloutVersionOperator
+    deploy: DeployVersionOperator
     shifts: list[ShiftTrafficOperator]
     gates: list[TreatmentGateSensor]
     approvals: list[ApproveRolloutOperator]
     promote: PromoteToControlOperator
-    retire_old: DeleteVersionOperator
+    retire_old: RetireVersionOperator
     roll_back: RollBackOperator
     result: RolloutResultOperator
     subject: tuple[str, Any, Any]
@@ -243,8 +243,8 @@ class ControlledRollout(TaskGroup):
                 keep_treatment=keep_treatment,
             )
             scanned: Any = self.scan.output if self.scan else image  # only what was scanned can be rolled out
-            self.roll_out = create_task(
-                RolloutVersionOperator, "roll_out", **on_endpoint, **creation, image=scanned, timeout=ready_timeout
+            self.deploy = create_task(
+                DeployVersionOperator, "deploy", **on_endpoint, **creation, image=scanned, timeout=ready_timeout
             )
             self._add_steps(
                 steps,
@@ -355,7 +355,7 @@ class ControlledRollout(TaskGroup):
         )
         waits: Any = {"keep_warm": keep_warm, "deferrable": deferrable, "execution_timeout": None}  # it may take days
         self.retire_old = create_task(
-            DeleteVersionOperator,
+            RetireVersionOperator,
             "retire_old",
             **endpoint,
             replaced_by=on_endpoint["version"],
@@ -385,7 +385,7 @@ class ControlledRollout(TaskGroup):
         self.roll_back >> self.result
         if not keep_treatment:
             retirement = create_task(
-                DeleteVersionOperator,
+                RetireVersionOperator,
                 "retire_treatment",
                 **on_endpoint,
                 reason="rolled back",
@@ -397,7 +397,7 @@ class ControlledRollout(TaskGroup):
     def _connect(self) -> None:
         """Connect the tasks that go forward with each other, and with those that follow them."""
         by_gate = {ask.gate_task_id: ask for ask in self.approvals}
-        forward: list[BaseOperator] = [self.check, *([self.scan] if self.scan else []), self.roll_out]
+        forward: list[BaseOperator] = [self.check, *([self.scan] if self.scan else []), self.deploy]
         for shift, gate in zip(self.shifts, self.gates, strict=True):
             forward += [shift, gate]
             if ask := by_gate.get(gate.task_id):
@@ -407,7 +407,7 @@ class ControlledRollout(TaskGroup):
         for gate, shift in zip(self.gates, self.shifts[1:], strict=False):
             if gate.task_id in by_gate:
                 gate >> shift
-        self.roll_out >> self.promote
+        self.deploy >> self.promote
         [*forward, self.promote] >> self.roll_back
         # `roll_back` is skipped only once `promote` has succeeded: `result` waits for both.
         self.check >> self.result
@@ -472,7 +472,7 @@ def check_default_args(of_dag: Mapping[str, Any], of_group: Mapping[str, Any]) -
                     f"default_args of the {whose} have {name}={arguments[name]!r}, which ControlledRollout cannot "
                     f"honour: {reason}. Give it to the tasks that it is meant for"
                 )
-    operators = (RolloutVersionOperator, ShiftTrafficOperator, TreatmentGateSensor, DeleteVersionOperator)
+    operators = (DeployVersionOperator, ShiftTrafficOperator, TreatmentGateSensor, RetireVersionOperator)
     own = {name for operator in operators for name in own_defaults(operator)} | {"endpoint", "version", "image"}
     if misplaced := sorted(own & of_group.keys()):
         raise ValueError(

@@ -120,7 +120,7 @@ class DemoRun:
             progress=self._note,
         )
         reference = await self._timed("control's image built", built)
-        rolled_out = steps.roll_out(
+        deployed = steps.deploy(
             self._stack.workspace,
             ENDPOINT,
             CONTROL,
@@ -130,7 +130,7 @@ class DemoRun:
             settings=SETTINGS,
             progress=self._note,
         )
-        await self._timed("control serves", rolled_out)
+        await self._timed("control serves", deployed)
         await self._start_load()
 
     async def _start_load(self) -> None:

@@ -82,8 +82,8 @@ def roll_back_cause(decisions: Sequence[Decision], version: str) -> str:
         return "; ".join(f"{claim['name']}, e-value {evidence_text(claim)}" for claim in alarms)
     for decision in reversed(decisions):
         if decision.version == version and decision.step == "roll_back":
-            why = " ".join(decision.why.split())
-            return why.removeprefix(f"version {version!r} of endpoint {decision.endpoint!r} ")
+            reason = " ".join(decision.reason.split())
+            return reason.removeprefix(f"version {version!r} of endpoint {decision.endpoint!r} ")
     return "no reason is recorded"
 
 

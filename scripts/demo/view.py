@@ -226,7 +226,7 @@ def _gate(look: Decision | None) -> Group:
         table.add_row(
             claim["name"], format_e_value(claim["e_value"]), format_e_value(claim["threshold"]), _needed(claim)
         )
-    return Group(title, table if claims else f" {look.why}", _other_reason(look).removeprefix("; "))
+    return Group(title, table if claims else f" {look.reason}", _other_reason(look).removeprefix("; "))
 
 
 def _needed(claim: dict[str, Any]) -> str:
@@ -280,7 +280,7 @@ def _look_line(look: Decision) -> str:
     claims = (look.verdict or {}).get("claims", [])
     outcome = (look.outcome or "").replace("_", " ")
     if not claims:
-        return f"gate: {outcome}: {look.why}"
+        return f"gate: {outcome}: {look.reason}"
     texts = []
     for claim in claims:
         needed = f" ({_needed(claim)} needed)" if claim["kind"] == "pass" and not claim["reached"] else ""
@@ -292,7 +292,7 @@ def _other_reason(look: Decision) -> str:
     """Return why a gate does not pass although all of its claims are reached; nothing if that is not so."""
     claims = (look.verdict or {}).get("claims", [])
     is_reached = all(claim["reached"] for claim in claims if claim["kind"] == "pass")
-    return f"; {look.why}" if claims and is_reached and look.outcome == "not_enough_evidence" else ""
+    return f"; {look.reason}" if claims and is_reached and look.outcome == "not_enough_evidence" else ""
 
 
 def _counts(report: LoadReport) -> str:

@@ -301,7 +301,7 @@ def cluster_section(seconds: float) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"From `roll_out` of a new endpoint's first version to its first answer: {result.first_answer_s:.1f} s. From "
+        f"From `deploy` of a new endpoint's first version to its first answer: {result.first_answer_s:.1f} s. From "
         f"`shift` called to the first answer of the version that has the traffic now, {len(result.shifts_s)} shifts: "
         f"median {statistics.median(result.shifts_s):.1f} s, slowest {max(result.shifts_s):.1f} s (goal 3 s)."
     )

@@ -95,7 +95,7 @@ async def rollout(at: Sandbox, requests: Meter) -> tuple[float, list[float]]:
     """Roll out, shift several times, promote, retire; return the seconds to the first response, and of every shift."""
     began = time.perf_counter()
     async with requests.of("first version"):
-        await at.roll_out("one")
+        await at.deploy("one")
     headers = {"Authorization": f"Bearer {await at.key()}"}
     async with httpx.AsyncClient(headers=headers, trust_env=False) as client:
 
@@ -106,7 +106,7 @@ async def rollout(at: Sandbox, requests: Meter) -> tuple[float, list[float]]:
         await until_answered_by("one")
         first_answer_s = time.perf_counter() - began
         async with requests.of("treatment"):
-            await at.roll_out("two")
+            await at.deploy("two")
         shifts = []
         for number in range(SHIFTS):
             version, percentile = (("two", 100), ("one", 0))[number % 2]

@@ -122,7 +122,7 @@ async def answer_for_the_supervisor(socket_file: Path, started: datetime) -> asy
     half = created.update_version("v2a", traffic_percentile=50)
     times = (started - BASELINE, started, started + timedelta(seconds=1))
     history = [
-        Revision(number=n, endpoint=e.model_copy(update={"revision": n}), change=Change(who="w", why="y"), created=t)
+        Revision(number=n, endpoint=e.model_copy(update={"revision": n}), change=Change(who="w", reason="y"), created=t)
         for n, (e, t) in enumerate(zip((first, created, half), times, strict=True), start=1)
     ]
     versions = {name: VersionStatus(name=name, ready=True, requests=50) for name in ("v1a", "v2a")}

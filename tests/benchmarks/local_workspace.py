@@ -31,9 +31,9 @@ def silent(line: str) -> None:
     """Discard progress, whose output would disturb the figures."""
 
 
-async def roll_out(lab: Lab, version: str) -> None:
+async def deploy(lab: Lab, version: str) -> None:
     image = await lab.image(script=SCRIPT)
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace,
         ENDPOINT,
         version,
@@ -49,5 +49,5 @@ async def roll_out(lab: Lab, version: str) -> None:
 def bench() -> Iterator[Bench]:
     """A running workspace in a fresh folder; the environment is kept between runs."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, running(Path(folder)) as lab:
-        asyncio.run(roll_out(lab, "first"))
+        asyncio.run(deploy(lab, "first"))
         yield Bench(lab, urlsplit(lab.state.router_url).port or 0)

@@ -16,7 +16,7 @@ import httpx
 
 from controlled_rollout import steps
 from tests.benchmarks import load
-from tests.benchmarks.local_workspace import BODY, ENDPOINT, Bench, bench, roll_out, silent
+from tests.benchmarks.local_workspace import BODY, ENDPOINT, Bench, bench, deploy, silent
 
 FILTERS = "type.googleapis.com/envoy.extensions.filters"
 SCORE = f"/api/v1/service/{ENDPOINT}/score"
@@ -125,7 +125,7 @@ def shift_seconds(*, shifts: int = 20) -> list[float]:
     """Return the seconds from a call of `shift` to the first response of the version that now has all the traffic."""
     taken = []
     with bench() as running:
-        asyncio.run(roll_out(running.lab, "second"))
+        asyncio.run(deploy(running.lab, "second"))
         headers = running.headers()
         with httpx.Client(base_url=f"http://127.0.0.1:{running.port}", headers=headers) as client:
             for number in range(shifts):

@@ -64,11 +64,11 @@ class Sandbox:
     def kubectl(self, *args: str, input: str | None = None) -> str:
         return self.lab.kubectl("--namespace", self.namespace, *args, input=input)
 
-    async def roll_out(self, version: str, image: str = "steady", **settings: object) -> Endpoint:
+    async def deploy(self, version: str, image: str = "steady", **settings: object) -> Endpoint:
         """Roll a version out as `OWNER`; by default with the settings `SMALL`."""
         auth = settings.pop("auth", Auth.KEY)
         silence: dict[str, Any] = {name: settings.pop(name) for name in ("on_silence", "silence") if name in settings}
-        return await steps.roll_out(
+        return await steps.deploy(
             self.workspace,
             self.endpoint,
             version,
@@ -104,12 +104,12 @@ class Sandbox:
             progress=self.progress_lines.append,
         )
 
-    async def roll_back(self, version: str, why: str) -> Endpoint | None:
+    async def roll_back(self, version: str, reason: str) -> Endpoint | None:
         return await steps.roll_back(
             self.workspace,
             self.endpoint,
             version,
-            change=Change(who="a test", why=why),
+            change=Change(who="a test", reason=reason),
             timeout=MAX_WAIT,
             progress=self.progress_lines.append,
         )

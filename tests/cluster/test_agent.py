@@ -60,7 +60,7 @@ def scaler_of(name: str, kind: str, version: str) -> str:
 async def test_replicas_follow_the_load_whichever_agent_is_at_work_and_what_others_scale_is_left_alone(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    await sandbox.roll_out("one", autoscale_max_replicas=3, replica_max_concurrent_requests=1)
+    await sandbox.deploy("one", autoscale_max_replicas=3, replica_max_concurrent_requests=1)
     name = version_object_name(sandbox.endpoint, "one")
     with (
         agent_roles(sandbox),
@@ -108,7 +108,7 @@ async def test_a_scaled_object_of_keda_is_found_and_its_version_left_alone(sandb
                 "wait", "--for=condition=Established", "crd/scaledobjects.keda.sh", "--timeout=60s"
             )
         )
-        await sandbox.roll_out("one")
+        await sandbox.deploy("one")
         name = version_object_name(sandbox.endpoint, "one")
         await kubectl(sandbox, "create", "-f", "-", input=scaler_of(name, "ScaledObject", "keda.sh/v1alpha1"))
         with agent_roles(sandbox), running_agent(sandbox, tmp_path / "agent"):
@@ -124,7 +124,7 @@ async def test_an_agent_that_is_cut_off_from_the_api_server_gives_up_and_acts_no
     if not lab.is_ours:
         pytest.skip("the certificate of another cluster's API server is not for an address of this machine")
     kubeconfig = yaml.safe_load(lab.kubeconfig.read_text())
-    await sandbox.roll_out("one", autoscale_max_replicas=3, replica_max_concurrent_requests=1)
+    await sandbox.deploy("one", autoscale_max_replicas=3, replica_max_concurrent_requests=1)
     async with Line(kubeconfig["clusters"][0]["cluster"]["server"]).running() as line:
         with (
             agent_roles(sandbox),

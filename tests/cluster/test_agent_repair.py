@@ -26,8 +26,8 @@ async def test_drift_is_repaired_and_half_done_changes_are_ended_while_no_step_w
 ) -> None:
     # That no step is at work is known sooner than after a minute.
     monkeypatch.setattr(reconciling, "IDLE_AFTER", timedelta(seconds=2))
-    await sandbox.roll_out("one", autoscale_max_replicas=2, replica_max_concurrent_requests=1)
-    await sandbox.roll_out("two", on_silence=OnSilence.ROLL_BACK, silence=timedelta(seconds=5))
+    await sandbox.deploy("one", autoscale_max_replicas=2, replica_max_concurrent_requests=1)
+    await sandbox.deploy("two", on_silence=OnSilence.ROLL_BACK, silence=timedelta(seconds=5))
     name, of_one = endpoint_object_name(sandbox.endpoint), version_object_name(sandbox.endpoint, "one")
 
     async def is_served(revision: int) -> bool:
@@ -69,7 +69,7 @@ async def test_drift_is_repaired_and_half_done_changes_are_ended_while_no_step_w
 
             async def is_taken_back() -> bool:
                 last = (await sandbox.target.history(sandbox.endpoint))[-1]
-                return not last.endpoint.versions["two"].traffic_percentile and "nobody looked" in last.change.why
+                return not last.endpoint.versions["two"].traffic_percentile and "nobody looked" in last.change.reason
 
             await until(is_taken_back, "the treatment is taken back", timeout_s=LONG_S, interval_s=1.0)
             newest = await sandbox.target.endpoint(sandbox.endpoint)

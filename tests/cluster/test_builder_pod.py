@@ -151,7 +151,7 @@ async def test_concurrent_builds_share_one_pod_and_the_image_equals_that_of_a_wo
         *(build(workspace, source, lines, owner=f"run {at}") for at, lines in enumerate(progress_lines))
     )
     sandbox.workspace = workspace
-    await sandbox.roll_out("one", str(reference))
+    await sandbox.deploy("one", str(reference))
 
     assert reference == same
     assert sum("in pod build-environment-" in line for lines in progress_lines for line in lines) == 1

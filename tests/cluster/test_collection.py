@@ -123,10 +123,10 @@ async def test_of_a_whole_rollout_every_answered_request_is_in_the_storage_once_
 ) -> None:
     sandbox = collecting
     rows = CollectedRows(sandbox.workspace, sandbox.endpoint)
-    await sandbox.roll_out("one", **COLLECTS)
+    await sandbox.deploy("one", **COLLECTS)
     async with numbered_calls(sandbox.url, await sandbox.key(), rate=RATE) as calls:
         await calls.more(50)
-        await sandbox.roll_out("two", "steady2", **COLLECTS)
+        await sandbox.deploy("two", "steady2", **COLLECTS)
         await sandbox.shift("two", 30)
 
         # Pods leave their node, as when it is drained.
@@ -231,7 +231,7 @@ def with_one(
             )
             asyncio.run(sandbox.target.store_secret("salts", {"users": "sodium"}))
             collection = {"hash": ["customer"], "salt": {"secret": "salts", "key": "users"}}
-            asyncio.run(sandbox.roll_out("one", collect_model_data=True, collection=collection))
+            asyncio.run(sandbox.deploy("one", collect_model_data=True, collection=collection))
         yield sandbox
         with turn(alone=False):
             stack.close()
@@ -267,7 +267,7 @@ async def test_whoever_goes_back_from_a_workspace_without_a_collector_leaves_the
     unset = {"collector_image": None, "collector_secret": None, "storage": None}
     elsewhere = replace(sandbox, workspace=sandbox.workspace.model_copy(update=unset))
 
-    await elsewhere.roll_out("two")
+    await elsewhere.deploy("two")
     await elsewhere.roll_back("two", "to see")
 
     status = await elsewhere.target.status(sandbox.endpoint)
@@ -284,6 +284,6 @@ async def test_a_version_whose_collector_would_have_no_credential_is_refused_bef
     absent = replace(sandbox, workspace=sandbox.workspace.model_copy(update={"collector_secret": "absent"}))
 
     with pytest.raises(EndpointError, match=r"names 'absent' as its collector_secret.*there is no such Secret"):
-        await absent.roll_out("three", collect_model_data=True)
+        await absent.deploy("three", collect_model_data=True)
 
     assert "three" not in (await sandbox.target.endpoint(sandbox.endpoint)).versions

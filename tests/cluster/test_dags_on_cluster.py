@@ -42,7 +42,7 @@ def test_the_digits_are_deployed_then_retrained_and_promoted_under_load(
         second, load = asyncio.run(_under_load(sandbox, dags, conf))
 
     decisions = list(record.read(sandbox.workspace, sandbox.endpoint))
-    assert second["state"] == "success", (states(second), decisions[-1].why)
+    assert second["state"] == "success", (states(second), decisions[-1].reason)
     assert {task for task, state in states(second).items() if state == "skipped"} == {"roll_back", "retire_treatment"}
     stored = asyncio.run(sandbox.target.endpoint(sandbox.endpoint))
     [new] = stored.versions

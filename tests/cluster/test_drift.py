@@ -76,8 +76,8 @@ def autoscale(sandbox: Sandbox, version: str, *, least: int) -> str:
 
 
 async def test_objects_that_somebody_deletes_are_said_in_status_and_remade_by_the_next_step(sandbox: Sandbox) -> None:
-    await sandbox.roll_out("one", num_replicas=2)
-    await sandbox.roll_out("two")
+    await sandbox.deploy("one", num_replicas=2)
+    await sandbox.deploy("two")
     name, service = endpoint_object_name(sandbox.endpoint), version_object_name(sandbox.endpoint, "one")
     # The copy must not bring back a key that was replaced.
     keys = await sandbox.target.regenerate_key(sandbox.endpoint, "secondary")
@@ -140,9 +140,9 @@ async def test_objects_that_somebody_deletes_are_said_in_status_and_remade_by_th
 async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment_is_refused_but_not_to_a_roll_back(
     sandbox: Sandbox,
 ) -> None:
-    await sandbox.roll_out("one")
+    await sandbox.deploy("one")
     control = autoscale(sandbox, "one", least=2)
-    await sandbox.roll_out("two")
+    await sandbox.deploy("two")
     await sandbox.shift("two", 10)
     name, service = endpoint_object_name(sandbox.endpoint), version_object_name(sandbox.endpoint, "two")
     policies = {kind: spec(sandbox, kind, name) for kind in ("securitypolicy", "backendtrafficpolicy")}
@@ -202,8 +202,8 @@ async def test_objects_that_somebody_edits_are_put_back_and_an_edited_deployment
 async def test_a_route_of_another_namespace_that_takes_all_callers_is_said_and_refused_but_not_to_a_roll_back(
     sandbox: Sandbox, second_sandbox: Sandbox
 ) -> None:
-    await sandbox.roll_out("one")
-    await sandbox.roll_out("two")
+    await sandbox.deploy("one")
+    await sandbox.deploy("two")
     await sandbox.shift("two", 10)
     assert "not yet seen by traffic" in "".join(sandbox.progress_lines)
     namespace, name = sandbox.lab.gateway.split("/")
@@ -245,7 +245,7 @@ async def test_of_two_new_endpoints_of_one_name_at_once_exactly_one_is_told_that
 ) -> None:
     second_sandbox.endpoint = sandbox.endpoint
 
-    results = await asyncio.gather(sandbox.roll_out("one"), second_sandbox.roll_out("one"), return_exceptions=True)
+    results = await asyncio.gather(sandbox.deploy("one"), second_sandbox.deploy("one"), return_exceptions=True)
 
     [lost] = [result for result in results if isinstance(result, BaseException)]
     assert isinstance(lost, ControlledRolloutError)

@@ -150,8 +150,8 @@ async def test_every_step_and_every_look_signs_in_once(
         await step
         sign_ins[name] = len((tmp_path / SIGN_INS).read_text().splitlines())
 
-    await count("roll_out the first", sandbox.roll_out("one"))
-    await count("roll_out", sandbox.roll_out("two"))
+    await count("deploy the first", sandbox.deploy("one"))
+    await count("deploy", sandbox.deploy("two"))
     await count("shift", steps.shift(workspace, endpoint, "two", percentile=10, **run))
     await count("look", take_look(workspace, gate_terms(endpoint, "two"), sandbox.progress_lines.append))
     await count("roll_back", steps.roll_back(workspace, endpoint, "two", **run))

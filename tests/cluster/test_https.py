@@ -18,7 +18,7 @@ async def test_a_gateway_without_https_is_refused_with_what_to_do_and_nothing_is
     with pytest.raises(
         WorkspaceError, match=r"has no https \(protocols: HTTP\): ask who runs the Gateway for a listener"
     ):
-        await replace(sandbox, workspace=workspace).roll_out("one")
+        await replace(sandbox, workspace=workspace).deploy("one")
 
     assert await sandbox.target.endpoints() == []
     results = {result.name: result for result in await check_connectivity(workspace, {})}

@@ -25,8 +25,8 @@ OURS = "configmaps,secrets,controllerrevisions,httproutes,securitypolicies,servi
 
 @pytest.mark.breaks_lab
 async def test_shift_survives_an_outage_of_the_api_server(sandbox: Sandbox) -> None:
-    await sandbox.roll_out("one", num_replicas=2)
-    await sandbox.roll_out("two", num_replicas=2)
+    await sandbox.deploy("one", num_replicas=2)
+    await sandbox.deploy("two", num_replicas=2)
     async with steady_load(sandbox.url, await sandbox.key(), rate=RATE) as load:
         await load.more(100)
         shifting = asyncio.create_task(sandbox.shift("two", 30))
@@ -49,8 +49,8 @@ async def test_shift_survives_an_outage_of_the_api_server(sandbox: Sandbox) -> N
 async def test_shift_survives_the_death_of_the_gateways_controller_also_with_a_policy_that_it_has_not_seen(
     sandbox: Sandbox,
 ) -> None:
-    await sandbox.roll_out("one", num_replicas=2)
-    await sandbox.roll_out("two", num_replicas=2)
+    await sandbox.deploy("one", num_replicas=2)
+    await sandbox.deploy("two", num_replicas=2)
     async with steady_load(sandbox.url, await sandbox.key(), rate=RATE) as load:
         await load.more(100)
         await asyncio.to_thread(sandbox.lab.kill, "envoy-gateway")
@@ -147,8 +147,8 @@ def test_worker_killed_after_any_change_ends_the_same_when_retried(sandbox: Sand
     new: dict[str, object] = {"image": sandbox.images["steady"], "settings": {"cpu_cores": 0.02, "memory_gb": 0.2}}
 
     killed = [
-        work(sandbox, script, "roll_out", {"version": "one", **new, **run}),
-        work(sandbox, script, "roll_out", {"version": "two", **new, **run}),
+        work(sandbox, script, "deploy", {"version": "one", **new, **run}),
+        work(sandbox, script, "deploy", {"version": "two", **new, **run}),
         work(sandbox, script, "shift", {"version": "two", "percentile": 30, **run}),
         # By a person: a run would need the decision of a gate.
         work(sandbox, script, "promote", {"version": "two"}),
@@ -158,9 +158,9 @@ def test_worker_killed_after_any_change_ends_the_same_when_retried(sandbox: Sand
     # At least the changes that follow one after the other: what was asked for beside a change that killed may be done.
     assert all(times >= least for times, least in zip(killed, (7, 4, 3, 3, 3), strict=True)), killed
     history = asyncio.run(sandbox.target.history(sandbox.endpoint))
-    assert [revision.change.why for revision in history] == [
-        "roll out one",
-        "roll out two",
+    assert [revision.change.reason for revision in history] == [
+        "deploy one",
+        "deploy two",
         "send 30 % to two",
         "promote two to control",
         "retire one",
@@ -176,7 +176,7 @@ def test_worker_killed_after_any_change_ends_the_same_when_retried(sandbox: Sand
 
 async def test_a_roll_back_goes_on_until_a_permission_that_was_taken_away_is_back(sandbox: Sandbox) -> None:
     for version in ("one", "two"):
-        await sandbox.roll_out(version)
+        await sandbox.deploy(version)
     await sandbox.shift("two", 30)
     binding = sandbox.lab.kubectl("--namespace", sandbox.namespace, "get", "rolebinding", "-o", "json")
     sandbox.lab.kubectl("--namespace", sandbox.namespace, "delete", "rolebinding", "--all")

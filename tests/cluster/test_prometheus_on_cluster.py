@@ -37,7 +37,7 @@ async def test_failing_treatment_is_detected_by_the_counters_of_the_gateways_env
     require_program()
     if not sandbox.lab.is_ours:
         pytest.skip("the cluster's pods cannot be reached from this machine")
-    await sandbox.roll_out("one", num_replicas=2)
+    await sandbox.deploy("one", num_replicas=2)
     with scraping(tmp_path / "prometheus", *stats_addresses(sandbox), interval="1s") as prometheus:
         without_store = {"telemetry_endpoint": None, "telemetry_workspace_id": None, "telemetry_token_file": None}
         workspace = Workspace.model_validate(
@@ -45,7 +45,7 @@ async def test_failing_treatment_is_detected_by_the_counters_of_the_gateways_env
         )
         async with steady_load(sandbox.url, await sandbox.key(), rate=60) as load:
             await load.more(700)
-            await sandbox.roll_out("two", "failing", num_replicas=2)
+            await sandbox.deploy("two", "failing", num_replicas=2)
             await sandbox.shift("two", 50)
 
             async def verdict() -> looks.Look | None:

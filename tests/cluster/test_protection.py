@@ -28,7 +28,7 @@ def evict(sandbox: Sandbox, pod: str) -> None:
 
 
 async def test_versions_are_called_by_the_gateways_envoys_only_and_leave_a_node_one_by_one(sandbox: Sandbox) -> None:
-    await sandbox.roll_out("one", num_replicas=2)
+    await sandbox.deploy("one", num_replicas=2)
     name, of_one = endpoint_object_name(sandbox.endpoint), version_object_name(sandbox.endpoint, "one")
     pods = found(sandbox, "pods")
 
@@ -57,7 +57,7 @@ async def test_versions_are_called_by_the_gateways_envoys_only_and_leave_a_node_
     warnings = "\n".join((await sandbox.target.status(sandbox.endpoint)).warnings)
     assert f"NetworkPolicy {name} does not exist" in warnings
     assert f"PodDisruptionBudget {of_one} does not exist" in warnings
-    await sandbox.roll_out("two")
+    await sandbox.deploy("two")
     await sandbox.promote("two")
     await sandbox.retire("one")
 

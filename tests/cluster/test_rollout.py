@@ -55,8 +55,8 @@ async def test_caller_that_waits_for_an_older_revision_reconciles_the_newest_and
     sandbox: Sandbox,
 ) -> None:
     """A version comes back, and whoever brings it back ends before the route knows of it."""
-    await sandbox.roll_out("one")
-    await sandbox.roll_out("two")
+    await sandbox.deploy("one")
+    await sandbox.deploy("two")
     await sandbox.promote("two")
     retired = await sandbox.retire("one")
     assert retired is not None
@@ -67,7 +67,7 @@ async def test_caller_that_waits_for_an_older_revision_reconciles_the_newest_and
     again = retired.create_version("one", image=sandbox.images["steady"], cpu_cores=0.05, memory_gb=0.2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reconciling, "reconcile_endpoint", AsyncMock())
-        await sandbox.target.apply(again, Change(who="a test", why="bring it back"))
+        await sandbox.target.apply(again, Change(who="a test", reason="bring it back"))
     made = uid_of(sandbox, "one")
     served = await bystander
 
@@ -83,10 +83,10 @@ def uid_of(sandbox: Sandbox, version: str) -> str:
 
 async def test_a_version_has_the_replicas_for_its_share_before_it_gets_it(sandbox: Sandbox) -> None:
     """40 requests/s of 60 ms keep 2.4 replicas busy: at a target of 70 %, half of them need 2."""
-    await sandbox.roll_out("one", "slow", num_replicas=4)
+    await sandbox.deploy("one", "slow", num_replicas=4)
     async with steady_load(sandbox.url, await sandbox.key(), rate=40) as load:
         await load.more(300)
-        await sandbox.roll_out("two", "slow")
+        await sandbox.deploy("two", "slow")
         assert (await sandbox.target.status(sandbox.endpoint)).versions["two"].wanted_replicas == 1
         await sandbox.shift("two", 50)
         status = await sandbox.target.status(sandbox.endpoint)
@@ -98,10 +98,10 @@ async def test_a_version_has_the_replicas_for_its_share_before_it_gets_it(sandbo
 
 
 async def test_slower_treatment_is_detected_and_rolled_back_and_control_keeps_serving(sandbox: Sandbox) -> None:
-    await sandbox.roll_out("one", num_replicas=2)
+    await sandbox.deploy("one", num_replicas=2)
     async with steady_load(sandbox.url, await sandbox.key(), rate=RATE) as load:
         await load.more(500)  # control's own latency has to be known before
-        await sandbox.roll_out("two", "slow", num_replicas=2)
+        await sandbox.deploy("two", "slow", num_replicas=2)
         await sandbox.shift("two", 50)
 
         async def verdict() -> looks.Look | None:
@@ -129,9 +129,9 @@ async def test_crashing_treatment_is_detected_although_no_response_names_it(
     sandbox: Sandbox,
 ) -> None:
     """Envoy Gateway itself answers for a version without a replica, and its answers do not say whose share it was."""
-    await sandbox.roll_out("one")
+    await sandbox.deploy("one")
     async with steady_load(sandbox.url, await sandbox.key(), rate=RATE) as load:
-        await sandbox.roll_out("two", "dies")
+        await sandbox.deploy("two", "dies")
         await sandbox.shift("two", 50)
 
         async def is_down() -> bool:
@@ -154,10 +154,10 @@ async def test_crashing_treatment_is_detected_although_no_response_names_it(
 
 
 async def test_treatment_that_fits_on_no_node_fails_in_bounded_time_with_the_cause(sandbox: Sandbox) -> None:
-    await sandbox.roll_out("one")
+    await sandbox.deploy("one")
 
     with pytest.raises(DeploymentError, match=r"cannot be scheduled: .*Insufficient cpu"):
-        await steps.roll_out(
+        await steps.deploy(
             sandbox.workspace,
             sandbox.endpoint,
             "two",
@@ -176,7 +176,7 @@ async def test_treatment_that_fails_its_probe_is_an_error_with_the_event_of_kube
     late = await asyncio.to_thread(build, sandbox.lab.registry, "steady", version="late", init_s=600)
 
     with pytest.raises(DeploymentError) as failure:
-        await steps.roll_out(
+        await steps.deploy(
             sandbox.workspace,
             sandbox.endpoint,
             "one",
@@ -196,20 +196,20 @@ async def test_treatment_that_fails_its_probe_is_an_error_with_the_event_of_kube
 
 
 async def test_treatment_with_a_missing_image_fails_with_the_cause(sandbox: Sandbox) -> None:
-    await sandbox.roll_out("one")
+    await sandbox.deploy("one")
     missing = f"{sandbox.lab.registry}/models/nothing@sha256:{'0' * 64}"
 
     with pytest.raises(DeploymentError, match=r"cannot pull its image"):
-        await sandbox.roll_out("two", missing)
+        await sandbox.deploy("two", missing)
     assert (await ask(sandbox, key=await sandbox.key()))[:2] == (200, "one")
 
 
 async def test_two_runs_at_once_give_one_clear_conflict(sandbox: Sandbox) -> None:
-    await sandbox.roll_out("one")
+    await sandbox.deploy("one")
 
     def run(version: str) -> "asyncio.Task[object]":
         return asyncio.create_task(
-            steps.roll_out(
+            steps.deploy(
                 sandbox.workspace,
                 sandbox.endpoint,
                 version,
@@ -230,7 +230,7 @@ async def test_two_runs_at_once_give_one_clear_conflict(sandbox: Sandbox) -> Non
 
 
 async def test_foreign_rule_survives_every_change_and_the_deletion_of_the_endpoint(sandbox: Sandbox) -> None:
-    await sandbox.roll_out("one")
+    await sandbox.deploy("one")
     foreign = {
         "name": "foreign",
         "matches": [{"path": {"type": "PathPrefix", "value": "/foreign"}}],
@@ -247,7 +247,7 @@ async def test_foreign_rule_survives_every_change_and_the_deletion_of_the_endpoi
     [moved] = (await sandbox.target.status(sandbox.endpoint)).warnings
     assert "were moved from positions 0, 1, 2 to 1, 2, 3" in moved
 
-    await sandbox.roll_out("two")
+    await sandbox.deploy("two")
     await sandbox.shift("two", 20)
     await sandbox.promote("two")
     await sandbox.retire("one")
@@ -271,8 +271,8 @@ async def test_foreign_rule_survives_every_change_and_the_deletion_of_the_endpoi
 
 
 async def test_route_edited_by_hand_is_reported_and_not_overwritten(sandbox: Sandbox) -> None:
-    await sandbox.roll_out("one")
-    await sandbox.roll_out("two")
+    await sandbox.deploy("one")
+    await sandbox.deploy("two")
     edit = [{"op": "replace", "path": "/spec/rules/0/timeouts/request", "value": "1s"}]
     sandbox.kubectl(
         "patch", "httproute", sandbox.endpoint, "--type=json", "--field-manager=somebody", "-p", json.dumps(edit)
@@ -291,10 +291,10 @@ async def test_route_edited_by_hand_is_reported_and_not_overwritten(sandbox: San
 async def test_an_endpoint_of_the_same_name_in_another_namespace_keeps_its_path(
     sandbox: Sandbox, second_sandbox: Sandbox
 ) -> None:
-    await sandbox.roll_out("one")
+    await sandbox.deploy("one")
     second_sandbox.endpoint = sandbox.endpoint
 
     with pytest.raises(
         ConflictError, match=rf"serves an endpoint '{sandbox.endpoint}' of namespace '{sandbox.namespace}'"
     ):
-        await second_sandbox.roll_out("one")
+        await second_sandbox.deploy("one")

@@ -129,7 +129,7 @@ def scaled(sandbox: Sandbox) -> Iterator[Scaled]:
 @pytest.mark.timeout(600, func_only=True)
 async def test_envoys_come_and_go_by_the_shipped_autoscaler_and_no_request_fails(scaled: Scaled) -> None:
     sandbox = scaled.sandbox
-    await sandbox.roll_out("one")
+    await sandbox.deploy("one")
     url, key = (await sandbox.target.status(sandbox.endpoint)).url, await sandbox.key()
     autoscaler = scaled.of_envoys("horizontalpodautoscalers")
     deployment = scaled.of_envoys("deployments")

@@ -36,7 +36,7 @@ from tests.polling import until
 
 __all__ = ["CHANGE", "MAX_WAIT", "Answer", "TargetLab", "cluster_lab", "local_lab"]
 
-CHANGE = Change(who="a test", why="to see what happens")
+CHANGE = Change(who="a test", reason="to see what happens")
 MAX_WAIT = timedelta(seconds=120)
 # Requests per second: both targets and the caller share the machine with other tests.
 RATE = 110.0

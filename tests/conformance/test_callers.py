@@ -22,7 +22,7 @@ from tests.conformance.target_lab import CHANGE, MAX_WAIT, TargetLab
 from tests.polling import until
 
 DUE = datetime(2026, 1, 5, 12, tzinfo=UTC)
-ADA = Change(who="ada", why="good enough")
+ADA = Change(who="ada", reason="good enough")
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +108,16 @@ async def test_second_of_two_writers_gets_a_conflict_with_who_and_why(target_lab
 
     [winner] = [result for result in results if isinstance(result, Endpoint)]
     [loser] = [result for result in results if isinstance(result, ConflictError)]
-    assert (CHANGE.who in str(loser), CHANGE.why in str(loser)) == (True, True)
+    assert (CHANGE.who in str(loser), CHANGE.reason in str(loser)) == (True, True)
     assert await lab.target.endpoint(shared) == winner
     assert winner.revision == endpoint.revision + 1
 
 
-async def roll_out(lab: TargetLab, endpoint: str, number: int) -> None:
+async def deploy(lab: TargetLab, endpoint: str, number: int) -> None:
     """Roll out the version of a run, whose number is the hour in which it was due."""
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace, endpoint, f"run{number}", image=lab.images["steady"], owner=f"weekly/run-{number}",
-        change=Change(who=f"weekly/run-{number}/roll_out"), settings=lab.settings,
+        change=Change(who=f"weekly/run-{number}/deploy"), settings=lab.settings,
         run_date=DUE + timedelta(hours=number), conflict_timeout=MAX_WAIT, timeout=MAX_WAIT, progress=lambda line: None,
     )  # fmt: skip
 
@@ -139,11 +139,11 @@ async def test_runs_come_in_the_order_in_which_they_were_due_and_what_a_person_e
 ) -> None:
     lab = target_lab
     name = lab.endpoint("owners").name
-    await roll_out(lab, name, 0)
+    await deploy(lab, name, 0)
     await lab.apply((await lab.target.endpoint(name)).claim("run0", owner="weekly/other", at=datetime.now(UTC)))
     runs: dict[int, asyncio.Task[None]] = {}
     for number in (3, 1):
-        runs[number] = asyncio.create_task(roll_out(lab, name, number))
+        runs[number] = asyncio.create_task(deploy(lab, name, number))
         await until(partial(is_waiting, lab, name, number), f"run {number} waits")
     in_order = await waiting_runs(lab, name)
 
@@ -163,7 +163,7 @@ async def test_runs_come_in_the_order_in_which_they_were_due_and_what_a_person_e
                 lab.workspace, name, f"run{number}", change=CHANGE, owner=f"weekly/run-{number}", progress=said.append
             )
     with pytest.raises(NothingToDoError, match="an older model does not replace a newer one"):
-        await roll_out(lab, name, 2)
+        await deploy(lab, name, 2)
     assert await lab.target.endpoint(name) == promoted
     assert promoted.effective_traffic()["run3"] == 100
 

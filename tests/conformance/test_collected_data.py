@@ -196,7 +196,7 @@ async def test_predictions_that_collapse_are_rolled_back_by_the_data_claim_and_m
             lab.workspace,
             served.name,
             "two",
-            change=Change(who="a test", why=last.reason),
+            change=Change(who="a test", reason=last.reason),
             timeout=MAX_WAIT,
             progress=print,
         )

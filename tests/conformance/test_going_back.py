@@ -11,7 +11,7 @@ from controlled_rollout.gate import Gate
 from controlled_rollout.steps import Change
 from tests.conformance.target_lab import MAX_WAIT, TargetLab
 
-CHANGE = Change(who="a test", why="it fails")
+CHANGE = Change(who="a test", reason="it fails")
 RUN = "weekly/run-2"
 
 

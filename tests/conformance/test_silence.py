@@ -62,7 +62,7 @@ async def test_treatment_is_taken_back_that_nobody_looks_at_and_not_while_somebo
     assert document.rollout is None
     ending = (await target.history(name))[-1]
     assert ending.change.who == ON_SILENCE
-    assert ending.change.why.startswith("nobody looked since ")
+    assert ending.change.reason.startswith("nobody looked since ")
     assert ending.created - note.at > SILENCE
 
     await target_lab.until(document, lambda status: "v2a" not in status.weight_ppm, "the router sends it nothing")

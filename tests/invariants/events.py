@@ -360,7 +360,7 @@ def made_anew(world: World, version: str) -> None:
     """A version without traffic is deleted by hand and made anew under the same name, by nobody's run."""
     world.touched.add(version)
     world.command(steps.retire, version)
-    world.command(steps.roll_out, version, **_arguments("roll_out", None))
+    world.command(steps.deploy, version, **_arguments("deploy", None))
 
 
 @event
@@ -411,7 +411,7 @@ def _arguments(name: str, argument: Any) -> dict[str, Any]:
         return {"percentile": argument}
     if name == "roll_back":
         return {"to": argument}
-    if name == "roll_out":
+    if name == "deploy":
         return {"image": image_of("by hand"), "owner": "Ada"}
     return {}
 
@@ -447,10 +447,10 @@ def _name(world: World, chance: random.Random) -> tuple[int, str]:
 _COMMANDS: Final[tuple[tuple[Any, ...], ...]] = (
     ("shift", "two", 30), ("shift", "two", 0), ("shift", "three", 20), ("promote", "two"), ("promote", "first"),
     ("roll_back", "two"), ("roll_back", "two", "first"), ("retire", "two"), ("retire", "first"),
-    ("roll_out", "three"), ("roll_back", "three"), ("promote", "three"),
+    ("deploy", "three"), ("roll_back", "three"), ("promote", "three"),
 )  # fmt: skip
 # Those that are tasks too.
-_TASKS: Final = tuple(command for command in _COMMANDS if command[0] != "roll_out")
+_TASKS: Final = tuple(command for command in _COMMANDS if command[0] != "deploy")
 CHOICES: Final[tuple[Callable[[World, random.Random], Event], ...]] = (
     lambda w, c: ("errors", _version(c), c.choice((0.0, 0.0, 1.0, 1.0, 0.5))),
     lambda w, c: ("errors", "two", c.choice((0.0, 1.0, 1.0, 0.5))),

@@ -113,7 +113,7 @@ def _check_not_ended(run: DagRun, life: list[Revision], revision: Revision) -> N
         if holds == run.owner:
             return
         if held == run.owner:
-            if not later.change.who.startswith(f"{run.owner}/") and not revision.change.who.endswith(".roll_out"):
+            if not later.change.who.startswith(f"{run.owner}/") and not revision.change.who.endswith(".deploy"):
                 raise Violation(
                     f"two owners: {later.change.who} has ended the rollout of {run.run_id} in revision {later.number}, "
                     f"and {revision.change.who} has stored revision {revision.number}"
@@ -235,7 +235,7 @@ def _check_cause(world: World, run: DagRun, life: list[Revision], revision: Revi
     if not (failed or person or fault or on_deadline):
         raise Violation(
             f"outage: {revision.change.who} has rolled {version!r} back in revision {revision.number}, and nothing but "
-            f"outages has happened: {revision.change.why}"
+            f"outages has happened: {revision.change.reason}"
         )
 
 
@@ -325,7 +325,7 @@ def _check_run_end(world: World, run: DagRun) -> None:
     if not run.is_over and not world.waits_for_person(run):
         states = {task_id: task.state for task_id, task in run.tasks.items()}
         raise Violation(f"stuck: {run.run_id} goes on for ever: {states}")
-    if run.is_over and run.state == "success" and run.task("roll_out").state == "success":
+    if run.is_over and run.state == "success" and run.task("deploy").state == "success":
         controls = [
             revision for life in world.target.lives for revision in life
             if revision.endpoint.control and revision.endpoint.control.name == run.version

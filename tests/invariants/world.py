@@ -144,7 +144,7 @@ class World:
             first = Endpoint(name=self.endpoint).create_version(
                 "first", is_control=True, is_default=True, image=image_of("first"), traffic_percentile=100
             )
-            self.target.store(first, Change(who="somebody", why="set up"))
+            self.target.store(first, Change(who="somebody", reason="set up"))
             self.pass_time(90)
 
     def _begin(self) -> None:
@@ -299,7 +299,7 @@ class World:
     async def by_hand(self, step: Callable[..., Coroutine[Any, Any, Any]], version: str, **arguments: Any) -> None:
         """Take a step as a person does, for no run."""
         await step(
-            WORKSPACE, self.endpoint, version, change=Change(who="Ada", why="by hand"), progress=lambda line: None,
+            WORKSPACE, self.endpoint, version, change=Change(who="Ada", reason="by hand"), progress=lambda line: None,
             timeout=timedelta(seconds=30), **arguments,
         )  # fmt: skip
 

@@ -27,7 +27,7 @@ from controlled_rollout.workspace import Workspace, user_cache
 from tests.polling import until
 from tests.target_per_call import target_per_call
 
-CHANGE = Change(who="a test", why="to see what happens")
+CHANGE = Change(who="a test", reason="to see what happens")
 DEADLINE = timedelta(seconds=60)
 CONNECTIONS = 4
 VERSION_HEADER = "azureml-model-deployment"

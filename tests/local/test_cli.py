@@ -100,13 +100,13 @@ def test_a_rollout_by_hand_as_documented_from_the_first_version_to_the_deleted_e
     assert list(endpoint(lab, name).versions) == ["v2a"]
 
     history = asyncio.run(lab.target.history(name))
-    assert [revision.change.why for revision in history] == [
-        "begin", "roll out v2a", "send 10 % to v2a", "too slow", "better on the new sensors", "slower still",
+    assert [revision.change.reason for revision in history] == [
+        "begin", "deploy v2a", "send 10 % to v2a", "too slow", "better on the new sensors", "slower still",
         "back and forth", "retire v1a",
     ]  # fmt: skip
     assert {revision.change.who for revision in history} == {caller(lab.workspace)}
     assert [entry.step for entry in record.read(lab.workspace, name)] == [
-        "roll_out", "roll_out", "shift", "roll_back", "promote", "promote", "promote", "retire",
+        "deploy", "deploy", "shift", "roll_back", "promote", "promote", "promote", "retire",
     ]  # fmt: skip
 
     assert shell("delete", name, "--yes") == (0, f"endpoint '{name}' is deleted\n", "")

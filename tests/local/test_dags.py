@@ -143,7 +143,7 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
 ) -> None:
     assert first["state"] == "success"
     assert states(first) == {
-        "train": "success", "build_image": "success", "check": "success", "roll_out": "success",
+        "train": "success", "build_image": "success", "check": "success", "deploy": "success",
         "shift_10": "skipped", "gate_10": "skipped", "shift_50": "skipped", "gate_50": "skipped",
         "promote": "success", "retire_old": "skipped", "roll_back": "skipped", "retire_treatment": "skipped",
         "result": "success",
@@ -191,10 +191,10 @@ def test_a_failing_treatment_whose_gate_is_on_hold_is_rolled_back_and_only_its_o
     assert dict(after.versions) == dict(before.versions)
     assert after.rollout is None
     [hold] = record.read(lab.workspace, ENDPOINT, step="hold")
-    assert hold.why.startswith("no decision 0:00:")
+    assert hold.reason.startswith("no decision 0:00:")
     [back] = [entry for entry in record.read(lab.workspace, ENDPOINT) if entry.step == "roll_back"]
-    assert back.why.startswith("fail: ")
-    assert "errors" in back.why
+    assert back.reason.startswith("fail: ")
+    assert "errors" in back.reason
     assert set(load.failed) == {"500"}
     log = (lab.folder / "dags.log").read_text()
     keys = asyncio.run(lab.target.keys(ENDPOINT))
@@ -226,7 +226,7 @@ def test_promote_and_roll_back_dags_work_by_hand(lab: Lab, dags: Dags) -> None:
     refused = dags.run("roll_back", endpoint=name, version="v2a", reason="no way back")
     assert refused["state"] == "failed"
     history = asyncio.run(lab.target.history(name))
-    assert [revision.change.why.partition(" (")[0] for revision in history[-3:]] == [
+    assert [revision.change.reason.partition(" (")[0] for revision in history[-3:]] == [
         "not today", "better after all", "retire v1a",
     ]  # fmt: skip
     assert history[-2].change.who == f"promote/{promoted['run_id']}/promote"

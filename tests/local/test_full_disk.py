@@ -46,7 +46,7 @@ async def status_of_answer(url: str, key: str) -> int:
 async def test_a_treatment_is_rolled_back_and_retired_and_a_key_revoked_on_a_full_disk(lab: Lab, disk: Path) -> None:
     messages: list[str] = []
     for version in ("old", "new"):
-        await steps.roll_out(
+        await steps.deploy(
             lab.workspace, "digits", version, image=await lab.image(version), owner=OWNER, change=CHANGE,
             progress=messages.append,
         )  # fmt: skip
@@ -68,9 +68,9 @@ async def test_a_treatment_is_rolled_back_and_retired_and_a_key_revoked_on_a_ful
 
     assert list((await lab.target.endpoint("digits")).versions) == ["old"]
     ballast.unlink()
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace, "digits", "next", image=await lab.image("new"), owner=OWNER, change=CHANGE,
         progress=messages.append,
     )  # fmt: skip
     lines = [(line.step, line.version) for line in record.read(lab.workspace, "digits")]
-    assert lines[-3:] == [("roll_back", "new"), ("retire", "new"), ("roll_out", "next")]
+    assert lines[-3:] == [("roll_back", "new"), ("retire", "new"), ("deploy", "next")]

@@ -22,7 +22,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
 from controlled_rollout import (
-    CheckConnectivityOperator, ControlledRollout, RollBackOperator, RolloutVersionOperator
+    CheckConnectivityOperator, ControlledRollout, RollBackOperator, DeployVersionOperator
 )
 
 ARGUMENTS = {{
@@ -56,8 +56,8 @@ with DAG("mapped_and_skipped", schedule=None):
 
 with DAG("twice", schedule=None):
     of_new = {{"version": "new", "max_active_tis_per_dagrun": 1}}
-    RolloutVersionOperator.partial(
-        task_id="roll_out", image=ARGUMENTS["image"], settings=ARGUMENTS["settings"], **of_new
+    DeployVersionOperator.partial(
+        task_id="deploy", image=ARGUMENTS["image"], settings=ARGUMENTS["settings"], **of_new
     ).expand(endpoint=["first", "first"]) >> RollBackOperator.partial(
         task_id="roll_back", trigger_rule="all_done", **of_new
     ).expand(endpoint=["first", "first"])
@@ -168,7 +168,7 @@ def test_of_two_mapped_instances_with_one_endpoint_one_holds_it_and_the_other_is
     [owner] = owners
     assert owner.startswith("twice/") and owner[-3:] in ("[0]", "[1]")
     # The other one was refused, and has rolled nothing back.
-    assert [revision.change.who for revision in history][-2:] == [f"{owner}/roll_out", f"{owner}/roll_back"]
+    assert [revision.change.who for revision in history][-2:] == [f"{owner}/deploy", f"{owner}/roll_back"]
     assert history[-1].endpoint.rollout is None
 
 

@@ -140,7 +140,7 @@ def test_labels_take_a_promoted_version_back_or_confirm_it_whatever_was_restarte
     history = asyncio.run(lab.target.history("worse"))
     assert history[-1].endpoint.effective_traffic() == {"v1a": 100, "v2a": 0}
     assert history[-1].change.who == "weekly/run-1/judge"
-    assert "wrong answers" in history[-1].change.why
+    assert "wrong answers" in history[-1].change.reason
     assert asyncio.run(lab.target.endpoint("as-good")).effective_traffic() == {"v1a": 0, "v2a": 100}
     [confirmed] = [line for line in record.read(lab.workspace, "as-good") if line.step == "confirm"]
     assert confirmed.version == "v2a"

@@ -41,14 +41,14 @@ def control(lab: Lab, name: str) -> str:
     return version.name
 
 
-def roll_out(lab: Lab, name: str, version: str, run_id: str, **arguments: object) -> Task:
+def deploy(lab: Lab, name: str, version: str, run_id: str, **arguments: object) -> Task:
     task = {"endpoint": name, "version": version, "image": image(lab, version), "settings": SETTINGS, **arguments}
-    return Task("RolloutVersionOperator", "roll_out", task, run_id)
+    return Task("DeployVersionOperator", "deploy", task, run_id)
 
 
 def approve(lab: Lab, name: str) -> None:
     """Record that a person approves version v2a at its present share: a run promotes only what was judged."""
-    decision = record.Decision.about(endpoint(lab, name), "v2a", step="approve", who="Ada", why="good enough")
+    decision = record.Decision.about(endpoint(lab, name), "v2a", step="approve", who="Ada", reason="good enough")
     record.append(lab.workspace, decision)
 
 
@@ -56,12 +56,12 @@ def approve(lab: Lab, name: str) -> None:
 @pytest.mark.parametrize("kill_after_s", [0.03, 0.3])
 def test_rollout_with_killed_tasks_creates_the_same_revisions(lab: Lab, connection: str, kill_after_s: float) -> None:
     name = f"killed-{kill_after_s}".replace(".", "-").lower()
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(deploy(lab, name, "v1a", "run-1"), connection) == "done"
     rollout = [
-        roll_out(lab, name, "v2a", "run-2"),
+        deploy(lab, name, "v2a", "run-2"),
         Task("ShiftTrafficOperator", "shift_10", {"endpoint": name, "version": "v2a", "percentile": 10}, "run-2"),
         Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2"),
-        Task("DeleteVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a", "keep_warm": 0}, "run-2"),
+        Task("RetireVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a", "keep_warm": 0}, "run-2"),
     ]
 
     killed = 0
@@ -74,8 +74,8 @@ def test_rollout_with_killed_tasks_creates_the_same_revisions(lab: Lab, connecti
 
     history = asyncio.run(lab.target.history(name))
     assert [revision.change.who for revision in history] == [
-        "weekly/run-1/roll_out",
-        "weekly/run-2/roll_out",
+        "weekly/run-1/deploy",
+        "weekly/run-2/deploy",
         "weekly/run-2/shift_10",
         "weekly/run-2/promote",
         "weekly/run-2/retire_old",
@@ -89,15 +89,15 @@ def test_rollout_with_killed_tasks_creates_the_same_revisions(lab: Lab, connecti
 def test_killed_roll_back_creates_the_same_revisions(lab: Lab, connection: str) -> None:
     name = "back"
     back = Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2")
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
-    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    assert run(deploy(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(deploy(lab, name, "v2a", "run-2"), connection) == "done"
     shift = {"endpoint": name, "version": "v2a", "percentile": 50}
     assert run(Task("ShiftTrafficOperator", "shift_50", shift, "run-2"), connection) == "done"
 
     run(back, connection, kill_after_s=0.05)
     assert run(back, connection) == "done"
     assert (
-        run(Task("DeleteVersionOperator", "retire", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
+        run(Task("RetireVersionOperator", "retire", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
         == "done"
     )
 
@@ -108,11 +108,11 @@ def test_killed_roll_back_creates_the_same_revisions(lab: Lab, connection: str) 
 
 def test_second_run_conflicts_and_its_roll_back_does_not_touch_the_first_rollout(lab: Lab, connection: str) -> None:
     name = "conflict"
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
-    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    assert run(deploy(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(deploy(lab, name, "v2a", "run-2"), connection) == "done"
     before = endpoint(lab, name)
 
-    answer = run(roll_out(lab, name, "v3a", "run-3"), connection)
+    answer = run(deploy(lab, name, "v3a", "run-3"), connection)
     same_version = run(Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-3"), connection)
     own_version = run(Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v3a"}, "run-3"), connection)
 
@@ -126,14 +126,14 @@ def test_second_run_conflicts_and_its_roll_back_does_not_touch_the_first_rollout
 
 def test_waiting_second_run_continues_after_the_first_has_ended(lab: Lab, connection: str) -> None:
     name = "waiting"
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
-    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    assert run(deploy(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(deploy(lab, name, "v2a", "run-2"), connection) == "done"
 
-    impatient = roll_out(lab, name, "v3a", "run-3", on_conflict="wait", conflict_timeout="0 s")
+    impatient = deploy(lab, name, "v3a", "run-3", on_conflict="wait", conflict_timeout="0 s")
     assert "is held by weekly/run-2" in run(impatient, connection)
     back = Task("RollBackOperator", "roll_back", {"endpoint": name, "version": "v2a"}, "run-2")
     assert run(back, connection) == "done"
-    assert run(roll_out(lab, name, "v3a", "run-3", on_conflict="wait", conflict_timeout="30 s"), connection) == "done"
+    assert run(deploy(lab, name, "v3a", "run-3", on_conflict="wait", conflict_timeout="30 s"), connection) == "done"
 
     rollout = endpoint(lab, name).rollout
     assert rollout and rollout.owner == "weekly/run-3"
@@ -141,8 +141,8 @@ def test_waiting_second_run_continues_after_the_first_has_ended(lab: Lab, connec
 
 def test_rollout_ended_by_a_person_is_not_continued(lab: Lab, connection: str) -> None:
     name = "ended"
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
-    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    assert run(deploy(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(deploy(lab, name, "v2a", "run-2"), connection) == "done"
     by_hand = {"endpoint": name, "version": "v2a", "own_rollout": False, "reason": "wrong model"}
     assert run(Task("RollBackOperator", "roll_back", by_hand, "by-hand"), connection) == "done"
     before = endpoint(lab, name)
@@ -155,12 +155,12 @@ def test_rollout_ended_by_a_person_is_not_continued(lab: Lab, connection: str) -
         assert answer.startswith("AirflowFailException")
         assert "weekly/run-2 no longer holds endpoint 'ended'" in answer
     assert endpoint(lab, name) == before
-    assert asyncio.run(lab.target.history(name))[-1].change.why == "wrong model"
+    assert asyncio.run(lab.target.history(name))[-1].change.reason == "wrong model"
 
 
 def test_endpoint_whose_first_version_crashes_is_deleted_by_the_roll_back(lab: Lab, connection: str) -> None:
     name = "crash"
-    crash = roll_out(lab, name, "v1a", "run-1", image=image(lab, "crash", CRASHING))
+    crash = deploy(lab, name, "v1a", "run-1", image=image(lab, "crash", CRASHING))
 
     answer = run(crash, connection)
     assert answer.startswith("AirflowFailException")
@@ -170,14 +170,14 @@ def test_endpoint_whose_first_version_crashes_is_deleted_by_the_roll_back(lab: L
     )
 
     assert name not in asyncio.run(lab.target.endpoints())
-    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    assert run(deploy(lab, name, "v2a", "run-2"), connection) == "done"
     assert control(lab, name) == "v2a"
 
 
 def test_a_rollout_on_hold_waits_for_a_person(lab: Lab, connection: str) -> None:
     name = "held"
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
-    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    assert run(deploy(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(deploy(lab, name, "v2a", "run-2"), connection) == "done"
     shift = {"endpoint": name, "version": "v2a", "percentile": 10}
     assert run(Task("ShiftTrafficOperator", "shift_10", shift, "run-2"), connection) == "done"
     times = {"decision_timeout": "0.5 s", "interval": "0.1 s"}
@@ -189,7 +189,7 @@ def test_a_rollout_on_hold_waits_for_a_person(lab: Lab, connection: str) -> None
     with ThreadPoolExecutor() as pool:
         gate = pool.submit(run, Task("TreatmentGateSensor", "gate_10", waiting, "run-2"), connection)
         [hold] = wait_until(holds, "the rollout is on hold", timeout_s=60)
-        assert hold.why.startswith("no decision")
+        assert hold.reason.startswith("no decision")
         rollout = endpoint(lab, name).rollout
         assert rollout is not None and rollout.held is not None
         assert endpoint(lab, name).effective_traffic() == {"v1a": 90.0, "v2a": 10.0}
@@ -202,8 +202,8 @@ def test_a_rollout_on_hold_waits_for_a_person(lab: Lab, connection: str) -> None
 
 def test_repeated_promotion_does_not_end_the_next_rollout(lab: Lab, connection: str) -> None:
     name = "again"
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
-    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    assert run(deploy(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(deploy(lab, name, "v2a", "run-2"), connection) == "done"
     before = endpoint(lab, name)
 
     assert (
@@ -216,12 +216,12 @@ def test_repeated_promotion_does_not_end_the_next_rollout(lab: Lab, connection: 
 
 def test_the_rollout_after_a_promotion_can_shift(lab: Lab, connection: str) -> None:
     name = "next"
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
-    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    assert run(deploy(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(deploy(lab, name, "v2a", "run-2"), connection) == "done"
     promote = Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2")
     approve(lab, name)
     assert run(promote, connection) == "done"
-    assert run(roll_out(lab, name, "v3a", "run-3"), connection) == "done"
+    assert run(deploy(lab, name, "v3a", "run-3"), connection) == "done"
 
     shift = {"endpoint": name, "version": "v3a", "percentile": 10}
     assert run(Task("ShiftTrafficOperator", "shift_10", shift, "run-3"), connection) == "done"
@@ -231,8 +231,8 @@ def test_the_rollout_after_a_promotion_can_shift(lab: Lab, connection: str) -> N
 
 def test_former_control_that_serves_again_is_not_retired(lab: Lab, connection: str) -> None:
     name = "back-again"
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
-    assert run(roll_out(lab, name, "v2a", "run-2"), connection) == "done"
+    assert run(deploy(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(deploy(lab, name, "v2a", "run-2"), connection) == "done"
     promote = Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2")
     approve(lab, name)
     assert run(promote, connection) == "done"
@@ -241,7 +241,7 @@ def test_former_control_that_serves_again_is_not_retired(lab: Lab, connection: s
     assert run(Task("RollBackOperator", "roll_back", back, "by-hand"), connection) == "done"
 
     retire = run(
-        Task("DeleteVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a", "keep_warm": 0}, "run-2"),
+        Task("RetireVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a", "keep_warm": 0}, "run-2"),
         connection,
     )
 
@@ -262,7 +262,7 @@ def test_failing_check_names_only_what_fails(lab: Lab, connection: str, tmp_path
 
 def test_invalid_arguments_fail_without_retries_and_change_nothing(lab: Lab, connection: str) -> None:
     name = "wrong"
-    assert run(roll_out(lab, name, "v1a", "run-1"), connection) == "done"
+    assert run(deploy(lab, name, "v1a", "run-1"), connection) == "done"
     before = endpoint(lab, name)
     invalid: tuple[tuple[dict[str, Any], str], ...] = (
         ({"image": "digits:latest"}, "deploy by digest"),
@@ -271,7 +271,7 @@ def test_invalid_arguments_fail_without_retries_and_change_nothing(lab: Lab, con
         ({"timeout": "soon"}, "not a length of time"),
     )
     for arguments, message in invalid:
-        answer = run(roll_out(lab, name, **{"version": "v2a", "run_id": "run-2", **arguments}), connection)
+        answer = run(deploy(lab, name, **{"version": "v2a", "run_id": "run-2", **arguments}), connection)
         assert answer.startswith("AirflowFailException")
         assert message in answer
     assert endpoint(lab, name) == before

@@ -34,17 +34,22 @@ def workspace(blobs: BlobServiceClient, tmp_path: Path) -> Workspace:
     )
 
 
-def decision(why: str, version: str = "v2a") -> Decision:
+def decision(reason: str, version: str = "v2a") -> Decision:
     return Decision(
-        time=datetime(2026, 1, 5, tzinfo=UTC), endpoint="digits", version=version, step="shift", who="somebody", why=why
+        time=datetime(2026, 1, 5, tzinfo=UTC),
+        endpoint="digits",
+        version=version,
+        step="shift",
+        who="somebody",
+        reason=reason,
     )
 
 
 def test_decisions_are_read_back_in_order_and_nothing_is_on_the_disk(workspace: Workspace) -> None:
-    for why in ("1", "2", "3"):
-        record.append(workspace, decision(why))
+    for reason in ("1", "2", "3"):
+        record.append(workspace, decision(reason))
 
-    assert [one.why for one in record.read(workspace, "digits")] == ["1", "2", "3"]
+    assert [one.reason for one in record.read(workspace, "digits")] == ["1", "2", "3"]
     assert record.last(workspace, "digits", "v2a") == decision("3")
     assert list(record.read(workspace, "letters")) == []
     assert not workspace.records_folder.exists()
@@ -74,7 +79,7 @@ def test_many_writers_at_once_lose_no_line(workspace: Workspace) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda number: record.append(workspace, decision(str(number))), range(48)))
 
-    assert sorted(int(one.why) for one in record.read(workspace, "digits")) == list(range(48))
+    assert sorted(int(one.reason) for one in record.read(workspace, "digits")) == list(range(48))
 
 
 def test_a_full_blob_is_closed_and_only_the_newest_are_kept(
@@ -88,7 +93,7 @@ def test_a_full_blob_is_closed_and_only_the_newest_are_kept(
     parts = record.storage_of(workspace, "digits").parts()
     assert len(parts) == 3
     assert all(sum(map(len, part.lines())) <= 1_000 for part in parts)
-    kept = [int(one.why) for one in record.read(workspace, "digits")]
+    kept = [int(one.reason) for one in record.read(workspace, "digits")]
     assert kept == list(range(kept[0], 40))
 
 
@@ -107,7 +112,7 @@ def test_append_with_a_lost_response_is_not_repeated(workspace: Workspace, monke
     record.append(workspace, decision("2"))
     record.append(workspace, decision("3"))
 
-    assert [one.why for one in record.read(workspace, "digits")] == ["1", "2", "3"]
+    assert [one.reason for one in record.read(workspace, "digits")] == ["1", "2", "3"]
 
 
 def test_missing_container_is_an_error_that_names_what_to_do(blobs: BlobServiceClient, tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def canary(lab: Lab, connection: str, endpoint: str, **settings: object) -> None
         ("v2a", asyncio.run(lab.image(script=FAILING)), RUN),
     ):
         arguments = {"version": version, "image": image, "settings": {"num_replicas": 1}, **settings}
-        roll_out = Task("RolloutVersionOperator", "roll_out", {"endpoint": endpoint, **arguments}, run_id)
-        assert run(roll_out, connection) == "done"
+        deploy = Task("DeployVersionOperator", "deploy", {"endpoint": endpoint, **arguments}, run_id)
+        assert run(deploy, connection) == "done"
     assert run(shift(endpoint, 10), connection) == "done"
 
 
@@ -113,7 +113,7 @@ def test_canary_of_a_killed_airflow_is_taken_back_unless_somebody_looks_holds_or
     last_look = [decision for decision in decisions if decision.step == "look"][-1].time
     [back] = [decision for decision in decisions if decision.step == "roll_back"]
     assert back.who == ON_SILENCE
-    assert back.why.startswith("nobody looked since ") and back.why.endswith("(silence 10 s)")
+    assert back.reason.startswith("nobody looked since ") and back.reason.endswith("(silence 10 s)")
     ending = asyncio.run(lab.target.history("bad"))[-1]
     assert SILENCE - timedelta(seconds=5) < ending.created - last_look < SILENCE + timedelta(seconds=30)
 
@@ -134,7 +134,7 @@ def comes_back(lab: Lab, connection: str, revision: int) -> None:
     for going_back in (
         task("RollBackOperator", "roll_back", "bad", version="v2a"),
         task("RollBackOperator", "roll_back", "bad", version="v2a"),
-        task("DeleteVersionOperator", "retire_treatment", "bad", version="v2a"),
+        task("RetireVersionOperator", "retire_treatment", "bad", version="v2a"),
     ):
         assert run(going_back, connection) == "done"
     assert list(newest(lab, "bad").versions) == ["v1a"]

@@ -77,7 +77,7 @@ async def whole_rollout(lab: Lab, endpoint: str, image: str) -> Endpoint | None:
     new = await lab.target.endpoint(endpoint)
     promoted = new.control is not None and new.control.name == "new"
     if not promoted:
-        await steps.roll_out(lab.workspace, endpoint, "new", image=image, owner=OWNER, **common)
+        await steps.deploy(lab.workspace, endpoint, "new", image=image, owner=OWNER, **common)
         shifted = await steps.shift(lab.workspace, endpoint, "new", percentile=50, owner=OWNER, **common)
         record.append(lab.workspace, Decision.about(shifted, "new", step="go_on", who="gate", outcome="pass"))
     await steps.promote(lab.workspace, endpoint, "new", owner=OWNER, **common)
@@ -88,7 +88,7 @@ async def test_run_killed_before_or_after_any_change_ends_the_same_when_retried(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = await lab.image("old"), await lab.image("new")
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace, "killed", "old", image=old, owner=OWNER, change=Change(who="setup"), progress=quiet
     )
     deaths = Deaths()
@@ -122,13 +122,11 @@ async def test_run_killed_before_or_after_any_change_ends_the_same_when_retried(
 async def test_second_run_on_an_endpoint_fails_or_waits(lab: Lab) -> None:
     image = await lab.image("old")
     common: dict[str, Any] = {"image": image, "progress": quiet}
-    await steps.roll_out(lab.workspace, "contended", "old", owner="a/0", change=Change(who="setup"), **common)
-    await steps.roll_out(lab.workspace, "contended", "one", owner="a/1", change=Change(who="a/1/roll_out"), **common)
+    await steps.deploy(lab.workspace, "contended", "old", owner="a/0", change=Change(who="setup"), **common)
+    await steps.deploy(lab.workspace, "contended", "one", owner="a/1", change=Change(who="a/1/deploy"), **common)
 
     with pytest.raises(ConflictError, match=r"held by a/1 rolling out 'one'.*a/2 asked to roll out 'two'"):
-        await steps.roll_out(
-            lab.workspace, "contended", "two", owner="a/2", change=Change(who="a/2/roll_out"), **common
-        )
+        await steps.deploy(lab.workspace, "contended", "two", owner="a/2", change=Change(who="a/2/deploy"), **common)
     with pytest.raises(ConflictError, match="a/2 no longer holds"):
         await steps.shift(
             lab.workspace,
@@ -142,20 +140,20 @@ async def test_second_run_on_an_endpoint_fails_or_waits(lab: Lab) -> None:
 
     waiting_reported = asyncio.Event()
     waiting = asyncio.create_task(
-        steps.roll_out(
+        steps.deploy(
             lab.workspace,
             "contended",
             "two",
             image=image,
             owner="a/2",
-            change=Change(who="a/2/roll_out"),
+            change=Change(who="a/2/deploy"),
             conflict_timeout=DEADLINE,
             progress=lambda line: waiting_reported.set() if line.startswith("waiting: ") else None,
         )
     )
     await asyncio.wait_for(waiting_reported.wait(), 30)
     await steps.roll_back(
-        lab.workspace, "contended", "one", change=Change(who="somebody", why="enough seen"), progress=quiet
+        lab.workspace, "contended", "one", change=Change(who="somebody", reason="enough seen"), progress=quiet
     )
     end = await asyncio.wait_for(waiting, 60)
     assert end.rollout is not None
@@ -164,43 +162,45 @@ async def test_second_run_on_an_endpoint_fails_or_waits(lab: Lab) -> None:
 
 async def test_run_fails_after_a_person_has_ended_its_rollout(lab: Lab) -> None:
     image = await lab.image("old")
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace, "helped", "old", image=image, owner="b/0", change=Change(who="setup"), progress=quiet
     )
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace,
         "helped",
         "new",
         image=image,
         owner="b/1",
-        change=Change(who="b/1/roll_out"),
+        change=Change(who="b/1/deploy"),
         progress=quiet,
     )
 
-    await steps.promote(lab.workspace, "helped", "new", change=Change(who="somebody", why="it is good"), progress=quiet)
+    await steps.promote(
+        lab.workspace, "helped", "new", change=Change(who="somebody", reason="it is good"), progress=quiet
+    )
 
     with pytest.raises(ConflictError, match="b/1 no longer holds"):
         await looks.look(lab.workspace, lab.target, "helped", "new", gate=Gate(), who="b/1/gate", owner="b/1")
     with pytest.raises(EndpointError, match="is the control"):
         await steps.roll_back(lab.workspace, "helped", "new", change=Change(who="b/1/roll_back"), progress=quiet)
     newest = (await lab.target.history("helped"))[-1]
-    assert (newest.change.who, newest.change.why) == ("somebody", "it is good")
+    assert (newest.change.who, newest.change.reason) == ("somebody", "it is good")
     decisions = [decision.step for decision in record.read(lab.workspace, "helped", version="new")]
-    assert decisions == ["roll_out", "promote"]
+    assert decisions == ["deploy", "promote"]
 
 
 async def test_look_that_cannot_be_recorded_makes_no_decision(lab: Lab) -> None:
     image = await lab.image("old")
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace, "unkept", "old", image=image, owner="d/0", change=Change(who="setup"), progress=quiet
     )
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace,
         "unkept",
         "new",
         image=image,
         owner="d/1",
-        change=Change(who="d/1/roll_out"),
+        change=Change(who="d/1/deploy"),
         progress=quiet,
     )
     full = lab.workspace.records_folder / "unkept.jsonl"
@@ -216,11 +216,11 @@ async def test_look_that_cannot_be_recorded_makes_no_decision(lab: Lab) -> None:
 
 async def test_a_version_with_traffic_is_not_retired(lab: Lab) -> None:
     image = await lab.image("old")
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace, "kept", "old", image=image, owner="c/0", change=Change(who="setup"), progress=quiet
     )
-    await steps.roll_out(
-        lab.workspace, "kept", "new", image=image, owner="c/1", change=Change(who="c/1/roll_out"), progress=quiet
+    await steps.deploy(
+        lab.workspace, "kept", "new", image=image, owner="c/1", change=Change(who="c/1/deploy"), progress=quiet
     )
     with pytest.raises(ConflictError, match="being rolled out by c/1"):
         await steps.retire(lab.workspace, "kept", "new", change=Change(who="somebody"), progress=quiet)

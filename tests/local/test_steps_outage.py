@@ -31,7 +31,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     lab = await asyncio.to_thread(start, tmp_path)
     try:
         for version in ("old", "new"):
-            await steps.roll_out(
+            await steps.deploy(
                 lab.workspace,
                 "outage",
                 version,

@@ -43,9 +43,9 @@ def flag_of(lab: Lab) -> Path:
     return lab.folder / "no-replica-comes"
 
 
-async def roll_out(lab: Lab, endpoint: str, version: str, settings: dict[str, Any]) -> None:
+async def deploy(lab: Lab, endpoint: str, version: str, settings: dict[str, Any]) -> None:
     image = await lab.image(script=SLOW.format(flag=str(flag_of(lab))))
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace,
         endpoint,
         version,
@@ -74,8 +74,8 @@ async def wanted(lab: Lab, endpoint: str, version: str) -> int:
 async def test_version_is_scaled_for_its_share_before_each_shift_without_failed_requests(
     lab: Lab,
 ) -> None:
-    await roll_out(lab, "growing", "old", FIXED)
-    await roll_out(lab, "growing", "new", {})
+    await deploy(lab, "growing", "old", FIXED)
+    await deploy(lab, "growing", "new", {})
     common: dict[str, Any] = {"change": CHANGE, "owner": OWNER}
     messages: list[str] = []
 
@@ -100,8 +100,8 @@ async def test_version_is_scaled_for_its_share_before_each_shift_without_failed_
 async def test_share_that_needs_more_than_the_most_replicas_is_refused(
     lab: Lab,
 ) -> None:
-    await roll_out(lab, "limited", "old", FIXED)
-    await roll_out(lab, "limited", "new", {"autoscale_max_replicas": 1})
+    await deploy(lab, "limited", "old", FIXED)
+    await deploy(lab, "limited", "new", {"autoscale_max_replicas": 1})
     before = await lab.target.endpoint("limited")
 
     async with await under_load(lab, "limited") as load:
@@ -126,8 +126,8 @@ async def test_share_that_needs_more_than_the_most_replicas_is_refused(
 @pytest.mark.parametrize("most", [1, 10])
 async def test_roll_back_does_not_wait_for_replicas_that_never_become_ready(lab: Lab, most: int) -> None:
     endpoint = f"back-{most}"
-    await roll_out(lab, endpoint, "old", {"autoscale_max_replicas": most})
-    await roll_out(lab, endpoint, "new", FIXED)
+    await deploy(lab, endpoint, "old", {"autoscale_max_replicas": most})
+    await deploy(lab, endpoint, "new", FIXED)
     await steps.shift(lab.workspace, endpoint, "new", percentile=100, change=CHANGE, progress=lambda line: None)
     messages: list[str] = []
 
@@ -140,7 +140,7 @@ async def test_roll_back_does_not_wait_for_replicas_that_never_become_ready(lab:
                 lab.workspace,
                 endpoint,
                 "new",
-                change=Change(who=OWNER, why="it fails"),
+                change=Change(who=OWNER, reason="it fails"),
                 timeout=timedelta(seconds=20),
                 progress=messages.append,
             )
@@ -160,8 +160,8 @@ async def test_roll_back_does_not_wait_for_replicas_that_never_become_ready(lab:
 
 
 async def test_roll_back_to_a_former_control_is_not_refused_for_lack_of_replicas(lab: Lab) -> None:
-    await roll_out(lab, "former", "old", {"autoscale_max_replicas": 1})
-    await roll_out(lab, "former", "new", FIXED)
+    await deploy(lab, "former", "old", {"autoscale_max_replicas": 1})
+    await deploy(lab, "former", "new", FIXED)
     await steps.promote(lab.workspace, "former", "new", change=CHANGE, progress=lambda line: None)
 
     async with await under_load(lab, "former"):
@@ -177,8 +177,8 @@ async def test_roll_back_to_a_former_control_is_not_refused_for_lack_of_replicas
 
 
 async def test_shift_without_load_scales_nothing(lab: Lab) -> None:
-    await roll_out(lab, "quiet", "old", {})
-    await roll_out(lab, "quiet", "new", {})
+    await deploy(lab, "quiet", "old", {})
+    await deploy(lab, "quiet", "new", {})
 
     took_s = []
     for percentile in (10, 50, 90):

@@ -153,7 +153,12 @@ async def test_the_check_of_a_workspace_writes_reads_and_deletes(workspace: Work
 
 def test_records_are_in_the_storage_that_is_set(workspace: Workspace, storage: Storage) -> None:
     decision = Decision(
-        time=datetime(2026, 1, 5, tzinfo=UTC), endpoint="digits", version="v2a", step="shift", who="somebody", why="1"
+        time=datetime(2026, 1, 5, tzinfo=UTC),
+        endpoint="digits",
+        version="v2a",
+        step="shift",
+        who="somebody",
+        reason="1",
     )
     record.append(workspace, decision)
 

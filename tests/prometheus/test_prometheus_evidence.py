@@ -81,7 +81,7 @@ def quiet(sentence: str) -> None:
 async def begin(lab: Lab, endpoint: str, *, slow_s: float = 0.0, failing: float = 0.0) -> None:
     settings = {"num_replicas": 2, "max_request_wait_time": 5_000}
     good = await lab.image("good", SCRIPT % (0, 0))
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace,
         endpoint,
         "v1a",
@@ -94,7 +94,7 @@ async def begin(lab: Lab, endpoint: str, *, slow_s: float = 0.0, failing: float 
     image = await lab.image(f"{slow_s} {failing}", SCRIPT % (slow_s, failing))
     async with steady_load(await lab.url(endpoint), (await lab.target.keys(endpoint)).primary, rate=60) as load:
         await load.more(700)
-    await steps.roll_out(
+    await steps.deploy(
         lab.workspace,
         endpoint,
         "v2a",

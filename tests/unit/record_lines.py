@@ -57,7 +57,7 @@ def append(
         verdict = conclude(look)
         return Decision(
             time=until + 3 * MINUTE, endpoint="digits", version=version, step="look", who="weekly/run-1/gate",
-            why=verdict.reason, outcome=verdict.outcome.value, verdict=verdict_to_dict(verdict), share=10.0,
+            reason=verdict.reason, outcome=verdict.outcome.value, verdict=verdict_to_dict(verdict), share=10.0,
         )  # fmt: skip
 
     return record.append_look(workspace, LookInput(settings, evidence, router, down), decide)

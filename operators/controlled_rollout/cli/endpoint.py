@@ -225,7 +225,7 @@ def _run_delete(options: argparse.Namespace) -> int:
 
     async def delete_endpoint() -> bool:
         """Delete the endpoint on the target, with author and reason for the history; return whether there was one."""
-        change = Change(who=author, why=reason)
+        change = Change(who=author, reason=reason)
         async with _connect_target(options) as target:
             existed = options.endpoint in await target.endpoints()
             if existed and (rollout := (await target.endpoint(options.endpoint)).rollout):

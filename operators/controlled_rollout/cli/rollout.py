@@ -74,17 +74,15 @@ def _add_step_command(
 
 def _add_deploy_command(commands: Commands) -> None:
     """Add the parser of `deploy`, with the options of a new version."""
-    roll_out = _add_step_command(
+    deploy = _add_step_command(
         commands,
         "deploy",
         _run_deploy,
         "create a version at 0 %%; the first version of a new endpoint gets all the traffic",
         timeout=READY_TIMEOUT,
     )
-    roll_out.add_argument(
-        "--image", required=True, metavar="NAME@sha256:DIGEST", help="what the version runs, by digest"
-    )
-    roll_out.add_argument(
+    deploy.add_argument("--image", required=True, metavar="NAME@sha256:DIGEST", help="what the version runs, by digest")
+    deploy.add_argument(
         "--set",
         metavar="FIELD=VALUE",
         type=_field_and_value,
@@ -92,7 +90,7 @@ def _add_deploy_command(commands: Commands) -> None:
         dest="settings",
         help="a field of the version, such as cpu_cores=0.5; may be repeated",
     )
-    roll_out.add_argument(
+    deploy.add_argument(
         "--env",
         metavar="NAME=VALUE",
         type=environment_variable,
@@ -100,7 +98,7 @@ def _add_deploy_command(commands: Commands) -> None:
         default=[],
         help="an environment variable for the script; may be repeated",
     )
-    roll_out.add_argument(
+    deploy.add_argument(
         "--secret-env",
         metavar="NAME=SECRET/KEY",
         type=_secret_variable,
@@ -108,7 +106,7 @@ def _add_deploy_command(commands: Commands) -> None:
         default=[],
         help="an environment variable from a key of a secret, see the command secret; may be repeated",
     )
-    roll_out.add_argument(
+    deploy.add_argument(
         "--auth",
         type=_authentication,
         default=str(Auth.KEY),
@@ -117,37 +115,37 @@ def _add_deploy_command(commands: Commands) -> None:
         "endpoint's own, not at all, or with tokens of an outside issuer, whose fields are given as YAML, such as "
         "'{issuer: https://…, audience: …, jwks_uri: https://…}'",
     )
-    roll_out.add_argument(
+    deploy.add_argument(
         "--sticky",
         metavar="KEY",
         help="by what callers of a new endpoint stay with a version: header:NAME or cookie:NAME (default: nothing)",
     )
-    _add_rollout_options(roll_out)
+    _add_rollout_options(deploy)
 
 
-def _add_rollout_options(roll_out: argparse.ArgumentParser) -> None:
+def _add_rollout_options(deploy: argparse.ArgumentParser) -> None:
     """Add the options of `deploy` that are about its rollout: what happens without looks, and beside another one."""
-    roll_out.add_argument(
+    deploy.add_argument(
         "--on-silence",
         choices=[str(choice) for choice in OnSilence],
         default=str(OnSilence.KEEP),
         help="what happens to the version while it has traffic and nobody has looked for --silence: a shift to the "
         "share that it has counts as a look (default %(default)s)",
     )
-    roll_out.add_argument(
+    deploy.add_argument(
         "--silence",
         type=duration,
         default=SILENCE,
         metavar="DURATION",
         help=f"how long that is (default {format_duration(SILENCE)})",
     )
-    roll_out.add_argument(
+    deploy.add_argument(
         "--on-conflict",
         choices=["fail", "wait"],
         default="fail",
         help="while somebody else's rollout holds the endpoint (default %(default)s)",
     )
-    roll_out.add_argument(
+    deploy.add_argument(
         "--conflict-timeout",
         type=duration,
         default=CONFLICT_TIMEOUT,
@@ -165,7 +163,7 @@ def _run_deploy(options: argparse.Namespace) -> int:
     if variables := dict([*options.env, *options.secret_env]):
         settings["environment_variables"] = {**(settings.get("environment_variables") or {}), **variables}
     step_options = _step_options(options)
-    rolled_out = steps.roll_out(
+    deployed = steps.deploy(
         workspace_of(options),
         options.endpoint,
         options.version,
@@ -179,7 +177,7 @@ def _run_deploy(options: argparse.Namespace) -> int:
         conflict_timeout=options.conflict_timeout if options.on_conflict == "wait" else timedelta(0),
         **step_options,
     )
-    asyncio.run(rolled_out)
+    asyncio.run(deployed)
     return 0
 
 
@@ -230,7 +228,7 @@ def _step_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments of a step: author and reason of the change, timeout, progress output."""
     from controlled_rollout.target.protocol import Change
 
-    change = Change(who=caller(workspace_of(options)), why=options.reason)
+    change = Change(who=caller(workspace_of(options)), reason=options.reason)
     return {"change": change, "timeout": options.timeout, "progress": print_line}
 
 

@@ -49,7 +49,7 @@ async def mark(target: Target, endpoint: "Endpoint", terms: "GateTerms", log: Ca
     on_hold = wanted.rollout is not None and wanted.rollout.held is not None
     word = "on hold: a person decides" if on_hold else "no longer on hold"
     try:
-        await target.apply(wanted, Change(who=terms.who, why=f"{terms.version} is {word}"))
+        await target.apply(wanted, Change(who=terms.who, reason=f"{terms.version} is {word}"))
     except Exception as error:  # another writer was faster, or the target does not answer
         log(f"that {terms.version} is {word} is not written into the endpoint yet: {error}")
 
@@ -72,7 +72,7 @@ async def put_on_hold(workspace: Workspace, terms: "GateTerms", reason: str, log
         log(f"that {terms.version} is on hold is not written into the endpoint yet: {error}")
     try:
         await record_answer(
-            workspace, terms.endpoint, terms.version, step="hold", who=terms.who, why=reason, progress=log
+            workspace, terms.endpoint, terms.version, step="hold", who=terms.who, reason=reason, progress=log
         )
     except Exception as error:
         log(f"that {terms.version} is on hold is not in the record: {error}")

@@ -30,7 +30,7 @@ async def record_going_on(workspace: Workspace, endpoint: Endpoint, version: str
         who: The gate's task.
     """
     decision = Decision.about(
-        endpoint, version, step="go_on", who=who, why=verdict.reason, outcome=verdict.outcome.value
+        endpoint, version, step="go_on", who=who, reason=verdict.reason, outcome=verdict.outcome.value
     )
     try:
         await _append(workspace, decision)
@@ -51,7 +51,7 @@ async def record_answer(
     *,
     step: Literal["hold", "ask", "approve", "reject"],
     who: str,
-    why: str,
+    reason: str,
     timeout: timedelta = SERVED_TIMEOUT,
     progress: Progress = print,
 ) -> None:
@@ -66,7 +66,7 @@ async def record_answer(
         version: The treatment.
         step: The hold, the question or the answer.
         who: Who asked or answered.
-        why: The question's reason, or the answer's.
+        reason: The question's reason, or the answer's.
         timeout: How long the target may take to answer, for an approval.
         progress: Called with a sentence if the target does not answer at first.
 
@@ -86,11 +86,11 @@ async def record_answer(
     except TargetUnavailableError:
         if step == "approve":
             raise
-    await _append(workspace, Decision.about(document, version, step=step, who=who, why=why))
+    await _append(workspace, Decision.about(document, version, step=step, who=who, reason=reason))
 
 
 async def record_confirmation(
-    workspace: Workspace, endpoint: str, version: str, verdict: Verdict, *, who: str, why: str
+    workspace: Workspace, endpoint: str, version: str, verdict: Verdict, *, who: str, reason: str
 ) -> None:
     """Append to the record, once, that labels which came late have shown a version to be good enough.
 
@@ -100,7 +100,7 @@ async def record_confirmation(
         version: The version.
         verdict: What the labels have shown.
         who: The task that has judged.
-        why: The verdict's reason, with the numbers.
+        reason: The verdict's reason, with the numbers.
 
     Raises:
         RecordUnavailableError: It cannot be stored.
@@ -115,7 +115,7 @@ async def record_confirmation(
         version,
         step="confirm",
         who=who,
-        why=why,
+        reason=reason,
         outcome=verdict.outcome.value,
         verdict=verdict_to_dict(verdict),
     )

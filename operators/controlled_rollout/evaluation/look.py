@@ -332,7 +332,7 @@ def _without_evidence(decision: Decision, problem: str, down: str) -> Decision:
 def _with_verdict(decision: Decision, verdict: Verdict) -> Decision:
     """Return a copy of the decision with the verdict, its outcome and its reason."""
     return decision.model_copy(
-        update={"why": verdict.reason, "outcome": verdict.outcome.value, "verdict": verdict_to_dict(verdict)}
+        update={"reason": verdict.reason, "outcome": verdict.outcome.value, "verdict": verdict_to_dict(verdict)}
     )
 
 

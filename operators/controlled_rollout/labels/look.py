@@ -127,7 +127,7 @@ def _record(
             look = replace(look, verdict=replace(look.verdict, reason=f"{look.verdict.reason}; {changed}"))
         verdict = look.verdict
         decided = decision.model_copy(
-            update={"outcome": verdict.outcome.value, "why": verdict.reason, "verdict": verdict_to_dict(verdict)}
+            update={"outcome": verdict.outcome.value, "reason": verdict.reason, "verdict": verdict_to_dict(verdict)}
         )
         record.append_look(workspace, recorded, lambda _: decided, history=history)
     except RecordUnavailableError as error:

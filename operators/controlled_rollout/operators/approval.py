@@ -172,21 +172,21 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         self._note_decision(context, "reject", task_of(context), f"the question is withdrawn: {result.reason}")
         self.fail(context, f"{result.action.value}: {result.reason}\n{result.table}")
 
-    def _note_decision(self, context: "Context", step: Any, who: str, why: str) -> None:
+    def _note_decision(self, context: "Context", step: Any, who: str, reason: str) -> None:
         """Append a decision that permits nothing to the record; an outage delays neither a question nor a roll-back."""
         try:
-            self._append_decision(context, step, who, why)
+            self._append_decision(context, step, who, reason)
         except Exception as error:
             self.log.warning("%r is not in the record: %s", step, error)
 
-    def _append_decision(self, context: "Context", step: Any, who: str, why: str) -> None:
+    def _append_decision(self, context: "Context", step: Any, who: str, reason: str) -> None:
         """Append a question or an answer to the endpoint's record, about the rollout at its present share."""
         from controlled_rollout.evaluation.judgements import record_answer
 
         self.run_in_workspace(
             context,
             lambda workspace: record_answer(
-                workspace, self.endpoint, self.version, step=step, who=who, why=why, progress=self.log_progress
+                workspace, self.endpoint, self.version, step=step, who=who, reason=reason, progress=self.log_progress
             ),
         )
 

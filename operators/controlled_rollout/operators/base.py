@@ -88,7 +88,7 @@ def change_of(context: "Context", reason: Any) -> "Change":
     """Return the author (the Airflow task) and the reason of a change; an empty reason gets a default."""
     from controlled_rollout.target.protocol import Change
 
-    return Change(who=task_of(context), why=str(reason or ""))
+    return Change(who=task_of(context), reason=str(reason or ""))
 
 
 class EngineCalls:

@@ -216,7 +216,7 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
         values = self._arguments(Path(context["dag"].folder))
         seen = await self._look(context, workspace, values)
         if seen.taken_back is not None:
-            return self._rolled_back(context, seen, seen.taken_back.change.why, seen.taken_back.endpoint)
+            return self._rolled_back(context, seen, seen.taken_back.change.reason, seen.taken_back.endpoint)
         decision = decide(
             seen.outcome,
             seen.reason,
@@ -308,7 +308,7 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
         assert seen.verdict is not None  # noqa: S101 - nothing passes unseen
         try:
             await record_confirmation(
-                workspace, self.endpoint, seen.version, seen.verdict, who=task_of(context), why=seen.reason
+                workspace, self.endpoint, seen.version, seen.verdict, who=task_of(context), reason=seen.reason
             )
         except OUTAGES as error:
             self.log_progress(f"the confirmation cannot be recorded now: {error}")

@@ -1,4 +1,4 @@
-"""The tasks at both ends of a version's life: roll it out at 0 %, delete it."""
+"""The tasks at both ends of a version's life: deploy it at 0 %, retire it."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping
@@ -28,14 +28,14 @@ from controlled_rollout.workspace import Workspace
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-__all__ = ["DeleteVersionOperator", "RolloutVersionOperator"]
+__all__ = ["DeployVersionOperator", "RetireVersionOperator"]
 
 ON_CONFLICT: Final = ("fail", "wait")
 # `retire_old` of a rollout runs whatever has become of the tasks before it.
 NO_VERSION: Final = "no version is named, because the task that was to name it has not done so: nothing was promoted"
 
 
-class RolloutVersionOperator(RolloutOperator):
+class DeployVersionOperator(RolloutOperator):
     """Creates a version at 0 % and waits until it is ready; creates the endpoint if there is none.
 
     From now on this DAG run holds the endpoint, until the version is promoted or rolled back. The first version of a
@@ -117,11 +117,11 @@ class RolloutVersionOperator(RolloutOperator):
         def begin(workspace: Workspace) -> Coroutine[Any, Any, dict[str, Any]]:
             """Read the connections that the settings name before the event loop runs, because that blocks."""
             settings = mapping_of("settings", self.settings)
-            return self._roll_out(context, workspace, *with_connections(settings, WorkspaceHook.get_connection))
+            return self._deploy(context, workspace, *with_connections(settings, WorkspaceHook.get_connection))
 
         return self.run_in_workspace(context, begin)
 
-    async def _roll_out(
+    async def _deploy(
         self, context: "Context", workspace: Workspace, settings: dict[str, Any], secrets: Secrets
     ) -> dict[str, Any]:
         """Create the version with these settings, after these secrets are stored, and wait until it is ready."""
@@ -129,7 +129,7 @@ class RolloutVersionOperator(RolloutOperator):
         from controlled_rollout.image.reference import ImageReference
 
         waits = choice("on_conflict", self.on_conflict, *ON_CONFLICT) == "wait"
-        stored = await steps.roll_out(
+        stored = await steps.deploy(
             workspace,
             self.endpoint,
             self.version,
@@ -155,7 +155,7 @@ class RolloutVersionOperator(RolloutOperator):
         return {"version": self.version, "type": version.type.value, "revision": stored.revision}
 
 
-class DeleteVersionOperator(RolloutOperator):
+class RetireVersionOperator(RolloutOperator):
     """Deletes a version that has no traffic: a given one, or the control that a promoted version has replaced.
 
     A version that does not exist is no error.

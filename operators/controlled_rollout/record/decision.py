@@ -13,7 +13,7 @@ from controlled_rollout.record.look_input import LookSettings
 __all__ = ["BinDelta", "Decision", "LookEvidence"]
 
 Step = Literal[
-    "roll_out", "shift", "look", "go_on", "hold", "ask", "approve", "reject", "promote", "roll_back", "retire",
+    "deploy", "shift", "look", "go_on", "hold", "ask", "approve", "reject", "promote", "roll_back", "retire",
     "judge_labels", "confirm",
 ]  # fmt: skip
 
@@ -94,7 +94,7 @@ class Decision(BaseModel):
         step: Which step decided; `go_on`: a gate let the rollout go on from its present share; `judge_labels`: a look
             at labels that came late; `confirm`: such labels have shown that the version is good enough.
         who: The person, or the task as `dag/run/task`.
-        why: The reason in a sentence.
+        reason: The reason in a sentence.
         outcome: Of a look, or of a gate that lets the rollout go on: pass, fail, not_enough_evidence, cannot_see or
             split_is_wrong.
         verdict: Of a look: the claims with their numbers.
@@ -112,7 +112,7 @@ class Decision(BaseModel):
     version: str
     step: Step
     who: str
-    why: str = ""
+    reason: str = ""
     outcome: str | None = None
     verdict: dict[str, Any] | None = None
     evidence: dict[str, Any] | None = None

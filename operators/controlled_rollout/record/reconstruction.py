@@ -51,7 +51,7 @@ def recorded_looks(decisions: Iterable[Decision]) -> Iterator[RecordedLook]:
             continue
         if evidence is None:
             down = (decision.evidence or {}).get("down")
-            rests = decision.outcome == "cannot_see" or (decision.outcome == "fail" and down == decision.why)
+            rests = decision.outcome == "cannot_see" or (decision.outcome == "fail" and down == decision.reason)
             yield RecordedLook(decision, problem="" if rests else "it holds no evidence that its outcome could rest on")
             continue
         if evidence.settings is not None:

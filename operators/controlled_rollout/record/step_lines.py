@@ -16,7 +16,7 @@ from controlled_rollout.target.protocol import Revision
 __all__ = ["STEPS", "StepMark", "lines_with", "missing_lines", "steps_of"]
 
 # Steps that store a revision.
-STEPS: Final = ("roll_out", "shift", "promote", "roll_back", "retire")
+STEPS: Final = ("deploy", "shift", "promote", "roll_back", "retire")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def steps_of(before: Endpoint | None, revision: Revision) -> list[Decision]:
             version,
             step=step,
             who=revision.change.who,
-            why=revision.change.why,
+            reason=revision.change.reason,
             time=revision.created,
         )
         for step, version in _steps(before or Endpoint(name=revision.endpoint.name), revision.endpoint)
@@ -109,7 +109,7 @@ def _steps(before: Endpoint, after: Endpoint) -> Iterator[tuple[Step, str]]:
     """Yield the name and the version of each step between two revisions."""
     created = [name for name in after.versions if name not in before.versions]
     deleted = [name for name in before.versions if name not in after.versions]
-    yield from (("roll_out", name) for name in created)
+    yield from (("deploy", name) for name in created)
     yield from (("retire", name) for name in deleted)
     if created or deleted:
         return
@@ -117,7 +117,7 @@ def _steps(before: Endpoint, after: Endpoint) -> Iterator[tuple[Step, str]]:
     if after.control is not None and (before.control is None or before.control.name != after.control.name):
         yield "promote", after.control.name
     elif holds is not None and (held is None or held.version != holds.version):
-        yield "roll_out", holds.version
+        yield "deploy", holds.version
     elif held is not None and holds is None:
         yield "promote" if after.versions[held.version].is_control else "roll_back", held.version
     else:

@@ -32,7 +32,7 @@ class SummaryStep:
     time: datetime
     label: str
     who: str
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _steps_since(decisions: Sequence[Decision], version: str, started: datetime)
     """
     # The record's line of a roll-out is a moment later than the version's creation.
     own = [one for one in decisions if one.version == version and one.step != "look" and one.time >= started]
-    return tuple(SummaryStep(one.time, _step_label(one), one.who, one.why) for one in without_repetitions(own))
+    return tuple(SummaryStep(one.time, _step_label(one), one.who, one.reason) for one in without_repetitions(own))
 
 
 def without_repetitions(decisions: Iterable[Decision]) -> Iterator[Decision]:

@@ -56,19 +56,19 @@ def text_of_steps(decisions: Iterable[Decision]) -> str:
             decision.step.replace("_", " "),
             "" if decision.share is None else f"{decision.share:g} %",
             decision.who,
-            decision.why.partition("\n")[0],
+            decision.reason.partition("\n")[0],
         )
         for decision in without_repetitions(decisions)
     )
-    return text_table([("time (UTC)", "version", "step", "share", "by", "why"), *rows])
+    return text_table([("time (UTC)", "version", "step", "share", "by", "reason"), *rows])
 
 
 def _steps_table(summary: RolloutSummary) -> str:
     """Return a table of the rollout's steps: time, step, author and reason."""
-    rows: list[tuple[str, ...]] = [("time", "step", "by", "why")]
+    rows: list[tuple[str, ...]] = [("time", "step", "by", "reason")]
     for step in summary.steps:
-        why = step.why.partition("\n")[0][:80]
-        rows.append((_format_time(step.time, summary.started), step.label, step.who, why))
+        reason = step.reason.partition("\n")[0][:80]
+        rows.append((_format_time(step.time, summary.started), step.label, step.who, reason))
     return text_table(rows, left_columns=4)
 
 

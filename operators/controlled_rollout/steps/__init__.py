@@ -1,4 +1,4 @@
-"""The steps of a rollout: roll out, shift, promote, roll back, retire.
+"""The steps of a rollout: deploy, shift, promote, roll back, retire.
 
 Airflow's tasks and the command line are thin wrappers around these. Each function says what is special about its step;
 `skeleton.py` has what they share, `edits.py` what each makes of the endpoint, `rules.py` what a run may end,
@@ -37,6 +37,7 @@ from controlled_rollout.workspace import Workspace
 __all__ = [
     "Change",
     "Promotion",
+    "deploy",
     "former_control",
     "has_held",
     "promote",
@@ -44,7 +45,6 @@ __all__ = [
     "retire",
     "retire_former_control",
     "roll_back",
-    "roll_out",
     "shift",
 ]
 
@@ -53,7 +53,7 @@ Look = Callable[[], Awaitable[None]]
 
 
 # Long because every argument has a line, and a meaning.
-async def roll_out(
+async def deploy(
     workspace: Workspace,
     endpoint: str,
     version: str,
@@ -106,9 +106,9 @@ async def roll_out(
     began = datetime.now(UTC)
     run = WaitingRun(owner=owner, run_date=run_date or began, until=began + conflict_timeout)
     step = Step(
-        name="roll_out",
+        name="deploy",
         version=version,
-        edit=lambda newest: edits.roll_out(
+        edit=lambda newest: edits.deploy(
             newest,
             version,
             image=image,
@@ -120,7 +120,7 @@ async def roll_out(
             silence=silence,
         ),
         done=lambda stored: f"version {version!r} is ready: {format_split(stored)}",
-        purpose=f"roll out {version}",
+        purpose=f"deploy {version}",
         creates=Endpoint.new(endpoint, auth, sticky=sticky),
         conflict_timeout=conflict_timeout,
         waiting_run=run if conflict_timeout else None,

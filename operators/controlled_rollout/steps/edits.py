@@ -16,10 +16,10 @@ from controlled_rollout.errors import (
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.version import Version, check_settings
 
-__all__ = ["promote", "retire", "roll_back", "roll_out", "shift"]
+__all__ = ["deploy", "promote", "retire", "roll_back", "shift"]
 
 
-def roll_out(
+def deploy(
     endpoint: Endpoint,
     version: str,
     *,

@@ -50,7 +50,7 @@ def reason_not_to_promote(
         return f"{problem}: {'a person has' if needs_approval else 'a gate has to pass, or a person has'} to approve it"
     if fact is not None and fact.step == "go_on" and fact.outcome != "pass":
         return (
-            f"the gate let version {version!r} go on without a pass ({fact.outcome}: {fact.why}): the last gate "
+            f"the gate let version {version!r} go on without a pass ({fact.outcome}: {fact.reason}): the last gate "
             "before a promotion has to pass, or a person has to approve it"
         )
     return None
@@ -153,7 +153,7 @@ def _problem_of(fact: Decision | None, history: Sequence[Revision], version: str
     if fact is None:
         return f"nothing in the record of this rollout lets {at} go on"
     if fact.step not in ("go_on", "approve"):
-        return f"the newest judgement of {at} is {fact.step.replace('_', ' ')!r} ({fact.why})"
+        return f"the newest judgement of {at} is {fact.step.replace('_', ' ')!r} ({fact.reason})"
     same_share = fact.share is not None and math.isclose(fact.share, present, abs_tol=1e-9)
     if not same_share or fact.revision is None or fact.revision < _revision_of_comparison(history):
         then = "an unknown share" if fact.share is None else f"{fact.share:g} %"

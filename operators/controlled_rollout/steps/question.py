@@ -54,12 +54,12 @@ def question_about(
     if endpoint.control is not None and endpoint.control.name == version:
         decided = f"version {version!r} is the control already"
     else:
-        decided = f"{fact.outcome}: {fact.why}" if fact is not None else ""
+        decided = f"{fact.outcome}: {fact.reason}" if fact is not None else ""
     look = next((decision for decision in of_rollout if decision.step == "look" and decision.verdict), None)
     if look is None:
         return Question(decided, f"The gate has not looked at version {version!r} at {share} in this rollout.")
     outcome = (look.outcome or "").replace("_", " ")
-    reason = f"At {share}, the look of {look.time:%Y-%m-%d %H:%M:%S %Z} found: {outcome}: {look.why}."
+    reason = f"At {share}, the look of {look.time:%Y-%m-%d %H:%M:%S %Z} found: {outcome}: {look.reason}."
     return Question(decided, reason, describe(verdict_from_dict(look.verdict or {})))
 
 

@@ -107,7 +107,7 @@ async def take_back(
             raise NothingToDoError(f"{version!r} of endpoint {name!r} is not taken back: somebody has looked meanwhile")
 
     step = replace(rollback_step(version, owner=order.rollout.owner), permit=permit, is_look=False)
-    change = Change(who=ON_SILENCE, why=order.reason)
+    change = Change(who=ON_SILENCE, reason=order.reason)
 
     async def attempt(limit: timedelta) -> Endpoint:
         """Take the step once; wait for the router no longer than `limit`."""

@@ -87,7 +87,7 @@ class Step:
         is_look: Whether the step shows that somebody looks after the rollout.
     """
 
-    name: Literal["roll_out", "shift", "promote", "roll_back", "retire"]
+    name: Literal["deploy", "shift", "promote", "roll_back", "retire"]
     version: str
     edit: Edit
     done: Callable[[Endpoint], str]
@@ -244,7 +244,7 @@ async def _wait_in_turn(step: Step, target: Target, endpoint: str, change: Chang
         edited = newest.without_waiting(run.owner) if ends else newest.wait(run)
         if edited is not newest and (ends or newest.rollout is not None or newest.waiting):
             word = "no longer waits" if ends else "waits"
-            await target.apply(edited, Change(who=change.who, why=f"{run.owner} {word} to roll out {step.version}"))
+            await target.apply(edited, Change(who=change.who, reason=f"{run.owner} {word} to roll out {step.version}"))
     except ControlledRolloutError:
         return  # another writer was faster, or the target does not answer
 
@@ -334,7 +334,7 @@ async def _record_step(
 
     The step is done: if that fails, its line is made from the stored revision by whoever appends next.
     """
-    decision = Decision.about(stored, step.version, step=step.name, who=change.who, why=change.why)
+    decision = Decision.about(stored, step.version, step=step.name, who=change.who, reason=change.reason)
     try:
         where = record.storage_of(workspace, stored.name).name
         await within_time(where, lambda: record.append(workspace, decision, history=history))

@@ -132,10 +132,10 @@ def ending_of(history: Sequence[Revision], version: str, owner: str) -> Revision
 
 def ended_by(ending: Revision, version: str, owner: str) -> str:
     """Return a sentence on who ended a rollout, when and why."""
-    why = f" ({ending.change.why})" if ending.change.why else ""
+    reason = f" ({ending.change.reason})" if ending.change.reason else ""
     if ending.change.who == ON_SILENCE:
-        return f"the traffic of {version!r} was taken back from {owner} in revision {ending.number}{why}"
-    return f"{ending.change.who} ended the rollout of {version!r} by {owner} in revision {ending.number}{why}"
+        return f"the traffic of {version!r} was taken back from {owner} in revision {ending.number}{reason}"
+    return f"{ending.change.who} ended the rollout of {version!r} by {owner} in revision {ending.number}{reason}"
 
 
 def check_holder(history: Sequence[Revision], version: str, owner: str | None) -> None:

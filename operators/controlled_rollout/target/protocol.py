@@ -39,15 +39,15 @@ class Change(_Message):
 
     Attributes:
         who: A person, or a task as `dag/run/task`.
-        why: The reason in a sentence; empty leaves it to the step.
+        reason: The reason in a sentence; empty leaves it to the step.
     """
 
     who: str
-    why: str = ""
+    reason: str = ""
 
-    def with_default(self, why: str) -> Self:
-        """Return the change with `why` as its reason if it has none."""
-        return self if self.why else self.model_copy(update={"why": why})
+    def with_default(self, reason: str) -> Self:
+        """Return the change with this as its reason if it has none."""
+        return self if self.reason else self.model_copy(update={"reason": reason})
 
 
 class Revision(_Message):

@@ -47,7 +47,7 @@ def conflict_error(endpoint: Endpoint, newest: Revision | None) -> ConflictError
         return ConflictError(f"{request}, but the endpoint has been deleted meanwhile: create it again from revision 0")
     return ConflictError(
         f"{request}, but revision {newest.number} exists already: {newest.change.who} stored it at "
-        f"{newest.created:%Y-%m-%d %H:%M:%S %Z} ({newest.change.why}): read the endpoint again and repeat the change"
+        f"{newest.created:%Y-%m-%d %H:%M:%S %Z} ({newest.change.reason}): read the endpoint again and repeat the change"
     )
 
 

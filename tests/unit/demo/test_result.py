@@ -49,7 +49,7 @@ GOOD = DemoFacts(
     outage=False,
     control="first",
     run_state="success",
-    decisions=(decision("roll_out"), look("pass"), decision("promote")),
+    decisions=(decision("deploy"), look("pass"), decision("promote")),
     endpoint=PROMOTED,
     report=report(),
     seconds=61.25,
@@ -58,7 +58,7 @@ ROLLED_BACK = replace(
     GOOD,
     fault=Fault.FAILING,
     run_state="failed",
-    decisions=(decision("roll_out"), look("fail", ALARM, QUIET), decision("roll_back", why="errors are higher")),
+    decisions=(decision("deploy"), look("fail", ALARM, QUIET), decision("roll_back", reason="errors are higher")),
     endpoint=BEFORE,
     report=report(second=7),
 )
@@ -81,9 +81,9 @@ def test_summary_of_a_roll_back_has_the_claim_and_its_e_value() -> None:
 
 
 def test_summary_of_a_version_that_never_became_ready_has_the_reason() -> None:
-    why = "version 'second' of endpoint 'digits' did not become ready: exit code 3;\n  failed 3 times"
+    reason = "version 'second' of endpoint 'digits' did not become ready: exit code 3;\n  failed 3 times"
     result = conclude(
-        replace(ROLLED_BACK, fault=Fault.CRASH, decisions=(decision("roll_back", why=why),), report=report())
+        replace(ROLLED_BACK, fault=Fault.CRASH, decisions=(decision("roll_back", reason=reason),), report=report())
     )
 
     assert result.last_line == "result: rolled back second: did not become ready: exit code 3; failed 3 times"
@@ -113,7 +113,7 @@ def test_summary_of_a_version_that_never_became_ready_has_the_reason() -> None:
             "the endpoint is still held by run",
         ),
         (
-            replace(GOOD, decisions=(decision("roll_out"), decision("hold")), endpoint=BEFORE, run_state="failed"),
+            replace(GOOD, decisions=(decision("deploy"), decision("hold")), endpoint=BEFORE, run_state="failed"),
             "neither promoted nor rolled back: the run of the DAG ended as 'failed'",
         ),
         (

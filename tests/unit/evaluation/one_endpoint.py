@@ -46,7 +46,7 @@ class OneEndpoint:
         rolling = first.claim("v2a", owner="dag/run", at=created).create_version("v2a", traffic_percentile=50)
         self.newest = rolling.model_copy(update={"revision": 2})
         self._history = [
-            Revision(number=number, endpoint=endpoint, change=Change(who="a", why="b"), created=moment)
+            Revision(number=number, endpoint=endpoint, change=Change(who="a", reason="b"), created=moment)
             for number, endpoint, moment in ((1, first, before), (2, self.newest, created))
         ]
 

@@ -214,7 +214,7 @@ def _record(rollout: Rollout) -> list[bytes]:
 def _shift(rollout: Rollout, *, at: datetime) -> None:
     """Give the treatment another share from a moment on, one that equal requests still fit."""
     changed = rollout.target.newest.shift("v2a", 51)
-    asyncio.run(rollout.target.apply(changed, Change(who="a", why="b")))
+    asyncio.run(rollout.target.apply(changed, Change(who="a", reason="b")))
     rollout.target.set_time_of_newest(at)
 
 

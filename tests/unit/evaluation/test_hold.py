@@ -196,7 +196,7 @@ def test_hold_is_in_the_endpoint_and_in_the_record(rollout: HeldRollout) -> None
     asyncio.run(hold.put_on_hold(rollout.workspace, rollout.terms, "too few requests", rollout.messages.append))
     assert rollout.held == NOW - 3 * DAY
     [line] = record.read(rollout.workspace, "digits")
-    assert (line.step, line.who, line.why, line.run) == ("hold", "dag/run/gate", "too few requests", "dag/run")
+    assert (line.step, line.who, line.reason, line.run) == ("hold", "dag/run/gate", "too few requests", "dag/run")
 
 
 def test_hold_that_cannot_be_written_is_written_by_a_later_look(rollout: HeldRollout) -> None:

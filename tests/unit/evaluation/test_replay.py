@@ -323,7 +323,7 @@ def test_frozen_cuts_and_what_was_not_seen_of_the_data_are_recorded_and_replayed
     append(workspace, everything[:10], cuts={"score": (1.0, 2.5)})
     blind = append(workspace, everything[:20], unseen="collected data of version 'v2a' is late")
     failing = append(workspace, bins(30, treatment_errors=0.9), unseen="collected data of version 'v2a' is late")
-    assert (blind.outcome, blind.why) == ("cannot_see", "collected data of version 'v2a' is late")
+    assert (blind.outcome, blind.reason) == ("cannot_see", "collected data of version 'v2a' is late")
     assert failing.outcome == "fail"
 
     replayed = list(replay(record.read(workspace, "digits")))

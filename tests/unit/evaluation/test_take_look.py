@@ -107,7 +107,7 @@ def test_each_look_is_noted_beside_the_endpoint_and_one_that_cannot_be_is_a_look
 def test_look_after_silence_ends_as_a_conflict_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = OneEndpoint(before=NOW - 5 * HOUR, created=NOW - 2 * HOUR, counted=dict)
     taken_back = target.newest.roll_back("v2a").release("v2a")
-    asyncio.run(target.apply(taken_back, Change(who=ON_SILENCE, why="nobody looked since noon")))
+    asyncio.run(target.apply(taken_back, Change(who=ON_SILENCE, reason="nobody looked since noon")))
     monkeypatch.setattr(connect_module, "connect", target.connect)
 
     result = asyncio.run(take_look(Workspace.local(tmp_path), TERMS.model_copy(update={"owner": "dag/run"}), print))
@@ -142,7 +142,7 @@ def test_gate_that_lets_the_rollout_go_on_records_it_about_this_share_of_this_ro
     assert gates.take(Source(errors=5), terms=easy).action is NextAction.GO_ON
 
     *created, look, going_on = record.read(gates.workspace, "digits")
-    assert [decision.step for decision in created] == ["roll_out", "roll_out"]
+    assert [decision.step for decision in created] == ["deploy", "deploy"]
     assert (look.step, going_on.step, going_on.who) == ("look", "go_on", "dag/run/gate")
     assert going_on.outcome == look.outcome
     for line in (look, going_on):
@@ -173,7 +173,7 @@ def test_gate_waits_while_the_record_does_not_take_that_the_rollout_goes_on(
 def test_look_of_a_gate_that_begins_again_ends_the_hold(gates: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
     target = OneEndpoint(before=NOW - 50 * HOUR, created=NOW - 40 * HOUR, counted=dict)
     held = target.newest.hold("v2a", owner="dag/run", at=NOW - HOUR)
-    asyncio.run(target.apply(held, Change(who="dag/run/gate", why="no decision")))
+    asyncio.run(target.apply(held, Change(who="dag/run/gate", reason="no decision")))
     monkeypatch.setattr(connect_module, "connect", target.connect)
     monkeypatch.setattr(looks, "evidence_source", lambda workspace: Source(away=True))
 

@@ -39,7 +39,7 @@ class PromotedEndpoint:
             Revision(
                 number=number,
                 endpoint=endpoint.model_copy(update={"revision": number}),
-                change=Change(who="a", why="b"),
+                change=Change(who="a", reason="b"),
                 created=moment,
             )
             for number, (endpoint, moment) in enumerate(states, start=1)
@@ -71,7 +71,7 @@ async def test_looks_are_in_the_record_and_a_replay_concludes_the_same(rollout: 
     decisions = list(record.read(rollout.workspace, "digits"))
     of_labels = [one for one in decisions if one.step == "judge_labels"]
     assert [one.outcome for one in of_labels] == [one.verdict.outcome.value for one in looks]
-    assert [one.why for one in of_labels] == [one.verdict.reason for one in looks]
+    assert [one.reason for one in of_labels] == [one.verdict.reason for one in looks]
     replayed = list(replay(decisions))
     assert [one.difference for one in replayed] == [""] * 4
     assert [one.look.evidence.bins for one in replayed if one.look] == [one.bins for one in looks]
@@ -93,7 +93,7 @@ async def test_a_look_that_cannot_see_is_recorded_with_why(rollout: LabelledRoll
     found = await look(rollout, Rows([]))
     assert found.verdict.outcome is Outcome.CANNOT_SEE
     (decision,) = [one for one in record.read(rollout.workspace, "digits") if one.step == "judge_labels"]
-    assert "version 'v1a' has no answered request in 'predictions'" in decision.why
+    assert "version 'v1a' has no answered request in 'predictions'" in decision.reason
     assert [one.difference for one in replay([decision])] == [""]
 
 

@@ -110,7 +110,7 @@ def test_while_a_person_is_asked_the_looks_go_on_as_the_gates(home: Workspace, q
     assert questions[0]["subject"] == "Go on with version v2a of endpoint digits?"
     assert trigger.question["ti_id"] == str(UUID(int=7))
     assert datetime.fromisoformat(trigger.question["timeout_datetime"]) > datetime.now(UTC) + timedelta(minutes=59)
-    assert [(line.step, line.why) for line in record.read(home, "digits")] == [("ask", "too few requests")]
+    assert [(line.step, line.reason) for line in record.read(home, "digits")] == [("ask", "too few requests")]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_look_that_ends_the_rollout_withdraws_the_question_and_fails_the_task(
         operator().execute_complete(context(), event)
     [line] = record.read(home, "digits")
     assert (line.step, line.who) == ("reject", "weekly/run-1/ask_50")
-    assert line.why == f"the question is withdrawn: {reason}"
+    assert line.reason == f"the question is withdrawn: {reason}"
 
 
 def test_withdrawal_that_cannot_be_recorded_still_fails_the_task(home: Workspace) -> None:
@@ -240,7 +240,7 @@ def test_group_has_an_approval_after_each_gate_that_may_be_skipped() -> None:
     assert [task.task_id for task in rollout.approvals] == ["rollout.ask_10", "rollout.ask_50"]
     assert rollout.gates[0].downstream_task_ids == {"rollout.ask_10", "rollout.shift_50", "rollout.roll_back"}
     assert [shift.trigger_rule for shift in rollout.shifts] == ["all_success", "none_failed_min_one_success"]
-    assert rollout.promote.upstream_task_ids == {"rollout.roll_out", "rollout.ask_50"}
+    assert rollout.promote.upstream_task_ids == {"rollout.deploy", "rollout.ask_50"}
     assert [task.gate_task_id for task in rollout.approvals] == ["rollout.gate_10", "rollout.gate_50"]
 
 

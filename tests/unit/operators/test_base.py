@@ -91,7 +91,7 @@ def test_a_task_has_names_for_the_history_and_for_the_rollout_that_it_belongs_to
     content, _ = context()
     assert run_of(content) == "weekly/run-1"
     assert task_of(content) == "weekly/run-1/step"
-    assert change_of(content, 1234).model_dump() == {"who": "weekly/run-1/step", "why": "1234"}
+    assert change_of(content, 1234).model_dump() == {"who": "weekly/run-1/step", "reason": "1234"}
     assert Failing().required_owner(content) == "weekly/run-1"
     assert Failing(own_rollout=False).required_owner(content) is None
 

@@ -93,7 +93,7 @@ def test_a_version_that_is_worse_is_replaced_by_the_control_before_it(
     assert (decision["decision"], decision["version"]) == ("rolled_back", "new")
     assert decision["reason"] == "accuracy 91 %"
     assert target.newest("digits").effective_traffic() == {"old": 100, "new": 0}
-    assert [(line.step, line.version, line.why) for line in record.read(workspace, "digits")][-1] == (
+    assert [(line.step, line.version, line.reason) for line in record.read(workspace, "digits")][-1] == (
         "promote", "old", "labels: accuracy 91 %",
     )  # fmt: skip
     [event] = given["outlet_events"][NEW_CONTROL].asset_alias_events
@@ -141,7 +141,7 @@ def test_a_version_that_is_good_enough_is_confirmed_in_the_record_once_with_the_
         assert operator(version="").execute(run_context())["decision"] == "confirmed"
 
     [line] = [line for line in record.read(workspace, "digits") if line.step == "confirm"]
-    assert (line.version, line.outcome, line.why) == ("new", "pass", "accuracy 91 %")
+    assert (line.version, line.outcome, line.reason) == ("new", "pass", "accuracy 91 %")
     assert line.verdict is not None
     assert target.newest("digits").effective_traffic() == {"old": 0, "new": 100}
 

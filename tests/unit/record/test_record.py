@@ -19,14 +19,14 @@ from controlled_rollout.workspace import Workspace
 from tests.unit import record_lines as lines
 
 
-def decision(version: str, why: str = "", step: Step = "look") -> Decision:
+def decision(version: str, reason: str = "", step: Step = "look") -> Decision:
     return Decision(
         time=datetime(2026, 1, 5, tzinfo=UTC),
         endpoint="digits",
         version=version,
         step=step,
         who="somebody",
-        why=why,
+        reason=reason,
         verdict={"claims": [{"e_value": 3.5}]},
     )
 
@@ -38,13 +38,13 @@ def test_decisions_are_read_back_in_order_and_by_version(tmp_path: Path) -> None
         record.append(workspace, decision_)
 
     assert list(record.read(workspace, "digits")) == written
-    assert [d.why for d in record.read(workspace, "digits", version="v1a")] == ["1", "3"]
+    assert [d.reason for d in record.read(workspace, "digits", version="v1a")] == ["1", "3"]
     assert record.last(workspace, "digits", "v1a") == written[2]
     assert record.last(workspace, "digits", "v9x") is None
     record.append(workspace, decision("v1a", "4", step="hold"))
-    assert [d.why for d in record.read(workspace, "digits", step="hold")] == ["4"]
+    assert [d.reason for d in record.read(workspace, "digits", step="hold")] == ["4"]
     last = record.last(workspace, "digits", "v1a")
-    assert last and last.why == "4"
+    assert last and last.reason == "4"
     assert list(record.read(workspace, "letters")) == []
 
 

@@ -22,7 +22,7 @@ from tests.unit.record_lines import MINUTE, T0, append, bins
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     workspace = Workspace.local(tmp_path)
-    steps = [("roll_out", 0, 0.0), ("shift", 1, 10.0)]
+    steps = [("deploy", 0, 0.0), ("shift", 1, 10.0)]
     for step, minute, share in steps:
         record.append(workspace, decision(step, minute, share))
     all_bins = bins(40, treatment_errors=0.2)
@@ -35,7 +35,13 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def decision(step: str, minute: float, share: float) -> Decision:
-    values = {"endpoint": "digits", "version": "v2a", "who": "weekly/run-1", "why": f"because: {step}", "share": share}
+    values = {
+        "endpoint": "digits",
+        "version": "v2a",
+        "who": "weekly/run-1",
+        "reason": f"because: {step}",
+        "share": share,
+    }
     return Decision.model_validate({"time": T0 + minute * MINUTE, "step": step, **values})
 
 
@@ -43,7 +49,7 @@ def test_the_summary_is_what_the_record_tells(workspace: Workspace) -> None:
     summary = summarize(record.read(workspace, "digits"))
 
     assert (summary.version, summary.control, summary.end) == ("v2a", "v1a", "rolled back")
-    assert [step.label for step in summary.steps] == ["roll out", "10 %", "roll back"]
+    assert [step.label for step in summary.steps] == ["deploy", "10 %", "roll back"]
     assert len(summary.bins) == 40
     assert [look.verdict.outcome.value for look in summary.looks][-2:] == ["cannot_see", "fail"]
 
@@ -84,7 +90,7 @@ def test_the_picture_is_drawn(
 def test_what_somebody_wrote_as_a_reason_does_not_act_on_the_readers_terminal(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written = decision("promote", 50, 100.0).model_copy(update={"why": "\x1b[2J\x1b]0;all good\x07 \u202efdp.exe"})
+    written = decision("promote", 50, 100.0).model_copy(update={"reason": "\x1b[2J\x1b]0;all good\x07 \u202efdp.exe"})
     record.append(workspace, written)
 
     assert main(["report", "digits", "--root", str(workspace.root)]) == 0
@@ -102,7 +108,7 @@ def append_label_looks(workspace: Workspace) -> None:
         claim = Claim("accuracy is not worse", "pass", 7.0 * (number + 1), 20.0, outcome is Outcome.PASS)
         verdict = Verdict(outcome, (claim,), f"reason {number}", 900, 100)
         one = decision("judge_labels", 7 * day + number, 100.0)
-        values = {"outcome": outcome.value, "verdict": verdict_to_dict(verdict), "why": verdict.reason}
+        values = {"outcome": outcome.value, "verdict": verdict_to_dict(verdict), "reason": verdict.reason}
         record.append(workspace, one.model_copy(update=values))
 
 
@@ -140,15 +146,15 @@ def test_picture_with_unknown_suffix_or_without_looks_is_an_error(
 
 def test_a_rollout_by_hand_is_a_line_for_each_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = Workspace.local(tmp_path)
-    for number, step in enumerate(("roll_out", "shift", "roll_back")):
+    for number, step in enumerate(("deploy", "shift", "roll_back")):
         record.append(workspace, decision(step, number, 10.0 * (step == "shift")))
 
     assert main(["report", "digits", "--root", str(tmp_path)]) == 0
 
     headings, *steps = capsys.readouterr().out.splitlines()
-    assert headings.split() == ["time", "(UTC)", "version", "step", "share", "by", "why"]
+    assert headings.split() == ["time", "(UTC)", "version", "step", "share", "by", "reason"]
     assert [re.split("  +", line)[1:4] for line in steps] == [
-        ["v2a", "roll out", "0 %"],
+        ["v2a", "deploy", "0 %"],
         ["v2a", "shift", "10 %"],
         ["v2a", "roll back", "0 %"],
     ]

@@ -18,33 +18,33 @@ RUN, OTHER = "weekly/run-2", "weekly/run-1"
 EMPTY = Endpoint(name="digits")
 
 
-def rolled_out(endpoint: Endpoint, version: str) -> Endpoint:
-    return edits.roll_out(endpoint, version, image="a@sha256:1", owner=RUN, at=T0, settings={})
+def deployed(endpoint: Endpoint, version: str) -> Endpoint:
+    return edits.deploy(endpoint, version, image="a@sha256:1", owner=RUN, at=T0, settings={})
 
 
-FIRST = rolled_out(EMPTY, "one")
-SECOND = rolled_out(FIRST, "two")
+FIRST = deployed(EMPTY, "one")
+SECOND = deployed(FIRST, "two")
 TENTH = edits.shift(SECOND, "two", percentile=10, owner=RUN)
 HALF = edits.shift(TENTH, "two", percentile=50, owner=RUN)
 PROMOTED = edits.promote(HALF, "two", owner=RUN)
 RETIRED = edits.retire(PROMOTED, "one")
-THIRD = rolled_out(RETIRED, "three")
+THIRD = deployed(RETIRED, "three")
 ROLLED_BACK = edits.roll_back(THIRD, "three", owner=RUN)
-AGAIN = rolled_out(ROLLED_BACK, "three")
+AGAIN = deployed(ROLLED_BACK, "three")
 DESCRIBED = AGAIN.model_copy(update={"description": "changed by hand"})
 BACK = edits.promote(PROMOTED, "one", owner=None)
 
 STATES = (FIRST, SECOND, TENTH, HALF, PROMOTED, RETIRED, THIRD, ROLLED_BACK, AGAIN, DESCRIBED)
 NAMES = [
-    ("roll_out", "one"),
-    ("roll_out", "two"),
+    ("deploy", "one"),
+    ("deploy", "two"),
     ("shift", "two"),
     ("shift", "two"),
     ("promote", "two"),
     ("retire", "one"),
-    ("roll_out", "three"),
+    ("deploy", "three"),
     ("roll_back", "three"),
-    ("roll_out", "three"),
+    ("deploy", "three"),
 ]
 
 
@@ -53,7 +53,7 @@ def history_of(*states: Endpoint, begins: datetime = T0) -> list[Revision]:
         Revision(
             number=number,
             endpoint=state.model_copy(update={"revision": number}),
-            change=Change(who=f"{RUN}/task", why=f"reason {number}"),
+            change=Change(who=f"{RUN}/task", reason=f"reason {number}"),
             created=begins + number * MINUTE,
         )
         for number, state in enumerate(states, start=1)
@@ -83,7 +83,7 @@ def test_every_step_of_a_rollout_is_recognised_in_the_revisions() -> None:
     assert names(lines) == NAMES
     assert [line.revision for line in lines] == list(range(1, 10))
     shift = lines[2]
-    assert (shift.time, shift.who, shift.why) == (T0 + 3 * MINUTE, f"{RUN}/task", "reason 3")
+    assert (shift.time, shift.who, shift.reason) == (T0 + 3 * MINUTE, f"{RUN}/task", "reason 3")
     assert (shift.share, shift.run, shift.rollout) == (10, RUN, T0)
 
 
@@ -143,7 +143,7 @@ def test_a_decision_that_knows_no_revisions_is_appended_as_it_is() -> None:
 def test_lines_of_a_deleted_endpoint_of_the_same_name_do_not_count() -> None:
     earlier = marks(missing_lines(HISTORY, []))
     later = history_of(FIRST, SECOND, begins=T0 + timedelta(days=1))
-    assert names(missing_lines(later, earlier)) == [("roll_out", "one"), ("roll_out", "two")]
+    assert names(missing_lines(later, earlier)) == [("deploy", "one"), ("deploy", "two")]
 
 
 def test_what_the_oldest_kept_revision_has_changed_is_not_guessed() -> None:

@@ -19,16 +19,16 @@ SHIFTED = ROLLING.shift("new", 10)
 PROMOTED = SHIFTED.promote("new").release("new")
 
 
-def roll_out(endpoint: Endpoint, version: str, *, owner: str = RUN, image: str = "b@sha256:2") -> Endpoint:
-    return edits.roll_out(endpoint, version, image=image, owner=owner, at=NOW, settings={"cpu_cores": 0.5})
+def deploy(endpoint: Endpoint, version: str, *, owner: str = RUN, image: str = "b@sha256:2") -> Endpoint:
+    return edits.deploy(endpoint, version, image=image, owner=owner, at=NOW, settings={"cpu_cores": 0.5})
 
 
 def test_first_version_is_control_with_all_the_traffic_and_no_rollout() -> None:
-    first = roll_out(EMPTY, "old")
+    first = deploy(EMPTY, "old")
     assert first.control == first.default == first.version("old")
     assert first.version("old").cpu_cores == 0.5
     assert first.rollout is None
-    assert roll_out(first, "old") is first
+    assert deploy(first, "old") is first
 
 
 @pytest.mark.parametrize("endpoint", [EMPTY, FIRST, ROLLING])
@@ -46,7 +46,7 @@ def test_first_version_is_control_with_all_the_traffic_and_no_rollout() -> None:
 )
 def test_settings_cannot_move_traffic_or_roles_past_the_steps(endpoint: Endpoint, settings: dict[str, Any]) -> None:
     with pytest.raises(EndpointError, match=str(next(iter(settings)))):
-        edits.roll_out(endpoint, "new", image="b@sha256:2", owner=RUN, at=NOW, settings=settings)
+        edits.deploy(endpoint, "new", image="b@sha256:2", owner=RUN, at=NOW, settings=settings)
 
 
 @pytest.mark.parametrize("percentile", [0.00005, 0.009, 99.995])
@@ -58,18 +58,18 @@ def test_share_that_cannot_be_served_is_refused(percentile: float) -> None:
 
 
 def test_a_further_version_is_at_0_and_its_run_holds_the_endpoint() -> None:
-    rolling = roll_out(FIRST, "new")
+    rolling = deploy(FIRST, "new")
     assert rolling.effective_traffic() == {"old": 100, "new": 0}
     assert rolling.rollout is not None
     assert (rolling.rollout.owner, rolling.rollout.version) == (RUN, "new")
-    assert roll_out(rolling, "new") is rolling
+    assert deploy(rolling, "new") is rolling
 
 
-def test_a_roll_out_is_refused_while_another_run_holds_the_endpoint_or_for_another_image() -> None:
+def test_a_deployment_is_refused_while_another_run_holds_the_endpoint_or_for_another_image() -> None:
     with pytest.raises(ConflictError, match=f"held by {RUN}"):
-        roll_out(ROLLING, "third", owner=OTHER)
+        deploy(ROLLING, "third", owner=OTHER)
     with pytest.raises(ConflictError, match="choose another name"):
-        roll_out(ROLLING, "new", image="c@sha256:3")
+        deploy(ROLLING, "new", image="c@sha256:3")
 
 
 @pytest.mark.parametrize("version", ["old", "new"])
@@ -78,7 +78,7 @@ def test_a_version_that_exists_with_other_settings_is_refused_and_not_taken_for_
 ) -> None:
     image, asked = ROLLING.versions[version].image, {"num_replicas": 3, "scoring_timeout_ms": 60_000}
     with pytest.raises(ConflictError, match=rf"'{version}' with other settings \(num_replicas\): choose another name"):
-        edits.roll_out(ROLLING, version, image=image, owner=RUN, at=NOW, settings=asked)
+        edits.deploy(ROLLING, version, image=image, owner=RUN, at=NOW, settings=asked)
 
 
 def test_the_default_is_not_retired_and_the_advice_can_be_followed() -> None:
@@ -88,7 +88,7 @@ def test_the_default_is_not_retired_and_the_advice_can_be_followed() -> None:
 
 def test_a_warm_version_is_taken_up_again() -> None:
     warm = FIRST.create_version("new", image="b@sha256:2", cpu_cores=0.5, num_replicas=2)
-    rolling = roll_out(warm, "new").rollout
+    rolling = deploy(warm, "new").rollout
     assert rolling is not None
     assert rolling.owner == RUN
 

@@ -22,7 +22,7 @@ PROMOTED = ROLLED_OUT.promote("new")
 
 def history(*endpoints: Endpoint) -> list[Revision]:
     created = datetime(2026, 1, 5, tzinfo=UTC)
-    change = Change(who="somebody", why="test")
+    change = Change(who="somebody", reason="test")
     return [Revision(number=n, endpoint=e, change=change, created=created) for n, e in enumerate(endpoints, start=1)]
 
 

@@ -145,7 +145,7 @@ async def test_a_treatment_is_rolled_back_half_a_minute_after_ten_bad_minutes_at
     target, workspace = RefusingTarget(clock), Workspace.local(tmp_path)
     monkeypatch.setattr(steps, "connect", target.open)
     for version in ("old", "new"):
-        await steps.roll_out(
+        await steps.deploy(
             workspace, "digits", version, image="a@sha256:1", owner=RUN, change=CHANGE, progress=lambda line: None
         )
     await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE, progress=lambda line: None)

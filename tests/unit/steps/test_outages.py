@@ -13,7 +13,7 @@ from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget
 
 RUN = "weekly/run-1"
-CHANGE = Change(who=f"{RUN}/shift_10", why="")
+CHANGE = Change(who=f"{RUN}/shift_10", reason="")
 IMAGE = "local/digits@sha256:" + "0" * 64
 NO_TIME = timedelta(0)
 
@@ -31,7 +31,7 @@ async def target(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> Memor
     monkeypatch.setattr(waiting, "RETRY_S", 0.001)
     monkeypatch.setattr(going_back, "FIRST_PAUSE_S", 0.001)
     for version in ("old", "new"):
-        await steps.roll_out(workspace, "digits", version, image=IMAGE, owner=RUN, change=CHANGE)
+        await steps.deploy(workspace, "digits", version, image=IMAGE, owner=RUN, change=CHANGE)
     return target
 
 

@@ -30,7 +30,7 @@ async def test_task_of_the_run_that_rolls_out_promotes_and_raises_nothing_unjudg
     await target_with_control(monkeypatch)
     workspace = Workspace.local(tmp_path)
     change = Change(who=f"{RUN}/task")
-    await steps.roll_out(workspace, "digits", "new", image="a@sha256:1", owner=RUN, change=change)
+    await steps.deploy(workspace, "digits", "new", image="a@sha256:1", owner=RUN, change=change)
     await steps.shift(workspace, "digits", "new", percentile=10, change=change, run=RUN)
 
     with pytest.raises(NotJudgedError, match="has to approve it"):
@@ -52,10 +52,10 @@ async def test_second_instance_of_a_mapped_group_on_the_same_endpoint_is_refused
     workspace, target = Workspace.local(tmp_path), await target_with_control(monkeypatch)
     mine, other = f"{RUN}[0]", f"{RUN}[1]"
     image = "a@sha256:1"
-    await steps.roll_out(workspace, "digits", "new", image=image, owner=mine, change=Change(who=f"{mine}/roll_out"))
+    await steps.deploy(workspace, "digits", "new", image=image, owner=mine, change=Change(who=f"{mine}/deploy"))
     by_other = Change(who=f"{other}/task")
     with pytest.raises(ConflictError, match=r"is held by weekly/run-2\[0\] rolling out 'new'"):
-        await steps.roll_out(workspace, "digits", "new", image=image, owner=other, change=by_other)
+        await steps.deploy(workspace, "digits", "new", image=image, owner=other, change=by_other)
     with pytest.raises(
         NothingToDoError, match=r"is in the rollout of weekly/run-2\[0\]: it is not for weekly/run-2\[1\]"
     ):
@@ -74,7 +74,7 @@ async def test_a_run_rolls_back_what_it_holds_although_its_tasks_name_another_ve
     """Such as a template of the date, over midnight: the treatment would keep its share, and nobody would look."""
     workspace, target = Workspace.local(tmp_path), await target_with_control(monkeypatch)
     change = Change(who=f"{RUN}/task")
-    await steps.roll_out(workspace, "digits", "new", image="a@sha256:1", owner=RUN, change=change)
+    await steps.deploy(workspace, "digits", "new", image="a@sha256:1", owner=RUN, change=change)
     await steps.shift(workspace, "digits", "new", percentile=50, change=change, owner=RUN)
     messages: list[str] = []
 

@@ -21,7 +21,7 @@ def history(*states: Endpoint) -> list[Revision]:
         Revision(
             number=number,
             endpoint=endpoint.model_copy(update={"revision": number}),
-            change=Change(who=f"{RUN}/task", why=""),
+            change=Change(who=f"{RUN}/task", reason=""),
             created=NOW,
         )
         for number, endpoint in enumerate(states, start=1)

@@ -17,9 +17,9 @@ from tests.unit.steps.test_permission import AT_10, AT_50, NOT_ABOUT_THIS, NOW, 
 VERDICT = Verdict(Outcome.NOT_ENOUGH_EVIDENCE, reason="too few requests", treatment_requests=7)
 
 
-def look(*, minutes: int = 0, at: int = 4, why: str = "too few requests") -> Decision:
+def look(*, minutes: int = 0, at: int = 4, reason: str = "too few requests") -> Decision:
     return fact(
-        "look", at=at, outcome="not_enough_evidence", why=why, time=NOW + timedelta(minutes=minutes),
+        "look", at=at, outcome="not_enough_evidence", reason=reason, time=NOW + timedelta(minutes=minutes),
         verdict=verdict_to_dict(VERDICT),
     )  # fmt: skip
 
@@ -29,7 +29,7 @@ def asked(*oldest_first: Decision, owner: str | None = RUN) -> Question:
 
 
 def test_gate_that_let_the_rollout_go_on_from_this_share_has_decided() -> None:
-    assert asked(look(), fact(why="errors are not worse")).decided == "pass: errors are not worse"
+    assert asked(look(), fact(reason="errors are not worse")).decided == "pass: errors are not worse"
     assert asked(fact(), owner=None).decided
     assert not asked(fact(), owner=OTHER).decided
 
@@ -48,7 +48,7 @@ def test_version_that_is_control_needs_no_question() -> None:
 
 
 def test_the_newest_look_of_this_rollout_is_shown() -> None:
-    shown = asked(look(why="older"), look(minutes=1))
+    shown = asked(look(reason="older"), look(minutes=1))
     assert shown.reason == "At 50 %, the look of 2026-01-05 12:01:00 UTC found: not enough evidence: too few requests."
     assert "treatment 7 requests" in shown.table
     before = look().model_copy(update={"time": NOW - timedelta(days=1), "verdict": None})
@@ -67,5 +67,7 @@ async def test_endpoint_and_record_are_read(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(question, "connect", target.open)
     for number, endpoint in enumerate((AT_10, AT_50)):
         stored = await target.apply(endpoint.model_copy(update={"revision": number}), ROLLOUT[0].change)
-    record.append(workspace, Decision.about(stored, "v2a", step="go_on", who="weekly/gate", outcome="pass", why="good"))
+    record.append(
+        workspace, Decision.about(stored, "v2a", step="go_on", who="weekly/gate", outcome="pass", reason="good")
+    )
     assert (await read_question(workspace, "digits", "v2a", RUN)).decided == "pass: good"

@@ -33,7 +33,7 @@ async def target(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Memor
     monkeypatch.setattr(connect_module, "connect", target.open)
     monkeypatch.setattr(waiting, "RETRY_S", 0.001)
     for version in ("old", "new"):
-        await steps.roll_out(
+        await steps.deploy(
             workspace, "digits", version, image="a@sha256:1", owner=RUN, change=CHANGE, progress=lambda line: None
         )
     await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE, progress=lambda line: None)
@@ -124,9 +124,9 @@ async def test_whoever_appends_next_appends_the_lines_that_are_missing(
     with monkeypatch.context() as patch:
         patch.setattr(file_storage._Appender, "write", full)
         await roll_back_and_retire(workspace, target)
-    assert [decision.step for decision in record.read(workspace, "digits")] == ["roll_out", "roll_out", "shift"]
+    assert [decision.step for decision in record.read(workspace, "digits")] == ["deploy", "deploy", "shift"]
 
-    await steps.roll_out(
+    await steps.deploy(
         workspace, "digits", "third", image="a@sha256:1", owner=RUN, change=CHANGE, progress=lambda line: None
     )
 
@@ -134,11 +134,11 @@ async def test_whoever_appends_next_appends_the_lines_that_are_missing(
     assert [(decision.step, decision.version, decision.revision) for decision in decisions[3:]] == [
         ("roll_back", "new", 4),
         ("retire", "new", 5),
-        ("roll_out", "third", 6),
+        ("deploy", "third", 6),
     ]
     history = await target.history("digits")
-    assert [(decision.time, decision.who, decision.why) for decision in decisions[3:5]] == [
-        (revision.created, revision.change.who, revision.change.why) for revision in history[3:5]
+    assert [(decision.time, decision.who, decision.reason) for decision in decisions[3:5]] == [
+        (revision.created, revision.change.who, revision.change.reason) for revision in history[3:5]
     ]
 
 

@@ -27,7 +27,7 @@ def history(*states: tuple[Endpoint, str]) -> list[Revision]:
         Revision(
             number=number,
             endpoint=endpoint.model_copy(update={"revision": number}),
-            change=Change(who=who, why=""),
+            change=Change(who=who, reason=""),
             created=NOW,
         )
         for number, (endpoint, who) in enumerate(states, start=1)
@@ -43,7 +43,7 @@ FIRST = Endpoint(name="digits").create_version("v1a", is_control=True)
 ROLLING = FIRST.claim("v2a", owner=MINE, at=NOW).create_version("v2a")
 SHIFTED = ROLLING.update_version("v2a", traffic_percentile=10)
 PROMOTED = SHIFTED.promote("v2a").release("v2a")
-MY_ROLLOUT = history((FIRST, f"{OTHERS}/roll_out"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED, f"{MINE}/shift_10"))
+MY_ROLLOUT = history((FIRST, f"{OTHERS}/deploy"), (ROLLING, f"{MINE}/deploy"), (SHIFTED, f"{MINE}/shift_10"))
 
 
 def reason_to_leave(revisions: list[Revision], *, run: str = MINE) -> str:
@@ -59,12 +59,12 @@ def test_this_runs_treatment_is_rolled_back() -> None:
 
 def test_a_retry_after_the_roll_back_finds_it_done_and_still_its_own() -> None:
     done = history(
-        (FIRST, "x/y/z"), (ROLLING, f"{MINE}/roll_out"), (SHIFTED.roll_back("v2a").release("v2a"), f"{MINE}/x")
+        (FIRST, "x/y/z"), (ROLLING, f"{MINE}/deploy"), (SHIFTED.roll_back("v2a").release("v2a"), f"{MINE}/x")
     )
     assert reason_not_to_roll_back(done, "v2a", MINE) is None
 
 
-@pytest.mark.parametrize("revisions", [[], history((FIRST, f"{OTHERS}/roll_out"))])
+@pytest.mark.parametrize("revisions", [[], history((FIRST, f"{OTHERS}/deploy"))])
 def test_version_that_was_never_rolled_out_is_not_touched(revisions: list[Revision]) -> None:
     assert "was not rolled out" in reason_to_leave(revisions)
 
@@ -74,12 +74,12 @@ def test_another_runs_rollout_of_the_same_name_is_left() -> None:
 
 
 def test_a_warm_version_of_the_same_name_that_another_run_made_is_left() -> None:
-    warm = history((FIRST, f"{OTHERS}/roll_out"), (FIRST.create_version("v2a"), f"{OTHERS}/roll_out"))
-    assert "was created by weekly/run-1/roll_out" in reason_to_leave(warm)
+    warm = history((FIRST, f"{OTHERS}/deploy"), (FIRST.create_version("v2a"), f"{OTHERS}/deploy"))
+    assert "was created by weekly/run-1/deploy" in reason_to_leave(warm)
 
 
 def test_run_with_a_common_name_prefix_is_another_run() -> None:
-    warm = history((FIRST, "x/y/z"), (FIRST.create_version("v2a"), f"{MINE}0/roll_out"))
+    warm = history((FIRST, "x/y/z"), (FIRST.create_version("v2a"), f"{MINE}0/deploy"))
     assert reason_to_leave(warm)
 
 
@@ -95,7 +95,7 @@ def test_a_rollout_on_hold_whose_task_has_failed_is_rolled_back() -> None:
 
 
 def test_only_the_run_that_created_an_endpoint_may_undo_it_and_only_while_it_is_alone() -> None:
-    created = history((FIRST, f"{MINE}/roll_out"))
+    created = history((FIRST, f"{MINE}/deploy"))
     assert has_created_endpoint(created, "v1a", MINE)
     assert not has_created_endpoint(created, "v1a", OTHERS)
     assert not has_created_endpoint([], "v1a", MINE)
@@ -139,7 +139,7 @@ def test_the_former_control_of_a_promoted_version_is_retired() -> None:
 
 
 @pytest.mark.parametrize(
-    ("revisions", "promoted", "why"),
+    ("revisions", "promoted", "reason"),
     [
         (MY_ROLLOUT, "v2a", "is not the control"),
         (MY_ROLLOUT, "v1a", "is the first control"),
@@ -151,16 +151,16 @@ def test_the_former_control_of_a_promoted_version_is_retired() -> None:
     ],
 )
 def test_without_a_former_control_that_is_out_of_use_there_is_nothing_to_retire(
-    revisions: list[Revision], promoted: str, why: str
+    revisions: list[Revision], promoted: str, reason: str
 ) -> None:
-    with pytest.raises(NothingToDoError, match=why):
+    with pytest.raises(NothingToDoError, match=reason):
         replaced_by(revisions, promoted)
 
 
 def test_result_of_a_rollout_is_whether_its_version_became_control() -> None:
     promoted = [*MY_ROLLOUT, *history((PROMOTED, f"{MINE}/promote"))]
     replaced = [*promoted, *history((PROMOTED.create_version("v3a").promote("v3a"), f"{OTHERS}/promote"))]
-    first = history((FIRST, f"{MINE}/roll_out"))
+    first = history((FIRST, f"{MINE}/deploy"))
     assert reason_not_promoted(promoted, "v2a", MINE) is None
     assert reason_not_promoted(replaced, "v2a", MINE) is None
     assert reason_not_promoted(first, "v1a", MINE) is None
@@ -176,14 +176,14 @@ def test_result_of_a_rollout_that_was_not_promoted_names_who_ended_it_and_why() 
     deleted = numbered(*rolled_back, *history((back.delete_version("v2a"), f"{MINE}/retire_treatment")))
     assert "weekly/run-2/roll_back ended" in (reason_not_promoted(deleted, "v2a", MINE) or "")
     assert "has 10 % of the traffic, and no task of" in (reason_not_promoted(MY_ROLLOUT, "v2a", MINE) or "")
-    for revisions in ([], history((FIRST, f"{OTHERS}/roll_out"))):
+    for revisions in ([], history((FIRST, f"{OTHERS}/deploy"))):
         assert "has not rolled it out" in (reason_not_promoted(revisions, "v2a", MINE) or "")
 
 
 def test_earlier_promotion_of_the_same_name_is_not_the_runs() -> None:
     earlier = history((FIRST.create_version("v2a").promote("v2a"), "x"), (FIRST, "x"))
     rolled_back = (SHIFTED.roll_back("v2a").release("v2a"), f"{MINE}/roll_back")
-    again = numbered(*earlier, *history((ROLLING, f"{MINE}/roll_out"), rolled_back))
+    again = numbered(*earlier, *history((ROLLING, f"{MINE}/deploy"), rolled_back))
     assert "was not promoted" in (reason_not_promoted(again, "v2a", MINE) or "")
 
 

@@ -21,7 +21,7 @@ from tests.unit.steps.memory_target import MemoryTarget
 
 RUN = "weekly/run-2"
 CHANGE = Change(who=f"{RUN}/task")
-PERSON = Change(who="Ada", why="I know better")
+PERSON = Change(who="Ada", reason="I know better")
 
 
 def quiet(sentence: str) -> None:
@@ -47,7 +47,7 @@ def target(monkeypatch: pytest.MonkeyPatch) -> MemoryTarget:
 async def canary(workspace: Workspace, target: MemoryTarget) -> TakeBack:
     """A treatment with 10 % of the traffic, and what to take back once nobody has looked."""
     for version in ("old", "new"):
-        await steps.roll_out(
+        await steps.deploy(
             workspace, "digits", version, image="a@sha256:1", owner=RUN if version == "new" else "weekly/run-1",
             change=CHANGE, on_silence=OnSilence.ROLL_BACK, silence=timedelta(seconds=1), progress=quiet,
         )  # fmt: skip
@@ -76,7 +76,7 @@ async def test_treatment_is_taken_back_by_the_step_and_record_of_any_roll_back(
     assert stored.rollout is None and share(target) == 0
     last = list(record.read(workspace, "digits"))[-1]
     assert (last.step, last.version, last.who) == ("roll_back", "new", "on_silence")
-    assert last.why.startswith("nobody looked since 2") and last.why.endswith("(silence 1 s)")
+    assert last.reason.startswith("nobody looked since 2") and last.reason.endswith("(silence 1 s)")
     assert target.looks == {}, "it is no sign that somebody looks"
 
 

@@ -27,7 +27,7 @@ from tests.unit.steps.memory_target import MemoryTarget
 
 RUN, OTHER = "weekly/run-2", "weekly/run-1"
 CHANGE = Change(who=f"{RUN}/task")
-BY_OTHER = Change(who=f"{OTHER}/task", why="of its own")
+BY_OTHER = Change(who=f"{OTHER}/task", reason="of its own")
 SHORT = timedelta(seconds=0.05)
 
 
@@ -46,16 +46,16 @@ def target(monkeypatch: pytest.MonkeyPatch) -> MemoryTarget:
     return target
 
 
-async def roll_out(
+async def deploy(
     workspace: Workspace, version: str, *, owner: str = RUN, conflict_timeout: timedelta = timedelta(0)
 ) -> Endpoint:
-    return await steps.roll_out(
+    return await steps.deploy(
         workspace,
         "digits",
         version,
         image="a@sha256:1",
         owner=owner,
-        change=Change(who=f"{owner}/roll_out"),
+        change=Change(who=f"{owner}/deploy"),
         conflict_timeout=conflict_timeout,
         timeout=SHORT,
         progress=lambda line: None,
@@ -70,23 +70,23 @@ def let_go_on(workspace: Workspace, target: MemoryTarget, outcome: str = "pass",
 
 def recorded(workspace: Workspace) -> list[tuple[str, str, str]]:
     decisions = record.read(workspace, "digits")
-    return [(decision.step, decision.version, decision.why) for decision in decisions]
+    return [(decision.step, decision.version, decision.reason) for decision in decisions]
 
 
 async def test_a_whole_rollout_opens_the_target_once_a_step_and_records_every_step(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old", owner=OTHER)
+    await deploy(workspace, "old", owner=OTHER)
     openings = [target.openings]
 
     async def step(call: Callable[[], Awaitable[object]]) -> None:
         await call()
         openings.append(target.openings - sum(openings))
 
-    await step(lambda: roll_out(workspace, "new"))
+    await step(lambda: deploy(workspace, "new"))
     await step(lambda: steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN))
     await step(lambda: steps.roll_back(workspace, "digits", "new", change=CHANGE, owner=RUN))
-    await step(lambda: roll_out(workspace, "new"))
+    await step(lambda: deploy(workspace, "new"))
     let_go_on(workspace, target)
     await step(lambda: steps.promote(workspace, "digits", "new", change=CHANGE, owner=RUN))
     await step(lambda: steps.former_control(workspace, "digits", "new"))
@@ -95,11 +95,11 @@ async def test_a_whole_rollout_opens_the_target_once_a_step_and_records_every_st
     assert openings == [1] * 8
     assert list((await target.endpoint("digits")).versions) == ["new"]
     assert recorded(workspace) == [
-        ("roll_out", "old", "roll out old"),
-        ("roll_out", "new", "roll out new"),
+        ("deploy", "old", "deploy old"),
+        ("deploy", "new", "deploy new"),
         ("shift", "new", "send 10 % to new"),
         ("roll_back", "new", "roll back new"),
-        ("roll_out", "new", "roll out new"),
+        ("deploy", "new", "deploy new"),
         ("go_on", "new", ""),
         ("promote", "new", "promote new to control"),
         ("retire", "old", "retire old"),
@@ -109,8 +109,8 @@ async def test_a_whole_rollout_opens_the_target_once_a_step_and_records_every_st
 async def test_run_promotes_only_what_its_gate_has_passed_at_the_present_share(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old", owner=OTHER)
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old", owner=OTHER)
+    await deploy(workspace, "new")
     await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
     for before in (None, "not_enough_evidence"):
         if before:
@@ -131,8 +131,8 @@ async def test_run_promotes_only_what_its_gate_has_passed_at_the_present_share(
 
 
 async def test_run_raises_a_share_only_after_a_gate_let_it_go_on(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old", owner=OTHER)
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old", owner=OTHER)
+    await deploy(workspace, "new")
     await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
     target.calls.clear()
     with pytest.raises(NotJudgedError, match="nothing in the record of this rollout lets version 'new'"):
@@ -148,8 +148,8 @@ async def test_run_raises_a_share_only_after_a_gate_let_it_go_on(workspace: Work
 async def test_run_does_not_promote_after_another_writer_changed_the_split_at_the_last_moment(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old", owner=OTHER)
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old", owner=OTHER)
+    await deploy(workspace, "new")
     await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
     let_go_on(workspace, target)
 
@@ -166,8 +166,8 @@ async def test_run_does_not_promote_after_another_writer_changed_the_split_at_th
 async def test_shift_by_hand_names_the_rollout_that_it_ends_and_the_run_then_touches_nothing(
     workspace: Workspace, target: MemoryTarget, percentile: float
 ) -> None:
-    await roll_out(workspace, "old", owner=OTHER)
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old", owner=OTHER)
+    await deploy(workspace, "new")
     await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
     let_go_on(workspace, target)
     messages: list[str] = []
@@ -192,8 +192,8 @@ async def test_shift_by_hand_names_the_rollout_that_it_ends_and_the_run_then_tou
 async def test_promotion_by_hand_ends_the_rollout_and_the_run_retires_nothing(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old", owner=OTHER)
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old", owner=OTHER)
+    await deploy(workspace, "new")
     messages: list[str] = []
     await steps.promote(workspace, "digits", "new", change=Change(who="ada"), progress=messages.append)
     assert [m for m in messages if m.startswith("warning: this ends the rollout of 'new' by")]
@@ -208,7 +208,7 @@ async def test_promotion_by_hand_ends_the_rollout_and_the_run_retires_nothing(
 
 
 async def test_shift_of_the_default_says_that_it_changes_nothing(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old")
+    await deploy(workspace, "old")
     messages: list[str] = []
     await steps.shift(workspace, "digits", "old", percentile=30, change=CHANGE, progress=messages.append)
     assert messages[-1].endswith(
@@ -219,8 +219,8 @@ async def test_shift_of_the_default_says_that_it_changes_nothing(workspace: Work
 async def test_retirement_by_hand_of_a_version_that_never_was_is_an_error(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     await steps.roll_back(workspace, "digits", "new", change=CHANGE)
     for _ in range(2):  # one that is gone already is none
         assert await steps.retire(workspace, "digits", "new", change=CHANGE, by_hand=True) is not None
@@ -229,8 +229,8 @@ async def test_retirement_by_hand_of_a_version_that_never_was_is_an_error(
 
 
 async def test_a_step_that_is_repeated_stores_no_further_revision(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     first = await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
     second = await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
     assert second == first
@@ -238,8 +238,8 @@ async def test_a_step_that_is_repeated_stores_no_further_revision(workspace: Wor
 
 
 async def test_forbidden_change_is_refused_before_waiting(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     target.never_ready.add("new")
     target.calls.clear()
     with pytest.raises(ConflictError, match="no longer holds"):
@@ -248,8 +248,8 @@ async def test_forbidden_change_is_refused_before_waiting(workspace: Workspace, 
 
 
 async def test_traffic_does_not_move_to_a_version_that_is_not_ready(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     target.never_ready.add("new")
     with pytest.raises(DeploymentError, match="did not become ready"):
         await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE)
@@ -258,32 +258,32 @@ async def test_traffic_does_not_move_to_a_version_that_is_not_ready(workspace: W
     assert (await target.endpoint("digits")).effective_traffic() == {"old": 100, "new": 0}
 
 
-async def test_a_roll_out_that_does_not_become_ready_is_in_the_record(
+async def test_a_deployment_that_does_not_become_ready_is_in_the_record(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old")
+    await deploy(workspace, "old")
     target.never_ready.add("new")
     with pytest.raises(DeploymentError, match="did not become ready"):
-        await roll_out(workspace, "new")
-    assert recorded(workspace)[-1] == ("roll_out", "new", "roll out new")
+        await deploy(workspace, "new")
+    assert recorded(workspace)[-1] == ("deploy", "new", "deploy new")
 
 
 async def test_a_split_that_the_router_does_not_confirm_fails_the_step_and_is_not_recorded(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     target.unserved = True
     with pytest.raises(DeploymentError, match="the router still serves"):
         await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, timeout=SHORT)
-    assert recorded(workspace)[-1] == ("roll_out", "new", "roll out new")
+    assert recorded(workspace)[-1] == ("deploy", "new", "deploy new")
 
 
 async def test_a_version_is_rolled_back_and_retired_while_another_version_is_not_ready(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE)
     newest = target.newest("digits")
     target.never_ready.add("third")
@@ -298,8 +298,8 @@ async def test_a_version_is_rolled_back_and_retired_while_another_version_is_not
 async def test_a_version_gets_the_replicas_for_its_share_before_it_gets_the_share(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     target.loads = {"old": Load(requests_per_s=20, request_time_s=0.1)}
     target.calls.clear()
     for percentile in (50, 10, 50):
@@ -311,8 +311,8 @@ async def test_a_version_gets_the_replicas_for_its_share_before_it_gets_the_shar
 
 
 async def test_a_writer_that_was_faster_makes_the_step_decide_again(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     newest = await target.endpoint("digits")
 
     def another_writer() -> None:
@@ -326,7 +326,7 @@ async def test_a_writer_that_was_faster_makes_the_step_decide_again(workspace: W
 
 
 async def test_a_step_gives_up_when_other_writers_are_always_faster(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old")
+    await deploy(workspace, "old")
     versions = iter(range(100))
 
     def another_writer() -> None:
@@ -342,23 +342,23 @@ async def test_a_step_gives_up_when_other_writers_are_always_faster(workspace: W
 async def test_a_target_that_does_not_answer_for_a_while_only_delays_a_step(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     for failing in range(1, 4):
         target.failing_calls = failing
         await steps.shift(workspace, "digits", "new", percentile=failing, change=CHANGE)
     assert (await target.endpoint("digits")).effective_traffic()["new"] == 3
 
 
-async def test_a_roll_out_waits_while_another_run_holds_the_endpoint_if_it_may(
+async def test_a_deployment_waits_while_another_run_holds_the_endpoint_if_it_may(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old", owner=OTHER)
-    await roll_out(workspace, "first", owner=OTHER)
+    await deploy(workspace, "old", owner=OTHER)
+    await deploy(workspace, "first", owner=OTHER)
     with pytest.raises(ConflictError, match=f"held by {OTHER}"):
-        await roll_out(workspace, "new")
+        await deploy(workspace, "new")
     with pytest.raises(ConflictError, match=f"held by {OTHER}"):
-        await roll_out(workspace, "new", conflict_timeout=SHORT)
+        await deploy(workspace, "new", conflict_timeout=SHORT)
 
     messages: list[str] = []
 
@@ -366,7 +366,7 @@ async def test_a_roll_out_waits_while_another_run_holds_the_endpoint_if_it_may(
         messages.append(message)
         target.store(target.newest("digits").roll_back("first").release("first"), BY_OTHER)
 
-    await steps.roll_out(
+    await steps.deploy(
         workspace,
         "digits",
         "new",
@@ -384,7 +384,7 @@ async def test_without_the_version_or_the_endpoint_there_is_nothing_to_roll_back
 ) -> None:
     assert await steps.roll_back(workspace, "digits", "new", change=CHANGE) is None
     assert await steps.retire(workspace, "digits", "new", change=CHANGE) is None
-    await roll_out(workspace, "old")
+    await deploy(workspace, "old")
     assert await steps.roll_back(workspace, "digits", "new", change=CHANGE) is None
     assert await steps.retire(workspace, "digits", "new", change=CHANGE) == await target.endpoint("digits")
 
@@ -392,11 +392,11 @@ async def test_without_the_version_or_the_endpoint_there_is_nothing_to_roll_back
 async def test_mark_of_a_person_on_a_gate_on_hold_is_no_judgement_and_a_failure_after_it_rolls_back(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old", owner=OTHER)
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old", owner=OTHER)
+    await deploy(workspace, "new")
     shifted = await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE, owner=RUN)
     held = await target.apply(shifted.hold("new", owner=RUN, at=datetime.now(UTC)), CHANGE)
-    record.append(workspace, Decision.about(held, "new", step="hold", who=f"{RUN}/gate", why="no decision"))
+    record.append(workspace, Decision.about(held, "new", step="hold", who=f"{RUN}/gate", reason="no decision"))
     with pytest.raises(NotJudgedError, match="is 'hold'"):
         await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE, owner=RUN)
     rolled_back = await steps.roll_back(workspace, "digits", "new", change=CHANGE, owner=RUN)
@@ -407,7 +407,7 @@ async def test_mark_of_a_person_on_a_gate_on_hold_is_no_judgement_and_a_failure_
 async def test_a_run_deletes_the_endpoint_that_it_has_created_if_its_version_never_became_ready(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "old")
+    await deploy(workspace, "old")
     with pytest.raises(NothingToDoError, match="answers: it stays"):
         await steps.roll_back(workspace, "digits", "old", change=CHANGE, owner=RUN)
     target.never_ready.add("old")
@@ -416,8 +416,8 @@ async def test_a_run_deletes_the_endpoint_that_it_has_created_if_its_version_nev
 
 
 async def test_a_control_is_rolled_back_only_to_another_version(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     await steps.promote(workspace, "digits", "new", change=CHANGE)
     with pytest.raises(EndpointError, match="'old' was control before it"):
         await steps.roll_back(workspace, "digits", "new", change=CHANGE)
@@ -428,8 +428,8 @@ async def test_a_control_is_rolled_back_only_to_another_version(workspace: Works
 
 
 async def test_a_roll_back_is_not_refused_for_want_of_replicas(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE)
     target.loads = {"old": Load(requests_per_s=1000, request_time_s=1)}
     with pytest.raises(DeploymentError, match="would need"):
@@ -440,16 +440,16 @@ async def test_a_roll_back_is_not_refused_for_want_of_replicas(workspace: Worksp
 
 
 async def test_endpoint_deleted_while_a_step_waits_is_reported(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     target.before["load"] = lambda: target.drop("digits")
     with pytest.raises(EndpointNotFoundError):
         await steps.shift(workspace, "digits", "new", percentile=10, change=CHANGE)
 
 
 async def test_roll_back_does_not_need_the_load(workspace: Workspace, target: MemoryTarget) -> None:
-    await roll_out(workspace, "old")
-    await roll_out(workspace, "new")
+    await deploy(workspace, "old")
+    await deploy(workspace, "new")
     await steps.shift(workspace, "digits", "new", percentile=50, change=CHANGE)
     messages: list[str] = []
 
@@ -466,8 +466,8 @@ async def test_roll_back_does_not_need_the_load(workspace: Workspace, target: Me
 async def test_the_second_of_two_promotions_at_once_is_told_that_it_lost(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "one")
-    await roll_out(workspace, "two")
+    await deploy(workspace, "one")
+    await deploy(workspace, "two")
     target.store(target.newest("digits").create_version("three"), BY_OTHER)
 
     def faster() -> None:
@@ -488,8 +488,8 @@ async def test_the_second_of_two_promotions_at_once_is_told_that_it_lost(
 async def test_a_split_that_no_request_has_proven_is_said_to_be_just_that(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
-    await roll_out(workspace, "one")
-    await roll_out(workspace, "two")
+    await deploy(workspace, "one")
+    await deploy(workspace, "two")
     target.seen_requests = 0
     lines: list[str] = []
 

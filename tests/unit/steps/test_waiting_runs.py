@@ -23,9 +23,9 @@ def waiting(number: int, *, until: datetime = NOW + 9 * HOUR) -> WaitingRun:
     return WaitingRun(owner=f"weekly/run-{number}", run_date=NOW + number * HOUR, until=until)
 
 
-def roll_out(endpoint: Endpoint, number: int, *, at: datetime = NOW) -> Endpoint:
+def deploy(endpoint: Endpoint, number: int, *, at: datetime = NOW) -> Endpoint:
     """Roll out the version of a run."""
-    return edits.roll_out(
+    return edits.deploy(
         endpoint, f"run{number}", image="a@sha256:1", owner=f"weekly/run-{number}", at=at, settings={},
         run_date=NOW + number * HOUR,
     )  # fmt: skip
@@ -37,8 +37,8 @@ def test_run_that_was_due_first_is_next() -> None:
     assert queue.wait(waiting(2)) is queue
     for later in (2, 3):
         with pytest.raises(ConflictError, match="awaited by weekly/run-1, which was due earlier"):
-            roll_out(queue, later)
-    begun = roll_out(queue, 1)
+            deploy(queue, later)
+    begun = deploy(queue, 1)
     assert begun.rollout is not None and begun.rollout.owner == "weekly/run-1"
     assert [run.owner for run in begun.waiting] == ["weekly/run-2", "weekly/run-3"]
 
@@ -46,23 +46,23 @@ def test_run_that_was_due_first_is_next() -> None:
 def test_run_that_has_given_up_is_not_waited_for() -> None:
     queue = FIRST.wait(waiting(1, until=NOW + HOUR)).wait(waiting(2))
     with pytest.raises(ConflictError, match="due earlier"):
-        roll_out(queue, 2)
-    assert roll_out(queue, 2, at=NOW + HOUR).rollout is not None
-    assert roll_out(queue.without_waiting("weekly/run-1"), 2).rollout is not None
+        deploy(queue, 2)
+    assert deploy(queue, 2, at=NOW + HOUR).rollout is not None
+    assert deploy(queue.without_waiting("weekly/run-1"), 2).rollout is not None
 
 
 def test_version_of_an_earlier_run_does_not_replace_that_of_a_later_one() -> None:
-    newer = roll_out(FIRST, 3).promote("run3").release("run3")
+    newer = deploy(FIRST, 3).promote("run3").release("run3")
     with pytest.raises(NothingToDoError, match="an older model does not replace a newer one"):
-        roll_out(newer, 2)
-    assert roll_out(newer, 4).rollout is not None
+        deploy(newer, 2)
+    assert deploy(newer, 4).rollout is not None
     # By hand, and over a control that was deployed by hand, everything may be deployed.
-    by_hand = edits.roll_out(newer, "hand", image="a@sha256:1", owner="ada", at=NOW, settings={})
+    by_hand = edits.deploy(newer, "hand", image="a@sha256:1", owner="ada", at=NOW, settings={})
     assert by_hand.version("hand").run_date is None
-    assert roll_out(by_hand.promote("hand").release("hand"), 2).rollout is not None
+    assert deploy(by_hand.promote("hand").release("hand"), 2).rollout is not None
 
 
-async def test_runs_that_wait_at_once_roll_out_in_the_order_in_which_they_were_due(
+async def test_runs_that_wait_at_once_deploy_in_the_order_in_which_they_were_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, workspace = MemoryTarget(), Workspace.local(tmp_path)
@@ -71,9 +71,9 @@ async def test_runs_that_wait_at_once_roll_out_in_the_order_in_which_they_were_d
     order: list[str] = []
 
     async def run(number: int, wait: timedelta = timedelta(seconds=20)) -> None:
-        stored = await steps.roll_out(
+        stored = await steps.deploy(
             workspace, "digits", f"run{number}", image="a@sha256:1", owner=f"weekly/run-{number}",
-            change=Change(who=f"weekly/run-{number}/roll_out"), run_date=NOW + number * HOUR, conflict_timeout=wait,
+            change=Change(who=f"weekly/run-{number}/deploy"), run_date=NOW + number * HOUR, conflict_timeout=wait,
             progress=lambda line: None,
         )  # fmt: skip
         order.append(f"run{number}")
@@ -106,16 +106,16 @@ async def test_run_whose_version_exists_with_another_image_does_not_wait(
     monkeypatch.setattr(steps, "connect", target.open)
     with pytest.raises(NameTakenError, match=r"already has a version 'old' with image 'a@sha256:1'.*choose another"):
         await asyncio.wait_for(
-            steps.roll_out(
+            steps.deploy(
                 Workspace.local(tmp_path), "digits", "old", image="a@sha256:2", owner="weekly/run-2",
-                change=Change(who="weekly/run-2/roll_out"), conflict_timeout=HOUR, progress=lambda line: None,
+                change=Change(who="weekly/run-2/deploy"), conflict_timeout=HOUR, progress=lambda line: None,
             ),
             timeout=10,
         )  # fmt: skip
 
 
 def test_name_of_a_treatment_may_become_free() -> None:
-    treated = roll_out(FIRST, 1)
+    treated = deploy(FIRST, 1)
     with pytest.raises(ConflictError, match="already has a version 'run1'") as raised:
-        edits.roll_out(treated, "run1", image="b@sha256:2", owner="weekly/run-2", at=NOW, settings={})
+        edits.deploy(treated, "run1", image="b@sha256:2", owner="weekly/run-2", at=NOW, settings={})
     assert type(raised.value) is ConflictError

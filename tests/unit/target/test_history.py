@@ -15,7 +15,7 @@ def at(minute: float) -> datetime:
 
 def history(*endpoints: Endpoint) -> list[Revision]:
     return [
-        Revision(number=n, endpoint=e, change=Change(who="somebody", why="test"), created=at(n))
+        Revision(number=n, endpoint=e, change=Change(who="somebody", reason="test"), created=at(n))
         for n, e in enumerate(endpoints)
     ]
 

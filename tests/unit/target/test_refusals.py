@@ -10,7 +10,7 @@ from controlled_rollout.tokens import TokenIssuer
 from controlled_rollout.workspace import Workspace
 
 FIRST = Endpoint(name="digits").create_version("one")
-STORED = Revision.after(FIRST, Change(who="somebody", why="of its own"))
+STORED = Revision.after(FIRST, Change(who="somebody", reason="of its own"))
 
 
 def test_content_of_the_newest_revision_is_not_stored_again() -> None:

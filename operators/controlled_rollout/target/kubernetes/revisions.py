@@ -19,9 +19,9 @@ __all__ = ["endpoints_of", "existing_history", "history", "revision_from_object"
 log = logging.getLogger(__name__)
 
 KEPT: Final = 200
-MAX_WHY: Final = 4096
+MAX_REASON: Final = 4096
 WHO: Final = "controlled-rollout/who"
-WHY: Final = "controlled-rollout/why"
+REASON: Final = "controlled-rollout/reason"
 CREATED: Final = "controlled-rollout/created"
 
 
@@ -102,7 +102,7 @@ def _revision_object(revision: Revision, namespace: str, owner: Object) -> Objec
             "labels": endpoint_labels(name),
             "annotations": {
                 WHO: revision.change.who,
-                WHY: revision.change.why[:MAX_WHY],
+                REASON: revision.change.reason[:MAX_REASON],
                 CREATED: revision.created.isoformat(),
             },
             "ownerReferences": [owner_reference(owner)],
@@ -116,11 +116,11 @@ def revision_from_object(resource: Object) -> Revision:
     """Return the revision that a ControllerRevision stores."""
     metadata = resource["metadata"]
     # Somebody may have removed or edited an annotation: who and why are lost, and the endpoint goes on.
-    annotations = {WHO: "unknown", WHY: ""} | (metadata.get("annotations") or {})
+    annotations = {WHO: "unknown", REASON: ""} | (metadata.get("annotations") or {})
     return Revision(
         number=resource["revision"],
         endpoint=Endpoint.model_validate(resource["data"]),
-        change=Change(who=annotations[WHO], why=annotations[WHY]),
+        change=Change(who=annotations[WHO], reason=annotations[REASON]),
         created=time_of(annotations.get(CREATED)) or datetime.fromisoformat(metadata["creationTimestamp"]),
     )
 

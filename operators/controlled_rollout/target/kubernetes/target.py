@@ -280,7 +280,7 @@ class KubernetesTarget:
                 f"{DELETE_TIMEOUT_S:g} s: call again to go on waiting; `kubectl get all -n {self._namespace} "
                 f"-l {ENDPOINT_LABEL}={name}` shows what is left"
             )
-        log.info("endpoint %s was deleted by %s: %s", name, change.who, change.why)
+        log.info("endpoint %s was deleted by %s: %s", name, change.who, change.reason)
 
     async def _base_url(self) -> str:
         """Return the URL at which callers reach the Gateway now."""

@@ -31,12 +31,16 @@ def stored(number: int, annotations: dict[str, str] | None) -> Object:
 
 
 async def test_a_revision_whose_annotations_were_removed_keeps_nobody_from_changing_the_endpoint() -> None:
-    known = {revisions.WHO: "anna", revisions.WHY: "a new model", revisions.CREATED: "2026-01-05T11:59:59+00:00"}
+    known = {revisions.WHO: "anna", revisions.REASON: "a new model", revisions.CREATED: "2026-01-05T11:59:59+00:00"}
     cluster = cast("Api", Cluster(stored(2, known), stored(1, None)))
 
     first, second = await revisions.history(cluster, "models", "digits")
 
-    assert (first.change.who, first.change.why, first.created) == ("unknown", "", datetime(2026, 1, 5, 12, tzinfo=UTC))
+    assert (first.change.who, first.change.reason, first.created) == (
+        "unknown",
+        "",
+        datetime(2026, 1, 5, 12, tzinfo=UTC),
+    )
     assert (second.change.who, second.number) == ("anna", 2)
 
 
@@ -73,7 +77,7 @@ async def test_a_revision_is_stored_also_by_who_may_not_delete_the_oldest_ones(m
         cast("Api", cluster),
         "models",
         kept[-1].endpoint,
-        Change(who="the agent", why="nobody looked"),
+        Change(who="the agent", reason="nobody looked"),
         owner={"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "cr-digits", "uid": "1"}},
         kept=kept,
     )

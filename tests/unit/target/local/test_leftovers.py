@@ -33,7 +33,7 @@ def workspace(tmp_path: Path) -> Workspace:
     """A workspace with one endpoint, and in its cache, logs and records more than that needs."""
     workspace = Workspace.from_settings({"root": str(tmp_path / "root"), "cache_folder": str(tmp_path / "cache")})
     endpoint = Endpoint(name="digits").create_version("one", image=f"local/digits@sha256:{USED}")
-    RevisionStore(workspace.endpoints_folder).store(endpoint, Change(who="a test", why="to see"))
+    RevisionStore(workspace.endpoints_folder).store(endpoint, Change(who="a test", reason="to see"))
     for image in (USED, UNUSED, RUNNING, NEW):
         folder = workspace.cache_folder / "images" / image
         (folder / "app").mkdir(parents=True)

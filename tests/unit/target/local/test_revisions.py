@@ -13,8 +13,8 @@ from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.protocol import Change
 from tests.small_disk import fill, fill_with_files, small_disk
 
-ANNA = Change(who="anna", why="the new model is better")
-BERT = Change(who="bert", why="the old model was better")
+ANNA = Change(who="anna", reason="the new model is better")
+BERT = Change(who="bert", reason="the old model was better")
 
 
 @pytest.fixture

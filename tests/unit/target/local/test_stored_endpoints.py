@@ -13,7 +13,7 @@ from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.protocol import Change
 
-CHANGE = Change(who="anna", why="the new model is better")
+CHANGE = Change(who="anna", reason="the new model is better")
 
 
 @pytest.fixture
