@@ -157,7 +157,7 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
     assert event["uri"] == "controlled-rollout://digits/control"
     assert event["extra"].items() >= extra.items()
     page = f"plugin/controlled-rollout/controlled_rollout_default/{ENDPOINT}"
-    for task in ("check", "roll_out", "promote", "result"):
+    for task in ("check", "deploy", "promote", "result"):
         assert first["links"][f"rollout.{task}"]["EndpointLink"] == page
     assert first["links"]["rollout.promote"]["VersionLogLink"] == f"{page}?version={control.name}"
 
