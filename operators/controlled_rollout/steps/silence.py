@@ -19,7 +19,14 @@ from controlled_rollout.steps.skeleton import run_step
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import ON_SILENCE
 from controlled_rollout.target.protocol import Change, Revision, Target
-from controlled_rollout.target.silence import Observation, Signs, TakeBack, check_silence, unattended_rollout
+from controlled_rollout.target.silence import (
+    FailedTries,
+    Observation,
+    Signs,
+    TakeBack,
+    check_silence,
+    unattended_rollout,
+)
 from controlled_rollout.target.waiting import Progress
 from controlled_rollout.workspace import Workspace
 
@@ -36,6 +43,7 @@ class SilenceWatch:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._observations: dict[str, Observation] = {}
+        self._failed: dict[str, FailedTries] = {}
 
     def forget_others(self, names: Collection[str]) -> None:
         """Forget all endpoints but these: one that is deleted and made again has the same revision numbers.
@@ -44,11 +52,13 @@ class SilenceWatch:
             names: The endpoints that are to be checked now.
         """
         self._observations = {name: seen for name, seen in self._observations.items() if name in names}
+        self._failed = {name: tries for name, tries in self._failed.items() if name in names}
 
     async def look_after(self, target: Target, newest: Revision, *, progress: Progress) -> None:
         """Check one endpoint, and take its treatment back if nobody has looked at it for as long as its rollout says.
 
-        To be called every few seconds for each endpoint with a rollout, one call at a time for each.
+        To be called every few seconds for each endpoint with a rollout, one call at a time for each. After a try that
+        failed it waits ever longer, up to a minute, before it tries again.
 
         Args:
             target: Where the endpoint is, open.
@@ -61,15 +71,24 @@ class SilenceWatch:
         name = newest.endpoint.name
         if unattended_rollout(newest.endpoint) is None:
             self._observations.pop(name, None)
+            self._failed.pop(name, None)
             return
         signs = Signs(newest, await target.last_look(name))
-        check = check_silence(signs, self._observations.get(name), now=datetime.now(UTC))
+        now = datetime.now(UTC)
+        check = check_silence(signs, self._observations.get(name), now=now)
         self._observations[name] = check.observation
-        if check.take_back is not None:
-            try:
-                await take_back(self._workspace, target, check.take_back, progress=progress)
-            except NothingToDoError as error:
-                progress(str(error))
+        failed, order = self._failed.get(name), check.take_back
+        if order is None or (failed is not None and failed.is_too_soon(order, now)):
+            return
+        try:
+            await take_back(self._workspace, target, order, progress=progress)
+        except NothingToDoError as error:
+            progress(str(error))
+        except ControlledRolloutError as error:
+            now = datetime.now(UTC)
+            tries = failed.and_another(order, str(error), now) if failed else FailedTries(order, str(error), now)
+            self._failed[name] = tries
+            raise
 
 
 async def take_back(
@@ -140,7 +159,9 @@ def main(arguments: dict[str, Any]) -> int:
     except NothingToDoError as error:
         print(error)  # noqa: T201 - into the supervisor's log
     except ControlledRolloutError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - as above
+        # One line, by whose start the supervisor finds it.
+        reason = "; ".join(str(error).splitlines())
+        print(f"endpoint {arguments['take_back']['endpoint']}: {reason}", file=sys.stderr)  # noqa: T201 - as above
         return 1
     return 0
 

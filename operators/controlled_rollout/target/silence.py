@@ -16,12 +16,15 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.rollout import OnSilence, Rollout
 from controlled_rollout.target.protocol import LookNote, Revision
 
-__all__ = ["Observation", "Signs", "SilenceCheck", "TakeBack", "check_silence", "unattended_rollout"]
+__all__ = ["FailedTries", "Observation", "Signs", "SilenceCheck", "TakeBack", "check_silence", "unattended_rollout"]
 
 # Who has begun to watch just now, or was suspended with the whole machine, gives everybody else this time to look too.
 GRACE: Final = timedelta(minutes=2)
 # A watcher that has not checked for so long was suspended, or had no processor.
 GAP: Final = timedelta(minutes=1)
+# After a try to take a treatment back that failed for good: twice as long after each further one, up to the maximum.
+FIRST_PAUSE: Final = timedelta(seconds=2)
+MAX_PAUSE: Final = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,51 @@ class TakeBack(BaseModel):
     def is_right(self, signs: Signs) -> bool:
         """Return whether there is no newer sign that somebody is there."""
         return (self.revision, self.looked) == signs.key
+
+
+@dataclass(frozen=True)
+class FailedTries:
+    """Tries to take one treatment back that failed, one after the other.
+
+    Attributes:
+        order: What was to be taken back.
+        problem: Why the last try failed.
+        last: When that ended.
+        count: How many there were.
+    """
+
+    order: TakeBack
+    problem: str
+    last: datetime
+    count: int = 1
+
+    @property
+    def next(self) -> datetime:
+        """When it is tried again."""
+        doubled = min(self.count - 1, 16)
+        return self.last + min(FIRST_PAUSE * (1 << doubled), MAX_PAUSE)
+
+    def is_too_soon(self, order: TakeBack, now: datetime) -> bool:
+        """Return whether a take-back waits for its next try; another decision than the one that failed does not.
+
+        Args:
+            order: What is to be taken back now.
+            now: The time by the watcher's clock; one that was set back does not make it wait longer than a pause.
+        """
+        return order == self.order and self.last <= now < self.next
+
+    def and_another(self, order: TakeBack, problem: str, now: datetime) -> "FailedTries":
+        """Return what is known after one more try that failed; another decision is counted from one again."""
+        return FailedTries(order, problem, now, self.count + 1 if order == self.order else 1)
+
+    @property
+    def sentence(self) -> str:
+        """What people have to know of it."""
+        times = "once" if self.count == 1 else f"{self.count} times"
+        return (
+            f"version {self.order.rollout.version!r} keeps its traffic although {self.order.reason}: taking it back "
+            f"has failed {times}, and is tried again at {self.next:%Y-%m-%d %H:%M:%S %Z}: {self.problem}"
+        )
 
 
 @dataclass(frozen=True)

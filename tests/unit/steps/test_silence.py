@@ -1,6 +1,7 @@
 """Taking a treatment back that nobody looks at: once, only if nobody is there, and clean for a run that comes back."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,11 +10,12 @@ import pytest
 
 from controlled_rollout import record, steps
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError, NothingToDoError
+from controlled_rollout.errors import ConflictError, DeploymentError, NothingToDoError
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.steps import Change, going_back, silence, skeleton
 from controlled_rollout.steps.silence import SilenceWatch, take_back
 from controlled_rollout.target import connect as connect_module
+from controlled_rollout.target import silence as silence_module
 from controlled_rollout.target import waiting
 from controlled_rollout.target.silence import Signs, TakeBack
 from controlled_rollout.workspace import Workspace
@@ -221,6 +223,36 @@ async def test_watch_takes_back_when_the_time_has_come_and_not_before(
     assert target.calls[calls:] == ["history"], "nothing is asked where nobody has to look"
 
 
+async def test_watch_that_could_not_take_back_waits_before_it_tries_again(
+    workspace: Workspace, target: MemoryTarget, canary: TakeBack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "ROLL_BACK_TIMEOUT", timedelta(0))
+    monkeypatch.setattr(silence_module, "GRACE", timedelta(0))
+    monkeypatch.setattr(silence_module, "FIRST_PAUSE", timedelta(seconds=0.5))
+    watch, newest = SilenceWatch(workspace), (await target.history("digits"))[-1]
+    early = newest.model_copy(update={"created": newest.created - timedelta(days=1)})
+    tries = 0
+
+    def refuse() -> None:
+        nonlocal tries
+        tries += 1
+        raise DeploymentError("the router refuses the route")
+
+    target.before["apply"] = refuse
+    while tries < 2:
+        with suppress(DeploymentError):
+            await watch.look_after(target, early, progress=quiet)
+    assert [watch._failed["digits"].count, watch._failed["digits"].problem] == [2, "the router refuses the route"]
+    calls = target.calls.count("history")
+    await watch.look_after(target, early, progress=quiet)
+    assert (tries, target.calls.count("history")) == (2, calls)
+    del target.before["apply"]
+    while share(target):
+        await watch.look_after(target, early, progress=quiet)
+    await watch.look_after(target, (await target.history("digits"))[-1], progress=quiet)
+    assert watch._failed == {}
+
+
 async def test_an_endpoint_that_is_made_again_with_the_same_revisions_is_given_its_whole_silence(
     workspace: Workspace, target: MemoryTarget, canary: TakeBack
 ) -> None:
@@ -259,4 +291,5 @@ def test_the_process_of_a_local_supervisor_says_how_it_ended(
     target.failing_calls = 1
     monkeypatch.setattr(silence, "ROLL_BACK_TIMEOUT", timedelta(0))
     assert silence.main(arguments) == 1
-    assert "it does not answer" in capsys.readouterr().err
+    # By this start the supervisor finds the line.
+    assert capsys.readouterr().err.startswith("endpoint digits: it does not answer")

@@ -12,6 +12,8 @@ from controlled_rollout.target.protocol import Change, LookNote, Revision
 from controlled_rollout.target.silence import (
     GAP,
     GRACE,
+    MAX_PAUSE,
+    FailedTries,
     Observation,
     Signs,
     TakeBack,
@@ -93,6 +95,31 @@ def test_reason_and_what_it_was_decided_on_are_those_of_the_last_look() -> None:
     assert order.is_right(signs(600))
     assert not order.is_right(signs(601)) and not order.is_right(signs(600, number=3)) and not order.is_right(signs())
     assert TakeBack.model_validate_json(order.model_dump_json()) == order
+
+
+def test_tries_that_fail_wait_ever_longer_up_to_a_minute_and_people_are_told_why() -> None:
+    order, now = Watcher().check(9 * SILENCE.total_seconds(), signs()), BEGIN
+    assert order is None, "who begins to watch gives others time to look"
+    watcher = Watcher()
+    for second in range(0, 3600, 10):
+        order = watcher.check(second, signs()) or order
+    assert order is not None
+    tries = FailedTries(order, "the disk is full", now)
+    pauses = []
+    for _ in range(40):
+        assert tries.is_too_soon(order, tries.last) and not tries.is_too_soon(order, tries.next)
+        pauses.append((tries.next - tries.last).total_seconds())
+        tries = tries.and_another(order, "the disk is full", tries.next)
+    assert pauses[:6] == [2, 4, 8, 16, 32, 60]
+    assert max(pauses) == MAX_PAUSE.total_seconds()
+    assert not tries.is_too_soon(order, tries.last - timedelta(seconds=1)), "its clock was set back"
+    assert FailedTries(order, "the disk is full", BEGIN).sentence == (
+        "version 'v2a' keeps its traffic although nobody looked since 2026-01-05 00:00:00 UTC (silence 30 min): "
+        "taking it back has failed once, and is tried again at 2026-01-05 00:00:02 UTC: the disk is full"
+    )
+    later = order.model_copy(update={"revision": order.revision + 1})
+    assert not tries.is_too_soon(later, tries.last), "that is another decision"
+    assert tries.and_another(later, "", tries.last).count == 1
 
 
 def test_a_look_at_another_version_is_no_look_at_the_treatment() -> None:

@@ -24,7 +24,6 @@ from controlled_rollout.target.local.envoy_process import EnvoyActivity, EnvoyPr
 from controlled_rollout.target.local.issuer_keys import IssuerKeys
 from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
-from controlled_rollout.target.local.look_notes import LookNotes
 from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.replica import LaunchSpec
@@ -32,6 +31,7 @@ from controlled_rollout.target.local.replica_numbers import VersionKey
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.router_certificate import RouterCertificate
 from controlled_rollout.target.local.running_version import SETTLE_S
+from controlled_rollout.target.local.silence_watch import SilenceWatch
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, LookNote, Revision, VersionStatus
@@ -94,7 +94,7 @@ class Operations:
         collector: The collector.
         spools_folder: The folder of what replicas collect.
         certificate: The router's certificate; None without TLS.
-        look_notes: When somebody last looked at each endpoint's treatment.
+        silence: When somebody last looked at each endpoint's treatment, and what becomes of those that nobody looks at.
         issuer_keys: The public keys of outside issuers.
     """
 
@@ -113,7 +113,7 @@ class Operations:
         logs_folder: Path,
         collector: CollectorProcess,
         spools_folder: Path,
-        look_notes: LookNotes,
+        silence: SilenceWatch,
         issuer_keys: IssuerKeys,
         certificate: RouterCertificate | None = None,
     ) -> None:
@@ -130,7 +130,7 @@ class Operations:
         self._collector = collector
         self._spools_folder = spools_folder
         self._certificate = certificate
-        self._look_notes = look_notes
+        self._silence = silence
         self._issuer_keys = issuer_keys
         # One writer at a time for each endpoint.
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -198,6 +198,7 @@ class Operations:
             warnings=(
                 *(self._certificate.warnings() if self._certificate else ()),
                 *(self._issuer_keys.warnings(outside.jwks_uri) if outside else ()),
+                *self._silence.warnings(name),
             ),
             weight_ppm={version: weight for version, weight in split.weights.items() if weight},
             split_revision=split.revision,
@@ -253,11 +254,11 @@ class Operations:
 
     def note_look(self, name: str, version: str) -> None:
         """Write down that somebody looks at a treatment now."""
-        self._look_notes.write(name, version)
+        self._silence.notes.write(name, version)
 
     def last_look(self, name: str) -> LookNote | None:
         """Return the last look that was written down."""
-        return self._look_notes.read(name)
+        return self._silence.notes.read(name)
 
     def keys(self, name: str) -> Keys:
         """Return an endpoint's keys."""

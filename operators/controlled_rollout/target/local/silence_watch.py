@@ -23,7 +23,14 @@ from controlled_rollout.target.local.child_process import (
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.look_notes import LookNotes
 from controlled_rollout.target.local.revisions import RevisionStore
-from controlled_rollout.target.silence import Observation, Signs, TakeBack, check_silence, unattended_rollout
+from controlled_rollout.target.silence import (
+    FailedTries,
+    Observation,
+    Signs,
+    TakeBack,
+    check_silence,
+    unattended_rollout,
+)
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["SilenceWatch"]
@@ -33,6 +40,8 @@ log = logging.getLogger(__name__)
 MODULE: Final = "controlled_rollout.steps.silence"
 INTERVAL_S: Final = 2.0
 STOP_GRACE_S: Final = 5.0
+# Of how many lines of the log the last one about an endpoint is taken.
+REASON_LINES: Final = 50
 
 
 class SilenceWatch:
@@ -70,6 +79,7 @@ class SilenceWatch:
         self._problems: dict[str, str] = {}
         self._listing_problem = ""
         self._roll_backs: dict[str, asyncio.Task[None]] = {}
+        self._failed: dict[str, FailedTries] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -84,11 +94,17 @@ class SilenceWatch:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
 
+    def warnings(self, name: str) -> tuple[str, ...]:
+        """Return what people have to know of an endpoint: that its treatment could not be taken back, and why."""
+        failed = self._failed.get(name)
+        return (failed.sentence,) if failed is not None else ()
+
     async def _keep_checking(self) -> None:
         """Check all endpoints until cancelled; an endpoint that cannot be checked concerns itself only."""
         while True:
             names = self._endpoints()
             self._observations = {name: seen for name, seen in self._observations.items() if name in names}
+            self._failed = {name: tries for name, tries in self._failed.items() if name in names}
             for name in names:
                 problem = ""
                 try:
@@ -118,13 +134,17 @@ class SilenceWatch:
             return
         if unattended_rollout(newest.endpoint) is None:
             self._observations.pop(name, None)
+            self._failed.pop(name, None)
             return
         signs = Signs(newest, self.notes.read(name))
-        check = check_silence(signs, self._observations.get(name), now=datetime.now(UTC))
+        now = datetime.now(UTC)
+        check = check_silence(signs, self._observations.get(name), now=now)
         self._observations[name] = check.observation
-        if check.take_back is not None:
-            taking_back = self._take_back(check.take_back)
-            self._roll_backs[name] = asyncio.create_task(taking_back, name=f"take back in {name}")
+        failed, order = self._failed.get(name), check.take_back
+        if order is None:
+            self._failed.pop(name, None)  # somebody has looked meanwhile
+        elif failed is None or not failed.is_too_soon(order, now):
+            self._roll_backs[name] = asyncio.create_task(self._take_back(order), name=f"take back in {name}")
 
     async def _take_back(self, order: TakeBack) -> None:
         """Run the step in a process of its own, and log how it ended; the next check finds what is left to do."""
@@ -133,13 +153,30 @@ class SilenceWatch:
         arguments = json.dumps({"workspace": self._settings, "take_back": order.model_dump(mode="json")})
         command = [sys.executable, "-P", "-m", MODULE, arguments]
         process: ChildProcess | None = None
+        code, problem = 0, ""
         try:
             process = await ChildProcess.start(command, environment=self._environment, log=self._log)
-            if code := await process.wait():
-                log.error("endpoint %s: taking back %s; look into %s", name, describe_exit(code), self._log.path)
+            code = await process.wait()
         except OSError as error:
-            log.error("endpoint %s: the process that takes it back could not be started: %s", name, error)
+            problem = f"its process could not be started: {error}"
         finally:
             if process is not None:
                 await process.stop(STOP_GRACE_S)
             del self._roll_backs[name]
+        if code:
+            problem = f"{self._reason(name) or f'its process {describe_exit(code)}'} (look into {self._log.path})"
+        self._note_end(order, problem)
+
+    def _note_end(self, order: TakeBack, problem: str) -> None:
+        """Remember that taking a treatment back has failed, if there is a problem, and say so in the log."""
+        failed, now = self._failed.pop(order.endpoint, None), datetime.now(UTC)
+        if problem:
+            tries = failed.and_another(order, problem, now) if failed else FailedTries(order, problem, now)
+            self._failed[order.endpoint] = tries
+            log.error("endpoint %s: %s", order.endpoint, tries.sentence)
+
+    def _reason(self, name: str) -> str:
+        """Return what the process for an endpoint has written last; empty if nothing. Several share one log."""
+        start = f"endpoint {name}: "
+        lines = [line for line in self._log.tail(REASON_LINES) if line.startswith(start)]
+        return lines[-1].removeprefix(start) if lines else ""

@@ -224,7 +224,7 @@ class _SupervisorProcess:
             collector=self._collector,
             spools_folder=self._workspace.spools_folder,
             certificate=self._certificate,
-            look_notes=self._silence.notes,
+            silence=self._silence,
             issuer_keys=self._issuer_keys,
         )
 

@@ -1,13 +1,19 @@
 """The supervisor's checks whether somebody looks after rollouts go on, whatever happens to one of them."""
 
 import errno
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.rollout import OnSilence
+from controlled_rollout.target import silence
 from controlled_rollout.target.local import silence_watch
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.silence_watch import SilenceWatch
+from controlled_rollout.target.protocol import Change, Revision
 from controlled_rollout.workspace import Workspace
 from tests.polling import until
 
@@ -31,4 +37,59 @@ async def test_a_folder_that_cannot_be_listed_ends_neither_the_checks_nor_the_su
     watch.start()
 
     await until(lambda: revisions.asked > 2, "it checks again and again", timeout_s=60)
+    await watch.stop()
+
+
+class Canary(RevisionStore):
+    """One endpoint whose treatment has traffic, and that nobody has looked at for a day."""
+
+    def endpoints(self) -> list[str]:
+        return ["digits"]
+
+    def exists(self, name: str) -> bool:
+        return False
+
+    def newest(self, name: str) -> Revision:
+        endpoint = Endpoint(name=name).create_version("v1a", is_control=True)
+        endpoint = endpoint.claim("v2a", owner="dag/run", at=self.shifted, on_silence=OnSilence.ROLL_BACK)
+        endpoint = endpoint.create_version("v2a", traffic_percentile=10)
+        return Revision(number=self.number, endpoint=endpoint, change=Change(who="dag/run/shift"), created=self.shifted)
+
+    number = 2
+    shifted = datetime.now(UTC) - timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("program", "problem"),
+    [
+        ("echo 'endpoint digits: the record is damaged'; exit 1", "the record is damaged (look into "),
+        ("kill -9 $$", "its process was ended by SIGKILL (look into "),
+        ("echo 'ZeroDivisionError: division by zero'; exit 1", "its process exited with code 1 (look into "),
+    ],
+    ids=["it says why", "it is killed", "it crashes"],
+)
+async def test_a_take_back_that_fails_is_tried_ever_more_rarely_and_status_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, problem: str
+) -> None:
+    monkeypatch.setattr(silence_watch, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(silence, "GRACE", timedelta(0))
+    monkeypatch.setattr(silence, "FIRST_PAUSE", timedelta(seconds=0.01))
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{program}\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    watch = SilenceWatch(Workspace.local(tmp_path), Canary(tmp_path), runtime=tmp_path, credentials={})
+    assert watch.warnings("digits") == ()
+    watch.start()
+
+    def has_failed_twice() -> bool:
+        return any("taking it back has failed 2 times" in sentence for sentence in watch.warnings("digits"))
+
+    await until(has_failed_twice, "two tries have failed", timeout_s=60)
+    [sentence] = watch.warnings("digits")
+    assert sentence.startswith("version 'v2a' keeps its traffic although nobody looked since ")
+    assert problem in sentence
+    monkeypatch.setattr(Canary, "shifted", datetime.now(UTC))
+    monkeypatch.setattr(Canary, "number", 3)
+    await until(lambda: not watch.warnings("digits"), "somebody is there, and it is not said any more", timeout_s=60)
     await watch.stop()
