@@ -75,19 +75,21 @@ class Meter:
     async def of(self, step: str) -> AsyncIterator[None]:
         """Count what is sent in the block as that step's."""
         counts = self.by_step.setdefault(step, Requests())
-        send, open_api = Api._send, Api.open
+        send, open_api = Api._response, Api.open
 
         def counted_opening(workspace: Workspace) -> AbstractAsyncContextManager[Api]:
             counts.sign_ins += 1
             return open_api(workspace)
 
-        async def counted(api: Api, method: str, path: str, body: Any, query: Any, *rest: Any) -> Any:
+        def counted(
+            api: Api, method: str, path: str, body: Any, query: Any, *rest: Any
+        ) -> AbstractAsyncContextManager[Any]:
             counts.all += 1
             counts.watches += (query or {}).get("watch") == "true"
             counts.envoy += "/proxy/stats/" in path
-            return await send(api, method, path, body, query, *rest)
+            return send(api, method, path, body, query, *rest)
 
-        with patch.object(Api, "_send", counted), patch.object(Api, "open", counted_opening):
+        with patch.object(Api, "_response", counted), patch.object(Api, "open", counted_opening):
             yield
 
 

@@ -113,7 +113,13 @@ class Autoscaler:
             log.info("endpoint %s, version %s: %s", deployment.endpoint, deployment.version, change)
             annotations[SCALED] = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {change}"
             version = scale["metadata"]["resourceVersion"]
-            scaled = replace(deployment, replicas=scaling.replicas, resource_version=version)
+            scaled = replace(
+                deployment,
+                replicas=scaling.replicas,
+                resource_version=version,
+                # So that the watch, which tells of it later, does not tell of an edit.
+                generation=deployment.generation + 1,
+            )
             self._note(deployment, scaled)
             deployment = scaled
         elif scaling.note:

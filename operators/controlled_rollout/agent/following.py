@@ -31,7 +31,8 @@ class Followed(Generic[T]):
         labels: Which objects, as a selector.
         key: The name that an object is kept under; objects of one name are one.
         read: What is kept of an object, from it and from what was kept before; None for nothing.
-        on_event: Called after each change, with `ADDED`, `MODIFIED` or `DELETED`, the object, and what was kept before.
+        on_change: Called after each change with the object's name, and what was kept of it before and is now; None for
+            nothing. Of what changed while nothing could be watched, it is called when the objects are listed again.
         is_older: Whether an object is older than the one of the same name from which what is kept was made: it and its
             deletion then change nothing.
         items: What is kept, by name; always the same dictionary.
@@ -42,7 +43,7 @@ class Followed(Generic[T]):
     labels: str
     key: Callable[[Object], str]
     read: Callable[[Object, T | None], T | None]
-    on_event: Callable[[str, Object, T | None], None] = lambda _type, _object, _before: None
+    on_change: Callable[[str, T | None, T | None], None] = lambda _key, _before, _now: None
     is_older: Callable[[Object, T], bool] = lambda _object, _kept: False
     items: dict[str, T] = field(default_factory=dict)
     is_current: bool = False
@@ -85,8 +86,12 @@ class Followed(Generic[T]):
             if not page["metadata"].get("continue"):
                 break
             query["continue"] = page["metadata"]["continue"]
+        before = dict(self.items)
         self.items.clear()
         self.items.update(kept)
+        for key in before.keys() | kept.keys():
+            if before.get(key) != kept.get(key):
+                self.on_change(key, before.get(key), kept.get(key))
         return str(page["metadata"]["resourceVersion"])
 
     def _take(self, event: str, changed: Object) -> None:
@@ -100,4 +105,5 @@ class Followed(Generic[T]):
             self.items.pop(key, None)
         else:
             self.items[key] = made
-        self.on_event(event, changed, before)
+        if made != before:
+            self.on_change(key, before, made)

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # How long a holder that cannot renew goes on: shorter than the Lease's duration by more than its work takes to end.
 RENEW_DEADLINE_S: Final = 10.0
+# How long one try may take: after one that was in vain there is time for another.
+TRY_S: Final = RENEW_DEADLINE_S / 2
 RETRY_S: Final = 2.0
 RELEASE_TIMEOUT_S: Final = 3.0
 # After work that failed, before the Lease is sought again.
@@ -63,7 +65,7 @@ class Leadership:
     async def _acquire(self) -> None:
         """Try to get the Lease until it is held."""
         complaint = ""
-        while not await self._try(RENEW_DEADLINE_S):
+        while not await self._try(TRY_S):
             if self._last_error and self._last_error != complaint:
                 log.warning("the Lease of namespace %s cannot be had: %s", self._namespace, self._last_error)
             complaint = self._last_error
@@ -78,7 +80,7 @@ class Leadership:
                 if done:
                     break
                 remaining_s = self._held_until_s - time.monotonic()
-                if remaining_s <= 0 or (not await self._try(remaining_s) and not self.may_act()):
+                if remaining_s <= 0 or (not await self._try(min(remaining_s, TRY_S)) and not self.may_act()):
                     log.warning(
                         "%s stops its work for namespace %s: its Lease was not renewed for %g s (%s)",
                         *(self._identity, self._namespace, RENEW_DEADLINE_S, self._last_error or "another one has it"),

@@ -14,7 +14,14 @@ from controlled_rollout.target.kubernetes.scaling import floor_of
 from controlled_rollout.target.kubernetes.view import versions_by_cluster
 from controlled_rollout.target.protocol import Revision
 
-__all__ = ["NamespaceState", "ObservedDeployment", "ObservedRoute", "observed_deployment", "observed_route"]
+__all__ = [
+    "NamespaceState",
+    "ObservedDeployment",
+    "ObservedRoute",
+    "is_edited",
+    "observed_deployment",
+    "observed_route",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,7 @@ class ObservedDeployment:
         writer: Who else than controlled-rollout has set the number of its replicas; None for nobody.
         note: Why it is not scaled, as it is noted there; empty for nothing.
         generation: Counts the changes of its content.
+        uid: Another one has another.
         is_leaving: Whether it is being deleted.
     """
 
@@ -45,6 +53,7 @@ class ObservedDeployment:
     writer: str | None = None
     note: str = ""
     generation: int = 0
+    uid: str = ""
     is_leaving: bool = False
 
 
@@ -116,8 +125,17 @@ def observed_deployment(resource: Object) -> ObservedDeployment:
         writer=drift.replicas_writer(with_kind),
         note=annotations.get(NOT_SCALED, ""),
         generation=metadata.get("generation", 0),
+        uid=metadata.get("uid", ""),
         is_leaving="deletionTimestamp" in metadata,
     )
+
+
+def is_edited(before: ObservedDeployment, now: ObservedDeployment) -> bool:
+    """Return whether a Deployment was made anew, or changed other than by setting the number of its replicas once."""
+    if (now.uid, now.endpoint, now.version) != (before.uid, before.endpoint, before.version):
+        return True
+    changes = now.generation - before.generation
+    return changes > 1 or (changes == 1 and now.replicas == before.replicas)
 
 
 def observed_route(

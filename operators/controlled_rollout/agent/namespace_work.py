@@ -11,6 +11,7 @@ from controlled_rollout.agent.namespace_state import (
     NamespaceState,
     ObservedDeployment,
     ObservedRoute,
+    is_edited,
     observed_deployment,
     observed_route,
 )
@@ -77,23 +78,20 @@ def _followed(workspace: Workspace, state: NamespaceState, changed: set[str]) ->
         """Return what is kept of a route."""
         return observed_route(resource, before, gateway=workspace.gateway_name, now_s=time.monotonic())
 
-    def note_deployment(event: str, resource: Object, before: ObservedDeployment | None) -> None:
+    def note_deployment(_name: str, before: ObservedDeployment | None, now: ObservedDeployment | None) -> None:
         """Note the endpoint of a Deployment that was deleted, or changed other than by scaling it."""
-        now = observed_deployment(resource)
-        is_edit = before is not None and now.generation > before.generation and now.replicas == before.replicas
-        is_relabelled = before is not None and (now.endpoint, now.version) != (before.endpoint, before.version)
-        if event == "DELETED" or is_edit or is_relabelled:
-            changed.add((before or now).endpoint)
+        if before is not None and (now is None or is_edited(before, now)):
+            changed.add(before.endpoint)
 
-    def note_route(event: str, resource: Object, _before: ObservedRoute | None) -> None:
+    def note_route(name: str, before: ObservedRoute | None, now: ObservedRoute | None) -> None:
         """Note the endpoint of a route that was deleted."""
-        if event == "DELETED":
-            changed.add(_name_of(resource))
+        if before is not None and now is None:
+            changed.add(name)
 
-    def note_root(event: str, resource: Object, before: Object | None) -> None:
+    def note_root(_name: str, before: Object | None, now: Object | None) -> None:
         """Note the endpoint of a root object that was deleted, or whose label was edited."""
-        if event == "DELETED" or _endpoint_of(before or resource) != _endpoint_of(resource):
-            changed.add(_endpoint_of(before or resource))
+        if before is not None and (now is None or _endpoint_of(before) != _endpoint_of(now)):
+            changed.add(_endpoint_of(before))
 
     revisions = Followed(CONTROLLER_REVISION.path(namespace), labels, _endpoint_of, _revision, is_older=_is_older)
     deployments = Followed(

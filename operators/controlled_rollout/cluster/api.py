@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -48,6 +49,34 @@ MERGE: Final = "application/merge-patch+json"
 DRY_RUN: Final = {"dryRun": "All"}
 
 
+@dataclass(eq=False)
+class _SignedIn:
+    """A client with the credentials of one sign-in.
+
+    Attributes:
+        client: An open `kubernetes_asyncio` client.
+        closing: Closes it.
+        requests: Requests whose response is being read.
+        is_replaced: Whether there is a newer one: then the last of them closes it.
+    """
+
+    client: "ApiClient"
+    closing: AsyncExitStack
+    requests: int = 0
+    is_replaced: bool = False
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator["ApiClient"]:
+        """Context manager: yield the client, which stays open meanwhile."""
+        self.requests += 1
+        try:
+            yield self.client
+        finally:
+            self.requests -= 1
+            if self.is_replaced and not self.requests:
+                await self.closing.aclose()
+
+
 class ApiError(ControlledRolloutError):
     """The API server refused a request.
 
@@ -69,14 +98,14 @@ class Api:
     identity may not do it, `ConflictError` if another field manager owns a field, and `ApiError` for other refusals.
 
     Args:
-        client: An open `kubernetes_asyncio` client.
+        signed_in: An open client.
         sign_in: Opens another client of the same cluster with fresh credentials. It is called when the server no longer
             accepts credentials that it had accepted (a token may expire while a step waits), and again every half a
             minute while it refuses the new ones (an identity provider may be away for longer).
     """
 
-    def __init__(self, client: "ApiClient", sign_in: Callable[[], Awaitable["ApiClient"]]) -> None:
-        self._client = client
+    def __init__(self, signed_in: "_SignedIn", sign_in: Callable[[], Awaitable["_SignedIn"]]) -> None:
+        self._signed_in = signed_in
         self._sign_in = sign_in
         self._signing_in = asyncio.Lock()
         self._was_accepted = False
@@ -94,23 +123,26 @@ class Api:
         logging.getLogger("kubernetes_asyncio.client.rest").setLevel(logging.INFO)
         async with AsyncExitStack() as clients:
 
-            async def sign_in() -> "ApiClient":
-                """Open a client of the cluster with fresh credentials; it stays open until the connection is closed."""
+            async def sign_in() -> _SignedIn:
+                """Open a client of the cluster with fresh credentials."""
                 opening = workspace.open_cluster() if workspace.open_cluster else open_kubeconfig(workspace)
-                client: ApiClient = await clients.enter_async_context(opening)
-                return client
+                closing = AsyncExitStack()
+                signed_in = _SignedIn(await closing.enter_async_context(opening), closing)
+                # A client that was closed before is not closed again.
+                clients.push_async_callback(closing.aclose)
+                return signed_in
 
             yield cls(await sign_in(), sign_in)
 
     @property
     def server(self) -> str:
         """The API server's address."""
-        return str(self._client.configuration.host)
+        return str(self._signed_in.client.configuration.host)
 
     @property
     def trust(self) -> dict[str, Any]:
         """How its certificate is checked, and the proxy on the way, by names of the connectivity check's settings."""
-        settings = self._client.configuration
+        settings = self._signed_in.client.configuration
         return {
             "authorities_file": str(settings.ssl_ca_cert or ""),
             "verify": bool(settings.verify_ssl),
@@ -140,11 +172,11 @@ class Api:
 
     async def _request_once(self, method: str, path: str, *request: Any) -> tuple[int, bytes]:
         """Send a request; return the HTTP status and the body of the response."""
-        response = await self._send(method, path, *request)
-        try:
-            return response.status, await response.read()
-        except _transport_errors() as error:
-            raise self._unavailable_error(method, path, error) from error
+        async with self._response(method, path, *request) as response:
+            try:
+                return response.status, await response.read()
+            except _transport_errors() as error:
+                raise self._unavailable_error(method, path, error) from error
 
     async def get(self, path: str, **query: str) -> Object:
         """Return the object, or the list of objects, at a path."""
@@ -168,9 +200,9 @@ class Api:
 
     async def server_time(self) -> datetime:
         """Return the time of the API server's clock, to the second."""
-        response = await self._send("GET", "/version", None, None, JSON, JSON, REQUEST_TIMEOUT_S)
-        response.close()
-        return parsedate_to_datetime(response.headers["Date"])
+        async with self._response("GET", "/version", None, None, JSON, JSON, REQUEST_TIMEOUT_S) as response:
+            response.close()
+            return parsedate_to_datetime(response.headers["Date"])
 
     async def items(self, path: str, **query: str) -> list[Object]:
         """Return the objects of the list at a path."""
@@ -268,24 +300,25 @@ class Api:
             ApiError: Status 410: the version is too old, list again.
         """
         watch_query = {**query, "watch": "true", "resourceVersion": version, "timeoutSeconds": str(MAX_WATCH_S)}
-        response = await self._send("GET", path, None, watch_query, JSON, JSON, MAX_WATCH_S + REQUEST_TIMEOUT_S)
-        try:
-            if response.status >= 300:
-                raise self._error_for_status("GET", path, response.status, await response.read())
-            async for line in _lines(response):
-                event = _json_object(line)
-                if event["type"] == "ERROR":
-                    status = event["object"]
-                    raise ApiError(
-                        f"the watch of {path} ended: {status.get('message')}",
-                        status=int(status.get("code", 0)),
-                        reason=str(status.get("reason", "")),
-                    )
-                yield event
-        except _transport_errors() as error:
-            raise self._unavailable_error("GET", path, error) from error
-        finally:
-            _abort_response(response)
+        timeout_s = MAX_WATCH_S + REQUEST_TIMEOUT_S
+        async with self._response("GET", path, None, watch_query, JSON, JSON, timeout_s) as response:
+            try:
+                if response.status >= 300:
+                    raise self._error_for_status("GET", path, response.status, await response.read())
+                async for line in _lines(response):
+                    event = _json_object(line)
+                    if event["type"] == "ERROR":
+                        status = event["object"]
+                        raise ApiError(
+                            f"the watch of {path} ended: {status.get('message')}",
+                            status=int(status.get("code", 0)),
+                            reason=str(status.get("reason", "")),
+                        )
+                    yield event
+            except _transport_errors() as error:
+                raise self._unavailable_error("GET", path, error) from error
+            finally:
+                _abort_response(response)
 
     async def log_lines(self, path: str, **query: str) -> AsyncIterator[str]:
         """Yield the lines of a pod's log, also while it is being written, until the server ends the response.
@@ -293,29 +326,33 @@ class Api:
         Raises:
             ApiError: There is no such log, or not yet.
         """
-        response = await self._send("GET", path, None, query, JSON, "*/*", MAX_LOG_S)
-        try:
-            if response.status >= 300:
-                raise self._error_for_status("GET", path, response.status, await response.read())
-            async for line in response.content:
-                yield line.decode(errors="replace").rstrip("\r\n")
-        except _transport_errors() as error:
-            raise self._unavailable_error("GET", path, error) from error
-        finally:
-            _abort_response(response)
+        async with self._response("GET", path, None, query, JSON, "*/*", MAX_LOG_S) as response:
+            try:
+                if response.status >= 300:
+                    raise self._error_for_status("GET", path, response.status, await response.read())
+                async for line in response.content:
+                    yield line.decode(errors="replace").rstrip("\r\n")
+            except _transport_errors() as error:
+                raise self._unavailable_error("GET", path, error) from error
+            finally:
+                _abort_response(response)
 
-    async def _send(self, method: str, path: str, *request: Any) -> Any:
-        """Send a request; if the server answers 401, sign in again and send it once more. Return the response."""
-        client = self._client
-        response = await self._send_as(client, method, path, *request)
-        if response.status != 401:
-            self._was_accepted = True
-        elif await self._sign_in_again(client):
-            response.close()
-            response = await self._send_as(self._client, method, path, *request)
-        return response
+    @asynccontextmanager
+    async def _response(self, method: str, path: str, *request: Any) -> AsyncIterator[Any]:
+        """Context manager: send a request and yield the response; after a 401, sign in again and send it once more."""
+        async with AsyncExitStack() as in_use:
+            signed_in = self._signed_in
+            client = await in_use.enter_async_context(signed_in.used())
+            response = await self._send_as(client, method, path, *request)
+            if response.status == 401 and await self._sign_in_again(signed_in):
+                response.close()
+                client = await in_use.enter_async_context(self._signed_in.used())
+                response = await self._send_as(client, method, path, *request)
+            if response.status != 401:
+                self._was_accepted = True
+            yield response
 
-    async def _sign_in_again(self, refused: "ApiClient") -> bool:
+    async def _sign_in_again(self, refused: "_SignedIn") -> bool:
         """Sign in again if the credentials were accepted before, or are old; return whether there is a new client now.
 
         Raises:
@@ -323,17 +360,18 @@ class Api:
         """
         async with self._signing_in:
             is_due = self._was_accepted or time.monotonic() - self._signed_in_at >= SIGN_IN_INTERVAL_S
-            if self._client is refused and is_due:
+            if self._signed_in is refused and is_due:
                 self._signed_in_at = time.monotonic()
                 try:
-                    # The old client stays open until the end: other requests may still be reading from it.
-                    self._client, self._was_accepted = await self._sign_in(), False
+                    self._signed_in, self._was_accepted = await self._sign_in(), False
                 except WorkspaceError as error:
                     raise AccessError(
                         f"the API server {self.server} no longer accepts these credentials, and signing in again "
                         f"failed: {error}"
                     ) from error
-            return self._client is not refused
+                # It is used by whoever was refused, at least.
+                refused.is_replaced = True
+            return self._signed_in is not refused
 
     async def _send_as(
         self,

@@ -31,6 +31,7 @@ class ApiOfOne:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.is_cut = False
+        self.unanswered = 0
 
     def _check(self) -> None:
         if self.is_cut:
@@ -38,6 +39,9 @@ class ApiOfOne:
 
     async def find(self, _path: str) -> dict[str, Any] | None:
         self._check()
+        if self.unanswered:
+            self.unanswered -= 1
+            await asyncio.Event().wait()
         return self.cluster.lease
 
     async def create(self, _path: str, body: dict[str, Any]) -> dict[str, Any] | None:
@@ -96,6 +100,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let an agent retry, give up and be succeeded within moments."""
     monkeypatch.setattr(module, "RETRY_S", 0.02)
     monkeypatch.setattr(module, "RENEW_DEADLINE_S", 1.0)
+    monkeypatch.setattr(module, "TRY_S", 0.5)
     monkeypatch.setattr(module, "FAILED_PAUSE_S", 0.02)
     monkeypatch.setattr(agent_lease, "DURATION_S", 3)
     yield
@@ -126,6 +131,20 @@ async def test_an_agent_that_is_cut_off_stops_its_work_before_the_other_one_begi
         first.api.is_cut = False
         await asyncio.sleep(0.1)
         assert not first.is_working, "who was succeeded waits"
+
+
+async def test_an_agent_whose_renewal_is_not_answered_once_tries_again_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So long that a busy machine does not lose the Lease: one try takes its part of it, and no more.
+    monkeypatch.setattr(module, "RENEW_DEADLINE_S", 6.0)
+    monkeypatch.setattr(module, "TRY_S", 0.1)
+    monkeypatch.setattr(agent_lease, "DURATION_S", 20)
+    async with two_agents() as (first, second):
+        first.api.unanswered = 1
+        await until(lambda: not first.api.unanswered, "a renewal waits for its answer", timeout_s=LONG_S)
+        before = first.leadership._held_until_s
+        await until(lambda: first.leadership._held_until_s > before, "the Lease is renewed again", timeout_s=LONG_S)
+
+        assert (first.begun, first.is_working, second.begun) == (1, True, 0)
 
 
 async def test_an_agent_that_ends_gives_its_lease_up_so_that_the_other_one_need_not_wait() -> None:

@@ -22,7 +22,12 @@ from controlled_rollout.cluster.api import Api, ApiError
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.kubernetes.drift import Drift
-from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name
+from controlled_rollout.target.kubernetes.names import (
+    ENDPOINT_LABEL,
+    endpoint_object_name,
+    version_labels,
+    version_object_name,
+)
 from controlled_rollout.target.kubernetes.reconciling import WORKED_AT
 from controlled_rollout.target.protocol import Change, EndpointStatus, Revision
 from controlled_rollout.workspace import Workspace
@@ -191,6 +196,65 @@ async def test_an_endpoint_that_was_made_anew_while_nobody_saw_it_is_not_taken_f
     assert state.revisions["digits"].number == 1
 
 
+def listed_deployment(version: str, **metadata: Any) -> dict[str, Any]:
+    """Return a version's Deployment as it is listed."""
+    name = version_object_name("digits", version)
+    known = {"name": name, "uid": version, "generation": 3, "resourceVersion": "5"}
+    labels = version_labels("digits", version)
+    return {"metadata": {**known, "labels": labels, **metadata}, "spec": {"replicas": metadata.get("replicas", 2)}}
+
+
+class Listed:
+    """An API server that lists what a test says."""
+
+    def __init__(self, *items: dict[str, Any]) -> None:
+        self.items = items
+
+    async def get(self, _path: str, **_query: str) -> dict[str, Any]:
+        return {"items": list(self.items), "metadata": {"resourceVersion": "5"}}
+
+
+@pytest.mark.parametrize(
+    ("then", "is_looked_at"),
+    [
+        ([listed_deployment("one")], False),
+        ([listed_deployment("one", resourceVersion="9")], False),
+        ([listed_deployment("one", generation=4, replicas=5)], False),
+        ([listed_deployment("one"), listed_deployment("two")], False),
+        ([], True),
+        ([listed_deployment("one", generation=4)], True),
+        ([listed_deployment("one", generation=5, replicas=5)], True),
+        ([listed_deployment("one", uid="another")], True),
+        ([listed_deployment("one", labels={ENDPOINT_LABEL: "another"})], True),
+    ],
+    ids=["same", "status", "scaled", "added", "deleted", "edited", "edited and scaled", "made anew", "relabelled"],
+)
+async def test_what_others_did_to_a_deployment_while_nobody_could_see_it_is_looked_at_like_what_is_seen(
+    then: list[dict[str, Any]], is_looked_at: bool
+) -> None:
+    changed = set[str]()
+    deployments = _followed(WORKSPACE, NamespaceState(), changed)[1]
+    await deployments._list(cast(Api, Listed(listed_deployment("one"))))
+    assert changed == set()
+
+    await deployments._list(cast(Api, Listed(*then)))
+
+    assert changed == ({"digits"} if is_looked_at else set())
+
+
+@pytest.mark.parametrize("kind", ["route", "root"])
+async def test_route_and_root_object_that_were_deleted_while_nobody_could_see_it_are_looked_for(kind: str) -> None:
+    changed = set[str]()
+    followed = _followed(WORKSPACE, NamespaceState(), changed)[{"route": 2, "root": 3}[kind]]
+    metadata = {"name": "digits", "namespace": "models", "labels": {ENDPOINT_LABEL: "digits"}}
+    await followed._list(cast(Api, Listed({"metadata": metadata, "spec": {}})))
+    assert changed == set()
+
+    await followed._list(cast(Api, Listed()))
+
+    assert changed == {"digits"}
+
+
 class Scripted:
     """An API server that has two pages of objects, and then says what a test puts in."""
 
@@ -220,31 +284,33 @@ async def test_objects_are_followed_page_by_page_and_change_by_change_and_listed
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(following, "PAUSE_S", 0.01)
-    api, events = Scripted(), list[tuple[str, int | None]]()
+    api, changes = Scripted(), list[tuple[str, int | None, int | None]]()
     followed: Followed[int] = Followed(
         "/things",
         "a=b",
         lambda found: str(found["metadata"]["name"]),
         lambda found, _before: int(found["number"]) or None,
-        lambda event, _found, before: events.append((event, before)),
+        lambda name, before, now: changes.append((name, before, now)),
     )
     items = followed.items
     running = asyncio.create_task(followed.run(cast(Api, api)))
     try:
         await until(lambda: followed.is_current, "all are known", timeout_s=LONG_S)
         assert items == {"a": 1, "b": 1}
+        changes.clear()
 
         for event, found in (("MODIFIED", item("a", 7)), ("BOOKMARK", item("x", 1)), ("DELETED", item("b", 1))):
             api.events.put_nowait({"type": event, "object": found})
         api.events.put_nowait({"type": "ADDED", "object": item("none", 0)})
-        await until(lambda: len(events) == 3, "the changes are seen", timeout_s=LONG_S)
+        await until(lambda: len(changes) == 2, "the changes are seen", timeout_s=LONG_S)
         assert items == {"a": 7}
-        assert events == [("MODIFIED", 1), ("DELETED", 1), ("ADDED", None)]
+        assert changes == [("a", 1, 7), ("b", 1, None)]
 
         api.events.put_nowait(TargetUnavailableError("away"))
         api.events.put_nowait(ApiError("too old", status=410, reason="Expired"))
         await until(lambda: api.lists == 6 and followed.is_current, "they are listed again", timeout_s=LONG_S)
         assert items == {"a": 1, "b": 1}
+        assert sorted(changes[2:], key=str) == [("a", 7, 1), ("b", None, 1)], "what was missed is told"
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError):

@@ -16,6 +16,7 @@ from controlled_rollout.cluster.api import Api
 from controlled_rollout.cluster.pod_client import PodClient
 from controlled_rollout.errors import AccessError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.workspace import Workspace
+from tests.polling import until
 
 if TYPE_CHECKING:
     from kubernetes_asyncio.client import ApiClient
@@ -36,7 +37,9 @@ class Cluster:
     def __init__(self) -> None:
         self.accepted = "token-1"
         self.offered: str | None = None
-        self.sign_ins = 0
+        self.sign_ins = self.closed = 0
+        self.is_held = asyncio.Event()
+        self.is_held.set()
         self.sign_in_fails = False
         self.body: str | None = None
         self.url = ""
@@ -60,10 +63,12 @@ class Cluster:
         )
         async with ApiClient(configuration) as client:
             yield client
+        self.closed += 1
 
     async def answer(self, request: web.Request) -> web.Response:
         if request.headers.get("Authorization") != f"Bearer {self.accepted}":
             return web.json_response({"message": "Unauthorized", "reason": "Unauthorized"}, status=401)
+        await self.is_held.wait()
         if self.body is not None:
             return web.Response(text=self.body)
         return web.json_response({"kind": "Anything"})
@@ -146,6 +151,28 @@ async def test_a_renewed_token_that_is_refused_for_long_is_renewed_again(
         assert await api.get("/api") == {"kind": "Anything"}
 
     assert cluster.sign_ins == 4
+
+
+async def test_client_whose_credentials_are_replaced_is_closed_when_its_last_answer_is_read(cluster: Cluster) -> None:
+    async with Api.open(cluster.workspace) as api:
+        await api.get("/api")
+        cluster.is_held.clear()
+        reading = asyncio.create_task(api.get("/slow"))
+        await until(lambda: api._signed_in.requests == 1, "the request is sent", timeout_s=60)
+        cluster.accepted = "token-2"
+        refused = asyncio.create_task(api.get("/api"))
+        await until(lambda: cluster.sign_ins == 2, "somebody has signed in again", timeout_s=60)
+        assert cluster.closed == 0, "an answer is still being read with it"
+        cluster.is_held.set()
+        await asyncio.gather(refused, return_exceptions=True)
+        # The server has let this one in before, or lets it in again with the new credentials.
+        assert await reading == {"kind": "Anything"}
+        for number in range(3, 8):
+            cluster.accepted = f"token-{number}"
+            await api.get("/api")
+        assert (cluster.sign_ins, cluster.closed) == (7, 6)
+
+    assert cluster.closed == 7
 
 
 async def test_a_sign_in_that_fails_while_a_step_waits_is_an_access_error(cluster: Cluster) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from controlled_rollout.target.kubernetes.agent_lease import LEASE_NAME
+
 __all__ = [
     "AGENT",
     "BUILDER",
@@ -27,12 +29,14 @@ class Permission:
         resource: In the plural, with its subresource if any.
         verbs: What is done with it.
         why: What it is needed for; a comment in the Role.
+        name: The one object that it is for; empty for all. To create an object cannot be limited to a name.
     """
 
     group: str
     resource: str
     verbs: tuple[str, ...]
     why: str
+    name: str = ""
 
 
 # In the namespace of the endpoints.
@@ -107,7 +111,8 @@ BUILDER: Final = (
 
 # Of the agent, in each namespace of endpoints. It is at work where steps wait, and gives no new rights to anybody.
 AGENT: Final = (
-    Permission("coordination.k8s.io", "leases", ("create", "get", "patch"), "one agent at a time is at work"),
+    Permission("coordination.k8s.io", "leases", ("create",), "one agent at a time is at work"),
+    Permission("coordination.k8s.io", "leases", ("get", "patch"), "the same, for that one Lease", name=LEASE_NAME),
     Permission("apps", "deployments/scale", ("patch",), "replicas follow the load"),
     Permission("autoscaling", "horizontalpodautoscalers", ("list",), "whom the autoscaler leaves alone"),
     Permission("keda.sh", "scaledobjects", ("list",), "the same"),
@@ -243,7 +248,7 @@ _RULE: Final = """\
   # {why}
   - apiGroups: ["{group}"]
     resources: ["{resource}"]
-    verbs: [{verbs}]
+{names}    verbs: [{verbs}]
 """
 
 
@@ -255,6 +260,7 @@ def _role_as_yaml(name: str, namespace: str | None, permissions: Sequence[Permis
             why=permission.why,
             group=permission.group,
             resource=permission.resource,
+            names=f'    resourceNames: ["{permission.name}"]\n' if permission.name else "",
             verbs=", ".join(f'"{verb}"' for verb in permission.verbs),
         )
         for permission in permissions
