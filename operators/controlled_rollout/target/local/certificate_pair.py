@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, PublicKeyAlgorithmOID
@@ -89,6 +89,7 @@ def _checked_pair(chain: bytes, key: bytes, now: datetime) -> CertificatePair:
                 f"the certificates are not in order: {_name(certificate)} is issued by "
                 f"{certificate.issuer.rfc4514_string()!r}, and {_name(issuer)} follows it"
             )
+        _check_signed(certificate, issuer)
     ends = min(certificate.not_valid_after_utc for certificate in certificates)
     begins = max(certificate.not_valid_before_utc for certificate in certificates)
     if ends <= now:
@@ -157,8 +158,41 @@ def _read_key(key: bytes) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey:
     raise WorkspaceError(UNUSABLE_KEY)
 
 
+def _check_signed(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
+    """Raise WorkspaceError unless one certificate has signed the other: callers compare more than the names.
+
+    A renewed authority has the name of the one before it, and another key.
+    """
+    try:
+        is_authority = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        is_authority = False
+    if not is_authority:
+        raise WorkspaceError(
+            f"{_name(issuer)} is no authority (basicConstraints without CA), so no caller accepts what it has signed"
+        )
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except InvalidSignature as error:
+        raise WorkspaceError(
+            f"{_name(certificate)} is signed with another key than that of {_name(issuer)}, which follows it: put the "
+            "certificate there that its authority gave with it"
+        ) from error
+
+
+def _check_usage(leaf: x509.Certificate) -> None:
+    """Raise WorkspaceError if a certificate says that its key is for nothing that a server does."""
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return
+    if not (usage.digital_signature or usage.key_encipherment or usage.key_agreement):
+        raise WorkspaceError("it is not for servers: its key usage has no digitalSignature")
+
+
 def _server_names(leaf: x509.Certificate) -> tuple[str, ...]:
     """Return the names and addresses that a certificate is for; raise WorkspaceError if it is not one of a server."""
+    _check_usage(leaf)
     try:
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:

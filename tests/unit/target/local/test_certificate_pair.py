@@ -90,6 +90,32 @@ ED25519 = ed25519.Ed25519PrivateKey.generate().private_bytes(
 )
 
 
+def followed_by_no_authority() -> Pair:
+    """Return a certificate that a server's certificate has signed, as if that were an authority."""
+    server = x509.load_pem_x509_certificate(GOOD.certificate)
+    impostor = Authority("server of a test")
+    impostor.key, impostor.subject = FOREIGN, server.subject
+    signer = AUTHORITY.pair(key=FOREIGN)
+    signed = impostor.pair()
+    return Pair(signed.certificate + signer.certificate, signed.key)
+
+
+def signing_only() -> Pair:
+    """Return a certificate, signed by itself, whose key is for signing certificates only."""
+    authority = Authority("localhost")
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    usage = authority.certificate.extensions.get_extension_for_class(x509.KeyUsage)
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(authority.subject, authority.subject, authority.key.public_key(), 1)
+    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
+    certificate = (
+        builder.add_extension(names, critical=False)
+        .add_extension(usage.value, critical=usage.critical)
+        .sign(authority.key, hashes.SHA256())
+    )
+    return Pair(certificate.public_bytes(serialization.Encoding.PEM), pem_of_key(authority.key))
+
+
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
@@ -112,6 +138,9 @@ ED25519 = ed25519.Ed25519PrivateKey.generate().private_bytes(
         (AUTHORITY.pair(usage=ExtendedKeyUsageOID.CLIENT_AUTH), "not for servers"),
         (Pair(AUTHORITY.pem + GOOD.certificate, GOOD.key), "does not fit the first certificate"),
         (Pair(GOOD.certificate + Authority("another").pem, GOOD.key), "not in order"),
+        (Pair(GOOD.certificate + Authority().pem, GOOD.key), "signed with another key"),
+        (followed_by_no_authority(), "is no authority"),
+        (signing_only(), "key usage has no digitalSignature"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
