@@ -53,12 +53,12 @@ def curl(url: str, key: str, body: str, *options: str) -> dict[str, str]:
     return {"status": lines[0].split()[1], **headers}
 
 
-async def counted(lab: TargetLab, endpoint: Endpoint) -> tuple[Counts, Counter[str]]:
-    """Return what the gate counts of version `one`, and how many answers telemetry has for each reason."""
+async def counted(lab: TargetLab, endpoint: Endpoint, field: str = "reason") -> tuple[Counts, Counter[str]]:
+    """Return what the gate counts of version `one`, and how many rows telemetry has for each reason, or other field."""
     reasons = f"""
         AppRequests
         | where tostring(Properties.endpoint) == '{endpoint.name}'
-        | project TimeGenerated, Version = tostring(Properties.version), Value = tostring(Properties.reason)
+        | project TimeGenerated, Version = tostring(Properties.version), Value = tostring(Properties.{field})
     """
     now = datetime.now(UTC)
     query = EvidenceQuery(
@@ -126,6 +126,14 @@ async def test_a_version_that_takes_too_long_is_a_time_out_and_not_a_wait(target
     assert (late["status"], late[REASON]) == ("504", "timeout")
     assert "retry-after" not in late
     assert [answer.status for answer in answers] == [200, 200, 200]
+    # The last one has waited for the others; how long it was scored is told without that.
+    scored_ms = [float(answer.headers["x-controlled-rollout-scoring-ms"]) for answer in answers]
+    assert all(1_500 <= each < 4_000 for each in scored_ms)
+
+    async def is_told() -> bool:
+        return (await counted(lab, endpoint, "scoring_ms"))[1].keys() >= {f"{each:.1f}" for each in scored_ms}
+
+    await until(is_told, "telemetry has how long they were scored", timeout_s=90, interval_s=1)
 
 
 async def test_an_overloaded_version_keeps_no_other_from_being_answered(target_lab: TargetLab) -> None:

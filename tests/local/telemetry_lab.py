@@ -154,6 +154,7 @@ def export(*spans: dict[str, Any]) -> bytes:
             "routed_by": fields.get("routed_by", "weights"),
             "sticky_key": fields.get("user"),
             "reason": fields.get("reason"),
+            "scoring_ms": fields.get("scoring_ms"),
         }
         for key, value in tags.items():
             if value is not None:

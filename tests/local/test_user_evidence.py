@@ -123,3 +123,22 @@ def test_a_reason_without_its_status_is_none(store: Process) -> None:
     [counted] = read(store, "odd", Gate(latency_quantiles=())).bins
 
     assert (counted.treatment.requests, counted.treatment.overloaded, counted.treatment.errors) == (4, 1, 2)
+
+
+def test_how_long_requests_were_scored_is_read_where_some_were_refused(store: Process) -> None:
+    """It says of the model what durations do not, while others wait in its queue."""
+    first = {"endpoint": "timed", "version": "treatment", "ms": 700.0, "at": STARTED + 100 * S}
+    later = {**first, "at": STARTED + 220 * S, "scoring_ms": "9.5"}
+    before = [{"endpoint": "timed", "ms": 10.0 + index % 5, "at": STARTED - 100 * S} for index in range(200)]
+    store.send(
+        *before,
+        {**first, "code": "503", "reason": "waited-too-long"},
+        *({**first, "scoring_ms": text} for text in ("9.5", "80.0", "-", "many")),
+        later,
+    )
+
+    crowded, calm = read(store, "timed", Gate(latency_quantiles=(0.9,))).bins
+
+    assert (crowded.treatment.requests, crowded.treatment.overloaded, crowded.treatment.slow) == (5, 1, (4,))
+    assert crowded.treatment.scoring == (2, 1)
+    assert calm.treatment.scoring == ()

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from controlled_rollout_scoring.responses import Response, close_body, queue_full, timed_out, waited_too_long
+from controlled_rollout_scoring.responses import Response, close_body, queue_full, scored_in, timed_out, waited_too_long
 
 # When the router had the whole request: the second since 1970 in which it began, and the milliseconds that it took to
 # arrive. A request that another replica has refused comes with the same ones again.
@@ -139,10 +139,12 @@ class RequestQueue:
 
         A streamed answer is sent here, and the slot is free at its end.
         """
-        late = self._clock() >= request.deadline
+        now = self._clock()
+        late = now >= request.deadline
         if late:
             close_body(response.body)
-        request.reply(timed_out(self._scoring_timeout_s) if late else response)
+        scored_s = now - (request.deadline - self._scoring_timeout_s)
+        request.reply(timed_out(self._scoring_timeout_s) if late else scored_in(response, scored_s))
         with self._lock:
             if request in self._scoring:
                 self._scoring.discard(request)

@@ -48,10 +48,12 @@ HOP_BY_HOP = frozenset(
 )
 # Why the runtime has answered a request itself; the router puts it into telemetry.
 REASON_HEADER = "x-controlled-rollout-reason"
+# How many milliseconds a request was scored, any wait left out; the router puts it into telemetry.
+SCORING_HEADER = "x-controlled-rollout-scoring-ms"
 # The request was certainly not scored, and another replica may take it: the router sends it there.
 SEND_AGAIN_HEADER = "x-controlled-rollout-send-again"
 # A script that sent them would hide its own failures, or have its requests scored twice.
-RUNTIMES_OWN = frozenset((REASON_HEADER, SEND_AGAIN_HEADER))
+RUNTIMES_OWN = frozenset((REASON_HEADER, SCORING_HEADER, SEND_AGAIN_HEADER))
 # Whole seconds are the shortest that HTTP knows.
 RETRY_AFTER_S = 1
 # Envoy takes no answer with more, by default.
@@ -219,6 +221,11 @@ def _refused(message: str, reason: str, *, hangs: bool, send_again: bool) -> Res
     if hangs:
         message, reason = f"{message}; a request that was timed out keeps one", "scoring-hangs"
     return _message(503, message, reason=reason, send_again=send_again)
+
+
+def scored_in(response: Response, seconds: float) -> Response:
+    """Return a response that says how long its request was scored; a streamed one, how long until its first bytes."""
+    return response._replace(headers=[*response.headers, (SCORING_HEADER, f"{seconds * 1000:.1f}")])
 
 
 def timed_out(scoring_timeout_s: float) -> Response:

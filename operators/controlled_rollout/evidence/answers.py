@@ -222,12 +222,14 @@ def _counts(row: Row, n_thresholds: int) -> Counts:
     requests = _whole_number(row, "Requests")
     represented = _whole_number(row, "Represented", least=requests)
     scored = requests - _whole_number(row, "Overloaded", most=requests)
+    timed = _whole_number(row, "Timed", most=scored)
     return Counts(
         requests=requests,
         errors=_whole_number(row, "Errors", most=scored),
         slow=tuple(_whole_number(row, f"Slow{number}", most=scored) for number in range(n_thresholds)),
         represented=represented if represented > requests else 0,
         overloaded=requests - scored,
+        scoring=(timed, *(_whole_number(row, f"Scored{number}", most=timed) for number in range(n_thresholds))),
     )
 
 

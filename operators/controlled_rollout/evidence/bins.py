@@ -159,10 +159,14 @@ def bins_of(
         divided at that moment.
     """
     nothing = Counts(requests=0, errors=0, slow=(0,) * n_thresholds)
+    rows = list(rows)
+    full = {row.start for row in rows if row.counts.overloaded}
     sides: dict[bool, dict[datetime, dict[str, Counts]]] = {True: {}, False: {}}
     for row in rows:
         if row.start + width <= until or row.before:
-            sides[row.before].setdefault(row.start, {})[row.version] = row.counts
+            # How long requests were scored is asked for only where some were refused, and takes space in the record.
+            counts = row.counts if row.start in full or not row.counts.scoring else replace(row.counts, scoring=())
+            sides[row.before].setdefault(row.start, {})[row.version] = counts
     bins = tuple(
         Bin(
             start=start,

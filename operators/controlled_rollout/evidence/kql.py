@@ -91,12 +91,17 @@ def counts_query(requests: Sequence[StoreRequest], *, bin_width: timedelta) -> s
         f",\n    Slow{number} = countif(DurationMs > Limit{number} and not({_NO_ROOM}))"
         for number in range(n_thresholds)
     )
+    slow_by_scoring = "".join(
+        f",\n    Scored{number} = countif(ScoringMs > Limit{number} and not({_NO_ROOM}))"
+        for number in range(n_thresholds)
+    )
     return (
         f"{_gates_table(rows, 'From = todatetime(Row[3])', 'Started = todatetime(Row[4])', *limits_of)}"
         f"{_evidence_rows(_kql_datetime(min(request.since for request in requests)), 'Until')}"
         f"{_join_with_gates('TimeGenerated >= From')}"
         "| summarize Requests = count(), Represented = sum(ItemCount),\n"
-        f"    Errors = countif({_IS_ERROR} and not({_NO_ROOM})), Overloaded = countif({_NO_ROOM}){slow}\n"
+        f"    Errors = countif({_IS_ERROR} and not({_NO_ROOM})), Overloaded = countif({_NO_ROOM}),\n"
+        f"    Timed = countif(isnotnull(ScoringMs) and not({_NO_ROOM})){slow}{slow_by_scoring}\n"
         f"    by Gate, Version, Bin = bin(TimeGenerated, {_kql_timespan(bin_width)}), Before = TimeGenerated < Started"
     )
 
@@ -275,8 +280,10 @@ def _evidence_rows(start: str, end: str, *, with_user: bool = False) -> str:
         # A span that was sent twice has the same ids.
         "| extend Endpoint = tostring(Properties.endpoint), Version = tostring(Properties.version)"
         ", Flags = tostring(Properties.response_flags), Reason = tostring(Properties.reason)"
+        ", ScoringMs = todouble(tostring(Properties.scoring_ms))"
         f"{user[0]}\n"
         "| distinct OperationId, Id, TimeGenerated, Endpoint, Version, ResultCode, Flags, Reason, DurationMs, ItemCount"
+        ", ScoringMs"
         f"{user[1]}\n"
     )
 

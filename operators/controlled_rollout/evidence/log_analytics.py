@@ -77,8 +77,20 @@ class LogAnalyticsEvidence:
     ) -> Sequence[Answer[list[CountRow]]]:
         """Return each request's counts by bin and version; see `MetricStore.counts`."""
         query = kql.until_line(until) + kql.counts_query(requests, bin_width=bin_width)
-        slow = [f"Slow{number}" for number in range(max(len(request.thresholds_ms) for request in requests))]
-        columns = ("Gate", "Version", "Bin", "Before", "Requests", "Represented", "Errors", "Overloaded", *slow)
+        thresholds = range(max(len(request.thresholds_ms) for request in requests))
+        slow = [f"{kind}{number}" for kind in ("Slow", "Scored") for number in thresholds]
+        columns = (
+            "Gate",
+            "Version",
+            "Bin",
+            "Before",
+            "Requests",
+            "Represented",
+            "Errors",
+            "Overloaded",
+            "Timed",
+            *slow,
+        )
         return answers.count_rows(await self._query(query, *columns), requests, until=until, bin_width=bin_width)
 
     async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:

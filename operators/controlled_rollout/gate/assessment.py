@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 from controlled_rollout.gate.claims import ClaimResult
 from controlled_rollout.gate.columns import Columns, columns
+from controlled_rollout.gate.crowded import crowded, is_judged
 from controlled_rollout.gate.event_claims import event_claims
 from controlled_rollout.gate.expectation_claims import expectation_claims
 from controlled_rollout.gate.metric_claims import metric_claims
 from controlled_rollout.gate.model import Bin, Gate
-from controlled_rollout.gate.overload import no_step_without_room, room_claims, without_refused
+from controlled_rollout.gate.overload import no_pass_without_room, no_step_without_room, room_claims, without_refused
 from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_because, no_step_because
 from controlled_rollout.gate.restarts import at_present_share
-from controlled_rollout.gate.traffic_claims import crowded, split_wrong, traffic_claims
+from controlled_rollout.gate.traffic_claims import split_wrong, traffic_claims
 from controlled_rollout.gate.users import bins_of_users
 
 __all__ = ["Assessment", "assess"]
@@ -91,7 +92,7 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
             *no_step_without_room(served_at_present, gate),
             *(() if has_failed else near_in_newest(present, before, gate)),
         ),
-        tuple(no_pass_because(present, judged, before, gate)),
+        (*no_pass_because(present, judged, before, gate), *no_pass_without_room(served_at_present, gate)),
         tuple(_notes(judged, gate, warm_up, int(was_wrong.sum()))),
         int(counted.control.sum()),
         int(counted.treatment.sum()),
@@ -126,8 +127,10 @@ def _notes(judged: Columns, gate: Gate, warm_up: int, wrong: int) -> Iterable[st
     if judged.starts:
         if gate.judges_traffic and gate.latency_quantiles and not judged.slow:
             yield "latency is not judged: the bins carry no counts of slow requests"
-        if judged.slow and (left_out := int(crowded(judged).sum())):
+        if judged.slow and (left_out := int((~is_judged(judged)).sum())):
             yield f"latency is not judged in {left_out} bins: a version had no room, and requests waited in its queue"
+        if judged.slow and (bounded := int((crowded(judged) & is_judged(judged)).sum())):
+            yield f"latency is judged in {bounded} bins by how long requests were scored: a version had no room there"
         for name in (*gate.means, *gate.categories, *gate.events, *gate.expectation_names):
             if name not in judged.means and name not in judged.categories:
                 yield f"{name} is not judged: the bins carry no values of it"

@@ -81,6 +81,8 @@ class Columns:
         of_other_draw: Whether each bin's requests fell to the treatment with another part than `shares`; None if
             none did.
         overloaded: The requests that were refused because there was no room; None if none was.
+        scoring: In bins in which some were refused: the requests of which it is known how long they were scored, then
+            by each latency quantile those that were slower by that time; empty where nothing is known.
     """
 
     starts: Sequence[datetime]
@@ -94,6 +96,7 @@ class Columns:
     over_limit: Metric | None = None
     of_other_draw: NDArray[np.bool_] | None = None
     overloaded: Metric | None = None
+    scoring: tuple[Metric, ...] = ()
 
     @property
     def has_known_split(self) -> NDArray[np.bool_]:
@@ -122,6 +125,7 @@ class Columns:
             None if self.over_limit is None else self.over_limit.at(bins),
             None if self.of_other_draw is None else self.of_other_draw[bins],
             None if self.overloaded is None else self.overloaded.at(bins),
+            tuple(metric.at(bins) for metric in self.scoring),
         )
 
     def without(self, left_out: NDArray[np.bool_]) -> "Columns":
@@ -142,6 +146,7 @@ class Columns:
             None if self.over_limit is None else self.over_limit.times(kept),
             self.of_other_draw,
             None if self.overloaded is None else self.overloaded.times(kept),
+            tuple(metric.times(kept) for metric in self.scoring),
         )
 
     def warm_up_bins(self, warm_up: timedelta) -> int:
@@ -205,6 +210,7 @@ def columns(
         slow[quantiles] if limit and counted else None,
         None if all(row.checks_split for row in rows) else np.array([not row.checks_split for row in rows]),
         _overloaded_as_arrays(starts, treatment, control),
+        _scoring_as_arrays(starts, treatment, control, thresholds)[: quantiles + 1] if counted else (),
     )
 
 
@@ -222,6 +228,27 @@ def _overloaded_as_arrays(
                 fault = f"is more than what is neither an error nor slow of its {counts.requests} requests"
                 _raise_fault(where, "overloaded", counts.overloaded, fault)
     return Metric(*(_float_array([counts.overloaded for counts in column]) for column in (treatment, control)))
+
+
+def _scoring_as_arrays(
+    starts: Sequence[datetime], treatment: Sequence[Counts], control: Sequence[Counts], thresholds: int
+) -> tuple[Metric, ...]:
+    """Return what is known of how long requests were scored; nothing if nothing is. Raise for impossible counts."""
+    if not any(counts.scoring for counts in chain(treatment, control)):
+        return ()
+    nothing = (0,) * (1 + thresholds)
+    for version, column in (("treatment", treatment), ("control", control)):
+        for start, counts in zip(starts, column, strict=True):
+            where = f"bin {start.isoformat()}: {version}"
+            if counts.scoring and len(counts.scoring) != len(nothing):
+                _raise_fault(where, "scoring", counts.scoring, f"has to be {len(nothing)} counts")
+            for index, count in enumerate(counts.scoring):
+                _check_count(where, f"scoring[{index}]", count)
+                most = counts.scoring[0] if index else counts.requests - counts.overloaded
+                if count > most:
+                    _raise_fault(where, f"scoring[{index}]", count, f"is more than {most}")
+    columns = ([counts.scoring or nothing for counts in column] for column in (treatment, control))
+    return tuple(map(Metric, *(map(_float_array, zip(*column, strict=True)) for column in columns)))
 
 
 def _shares_as_array(starts: Sequence[datetime], shares: Sequence[float | None]) -> Floats:

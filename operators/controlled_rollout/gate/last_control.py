@@ -78,12 +78,13 @@ def last_of_control(judged: Columns, before: Columns) -> LastOfControl:
 
 
 def last_control_alarms(
-    judged: Columns, before: Columns, gate: Gate, *, burst: float, slow_bursts: Sequence[float]
+    judged: Columns, latency: Columns, before: Columns, gate: Gate, *, burst: float, slow_bursts: Sequence[float]
 ) -> list[ClaimResult]:
     """Test that the treatment, where it has all the traffic, is worse than control was last.
 
     Args:
         judged: The rollout's bins, warm-up left out.
+        latency: The same, as alarms judge latency in them (`latency_for_alarms`).
         before: Control's bins before the rollout.
         gate: What the treatment has to show.
         burst: By how much errors come in bursts (1 = independently).
@@ -98,22 +99,22 @@ def last_control_alarms(
     control = last_of_control(judged, before)
     if control.requests < LEAST_REQUESTS:
         return []
-    latency = bool(judged.slow)
+    has_latency = bool(judged.slow)
     errors = _RateTest(judged, judged.errors, control.errors, control.requests, burst)
     least = gate.acceptable_error_rate
     results = [
         _alarm(
             "errors are higher than control's last",
             [errors],
-            alarm_threshold(gate, "errors", latency=latency),
+            alarm_threshold(gate, "errors", latency=has_latency),
             gate,
             least,
         )
     ]
-    if latency:
+    if has_latency and (last := last_of_control(latency, before)).requests >= LEAST_REQUESTS:
         slow = [
-            _RateTest(judged, metric, events, control.requests, burst)
-            for metric, events, burst in zip(judged.slow, control.slow, slow_bursts, strict=True)
+            _RateTest(latency, metric, events, last.requests, burst)
+            for metric, events, burst in zip(latency.slow, last.slow, slow_bursts, strict=True)
         ]
         threshold = alarm_threshold(gate, "latency", latency=True)
         results.append(_alarm("latency is higher than control's last", slow, threshold, gate, 0.0))

@@ -372,6 +372,9 @@ class Counts:
         users: The users among them, by how they were drawn, where the gate counts users.
         overloaded: Those that the version has refused because it had no room, without scoring them. They are neither
             errors nor slow.
+        scoring: In a bin in which a version refused requests: for how many of the others it is known how long they were
+            scored, any wait left out; then for each count in `slow` how many of them were slower by that time. Empty
+            where it is not known.
     """
 
     requests: int
@@ -382,6 +385,7 @@ class Counts:
     represented: int = 0
     users: tuple[UserCounts, ...] = ()
     overloaded: int = 0
+    scoring: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from controlled_rollout.gate.claims import ClaimResult
 from controlled_rollout.gate.columns import Columns, Metric
+from controlled_rollout.gate.crowded import FEW_REFUSED
 from controlled_rollout.gate.event_test import EventTest
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.pass_conditions import recent_rate
+from controlled_rollout.gate.rate import rate_of_odds
 from controlled_rollout.gate.traffic_claims import rate_below
 
-__all__ = ["no_step_without_room", "room_claims", "without_refused"]
+__all__ = ["no_pass_without_room", "no_step_without_room", "room_claims", "without_refused"]
 
+Floats = NDArray[np.float64]
+
+# So many of the newest requests tell whether a version goes on refusing some.
+STEADY_REQUESTS: Final = 1_000
 WHAT_TO_DO: Final = "give it more replicas, or more slots in each (docs/gate.md)"
 
 
@@ -62,3 +71,41 @@ def no_step_without_room(present: Columns, gate: Gate) -> Iterator[str]:
             f"{100 * recent:.3g} % of the treatment's newest requests were refused because it had no room, "
             f"{100 * gate.max_overload_rate:.3g} % are allowed (max_overload_rate): {WHAT_TO_DO}"
         )
+
+
+def no_pass_without_room(present: Columns, gate: Gate) -> Iterator[str]:
+    """Yield that so many requests are refused that latency cannot be shown, however many more there will be. Pure.
+
+    Args:
+        present: The bins at the present share, with what was refused.
+        gate: What the treatment has to show.
+    """
+    refused = present.overloaded
+    if refused is None or gate.overload == "fail" or not present.slow:
+        return
+    of_control = _steady_rate(present.control, refused.control)
+    if of_control > FEW_REFUSED:
+        yield (
+            f"{100 * of_control:.3g} % of control's requests found no room at it; that is above "
+            f"{100 * FEW_REFUSED:g} %, and its latency is no measure then: {WHAT_TO_DO}"
+        )
+    rate = _steady_rate(present.treatment, refused.treatment)
+    if rate <= FEW_REFUSED:
+        return
+    # A refused request counts as slow: with so many the odds are too high even if all others are as fast as control's.
+    spare = {q: rate_of_odds(gate.pass_ratio * (1 - q) / q) - (1 - q) for q in gate.latency_quantiles}
+    hopeless = {q: part for q, part in spare.items() if rate >= part}
+    if hopeless:
+        quantile = min(hopeless, key=lambda q: hopeless[q])
+        yield (
+            f"{100 * rate:.3g} % of the treatment's requests found no room at it; that is above "
+            f"{100 * max(hopeless[quantile], FEW_REFUSED):.3g} %, from which on no number of requests shows its "
+            f"p{100 * quantile:g}: {WHAT_TO_DO}"
+        )
+
+
+def _steady_rate(requests: Floats, refused: Floats) -> float:
+    """Return the part of a version's requests that it refuses: now, and since the present share, whichever is less."""
+    total = float(requests.sum())
+    recent = recent_rate(requests, refused, STEADY_REQUESTS)
+    return min(recent, float(refused.sum()) / total) if recent is not None else 0.0

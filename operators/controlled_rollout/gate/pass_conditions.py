@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate.columns import Columns
+from controlled_rollout.gate.crowded import crowded
 from controlled_rollout.gate.last_control import LEAST_REQUESTS, last_of_control, without_control
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.traffic_claims import traffic_claims
@@ -68,7 +69,8 @@ def no_pass_because(present: Columns, judged: Columns, before: Columns, gate: Ga
             "before the rollout are known"
         )
     alone = without_control(present).any()
-    yield from _stale_quantiles(judged.at(~without_control(judged)) if alone else present, gate)
+    compared = judged.at(~without_control(judged)) if alone else present
+    yield from _stale_quantiles(compared.without(crowded(compared)), gate)
 
 
 def near_in_newest(present: Columns, before: Columns, gate: Gate) -> Iterator[str]:
@@ -96,9 +98,9 @@ def _newest(requests: Floats, number: int) -> NDArray[np.bool_]:
     return result
 
 
-def recent_rate(requests: Floats, events: Floats) -> float | None:
-    """Return the rate of events in the newest bins that hold `RECENT_REQUESTS`, or in all; None without requests."""
-    recent = _newest(requests, RECENT_REQUESTS)
+def recent_rate(requests: Floats, events: Floats, number: int = RECENT_REQUESTS) -> float | None:
+    """Return the rate of events in the newest bins that hold so many requests, or in all; None without requests."""
+    recent = _newest(requests, number)
     total = float(requests[recent].sum())
     return float(events[recent].sum()) / total if total else None
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from controlled_rollout.duration import format_duration
 from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
 from controlled_rollout.gate.columns import Columns, Metric
+from controlled_rollout.gate.crowded import crowded, latency_for_alarms, latency_for_passes
 from controlled_rollout.gate.event_test import EventTest, format_rate, more_frequent, not_worse
 from controlled_rollout.gate.last_control import last_control_alarms
 from controlled_rollout.gate.mixture import more_needed
@@ -26,15 +27,13 @@ from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present
 from controlled_rollout.gate.shift import TILT_WEIGHTS, Shift, duration_shift, score_burstiness
 from controlled_rollout.gate.split import check_split, split_served
 
-__all__ = ["crowded", "latency_weights", "rate_below", "split_wrong", "traffic_claims"]
+__all__ = ["latency_weights", "rate_below", "split_wrong", "traffic_claims"]
 
 Floats = NDArray[np.float64]
 
 # The weight of the quantiles in the latency alarm; the durations as a whole, which find most slow-downs sooner, have
 # the rest.
 QUANTILES_PART: Final = 0.4
-# The part of a bin's requests that may be refused before its durations are left out.
-FEW_REFUSED: Final = 0.01
 
 
 def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[ClaimResult], list[ClaimResult]]:
@@ -48,7 +47,7 @@ def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[C
         gate: What the treatment has to show.
     """
     spans = {first: judged.since(first) for first in process_starts(judged)}
-    calm = judged if judged.overloaded is None else judged.without(crowded(judged))
+    latency = latency_for_alarms(judged)
     at_present = at_present_share(judged)
     present = judged if at_present.all() else judged.at(at_present)
     burst = _burst_divisor(before, before.errors, gate)
@@ -62,36 +61,23 @@ def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[C
     if gate.max_latency is not None and present.over_limit is not None:
         burst_over = 1.0 if before.over_limit is None else _burst_divisor(before, before.over_limit, gate)
         limit, quantile = gate.max_latency.duration, gate.max_latency.quantile
-        over = EventTest(present, present.over_limit, gate, burst_over)
+        shown = latency_for_passes(present)
+        over = EventTest(shown, shown.over_limit or present.over_limit, gate, burst_over)
         name = f"{_format_quantile(quantile)} is below {format_duration(limit)}"
         passes.append(rate_below(name, 1 - quantile, over, gate))
     if judged.slow:
         bursts = [_burst_divisor(before, metric, gate) for metric in before.slow] or [1.0] * len(gate.latency_quantiles)
-        slow = {first: _slow_events(calm.since(first), gate, bursts) for first in spans}
-        shifts = {first: _duration_test(calm.since(first), before, gate) for first in spans}
-        present_slow = slow[0] if present is judged else _slow_events(calm.at(at_present), gate, bursts)
+        slow = {first: _slow_events(latency.since(first), gate, bursts) for first in spans}
+        shifts = {first: _duration_test(latency.since(first), before, gate) for first in spans}
         alarms.append(_latency_higher(gate, slow, shifts))
-        passes.append(_latency_not_worse(gate, present_slow))
-    alarms += last_control_alarms(judged, before, gate, burst=burst, slow_bursts=bursts)
+        if (full := crowded(present)).any():
+            ways = (latency_for_passes(present), present.without(full))
+            passes.append(_latency_not_worse_in_one_of(gate, [_slow_events(way, gate, bursts) for way in ways]))
+        else:
+            present_slow = slow[0] if present is judged else _slow_events(present, gate, bursts)
+            passes.append(_latency_not_worse(gate, present_slow))
+    alarms += last_control_alarms(judged, latency, before, gate, burst=burst, slow_bursts=bursts)
     return alarms, passes
-
-
-def crowded(columns: Columns) -> NDArray[np.bool_]:
-    """Return for each bin whether either version refused more than a few requests for lack of room.
-
-    Others waited in its queue then, so durations say nothing about the model.
-
-    Args:
-        columns: The bins, without the requests that were refused.
-    """
-    result = np.zeros(len(columns.starts), dtype=bool)
-    if columns.overloaded is not None:
-        for refused, scored in (
-            (columns.overloaded.treatment, columns.treatment),
-            (columns.overloaded.control, columns.control),
-        ):
-            result |= refused > FEW_REFUSED * (refused + scored)
-    return result
 
 
 def _burst_divisor(before: Columns, metric: Metric, gate: Gate) -> float:
@@ -254,6 +240,13 @@ def _latency_not_worse(gate: Gate, slow: Sequence[EventTest]) -> ClaimResult:
     more = max(known) if len(known) == len(needed) else None
     claim = claim_from("latency is not worse", "pass", results[weakest].peak, 1 / gate.beta, reached, detail, more)
     return ClaimResult(claim)
+
+
+def _latency_not_worse_in_one_of(gate: Gate, ways: Sequence[Sequence[EventTest]]) -> ClaimResult:
+    """Pass by one of several ways to count crowded bins, each with its part of `beta`: their bounds, or not at all."""
+    part = gate.model_copy(update={"beta": gate.beta / len(ways)})
+    results = [_latency_not_worse(part, slow) for slow in ways]
+    return max(results, key=lambda result: (result.claim.reached, result.claim.e_value))
 
 
 def _format_quantile(quantile: float) -> str:

@@ -57,6 +57,19 @@ def test_requests_are_taken_in_order_of_arrival(clock: Clock) -> None:
     assert [queue.take() for _ in range(3)] == requests
 
 
+def test_an_answer_says_how_long_its_request_was_scored_without_its_wait(clock: Clock) -> None:
+    queue = RequestQueue(1, 5, 60, 60, clock)
+    answers: list[Response] = []
+    queue.put(Request({}, b"", answers.append))
+    clock.now += 30
+    request = queue.take()
+    assert request
+    clock.now += 0.25
+    queue.complete(request, Response(200, [("X-A", "a")], b"scored"))
+
+    assert [answer.headers for answer in answers] == [[("X-A", "a"), ("x-controlled-rollout-scoring-ms", "250.0")]]
+
+
 def test_completed_request_frees_its_place(clock: Clock) -> None:
     queue = RequestQueue(1, 0, 0.5, 60, clock)
     _, first = arrive(queue)

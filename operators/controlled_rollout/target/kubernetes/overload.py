@@ -7,7 +7,13 @@ are set by the route's own rules, after those of callers were taken off.
 from typing import Final
 
 from controlled_rollout.cluster.api import Object
-from controlled_rollout.target.overload import REASON_HEADER, RETRY_AFTER_S, SEND_AGAIN_HEADER, SENT_HEADER
+from controlled_rollout.target.overload import (
+    REASON_HEADER,
+    RETRY_AFTER_S,
+    SCORING_HEADER,
+    SEND_AGAIN_HEADER,
+    SENT_HEADER,
+)
 
 __all__ = ["reason_tags", "request_headers", "response_overrides", "retry"]
 
@@ -34,8 +40,8 @@ def request_headers() -> list[Object]:
 
 
 def reason_tags() -> Object:
-    """Return the attribute of spans with the reason of a refusal; `-` for all other answers."""
-    return {"reason": f"%RESP({REASON_HEADER.upper()})%"}
+    """Return the attributes of spans: why a request was refused and how long it was scored, `-` where neither was."""
+    return {"reason": f"%RESP({REASON_HEADER.upper()})%", "scoring_ms": f"%RESP({SCORING_HEADER.upper()})%"}
 
 
 def response_overrides() -> list[Object]:

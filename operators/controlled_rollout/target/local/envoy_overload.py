@@ -6,15 +6,21 @@ into the request's span and answers the same way where it refuses by itself.
 
 from typing import Any, Final
 
-from controlled_rollout.target.overload import REASON_HEADER, RETRY_AFTER_S, SEND_AGAIN_HEADER, SENT_HEADER
+from controlled_rollout.target.overload import (
+    REASON_HEADER,
+    RETRY_AFTER_S,
+    SCORING_HEADER,
+    SEND_AGAIN_HEADER,
+    SENT_HEADER,
+)
 
 __all__ = [
     "LEAST_REQUEST",
     "local_replies",
-    "reason_tag",
     "refusal_headers",
     "retry_policy",
     "sent_header",
+    "tags",
 ]
 
 Json = dict[str, Any]
@@ -92,9 +98,10 @@ def sent_header() -> Json:
     return _overwrite(SENT_HEADER, "%START_TIME(%s.%3f)% %REQUEST_DURATION%")
 
 
-def reason_tag() -> Json:
-    """Return the span's attribute with the reason of a refusal; `-` for all other answers."""
-    return {"tag": "reason", "value": f"%RESP({REASON_HEADER.upper()})%"}
+def tags() -> list[Json]:
+    """Return the span's attributes: why a request was refused and how long it was scored, `-` where neither was."""
+    headers = {"reason": REASON_HEADER, "scoring_ms": SCORING_HEADER}
+    return [{"tag": tag, "value": f"%RESP({header.upper()})%"} for tag, header in headers.items()]
 
 
 def retry_policy() -> Json:

@@ -287,7 +287,7 @@ def _tracing_settings(endpoint: EndpointRoute, routed_by: str) -> Json:
             {"tag": "endpoint", "literal": {"value": endpoint.name}},
             {"tag": "routed_by", "literal": {"value": routed_by}},
             *(key_tags(endpoint.sticky.key) if endpoint.sticky and routed_by == "weights" else ()),
-            envoy_overload.reason_tag(),
+            *envoy_overload.tags(),
             *([reason_tag()] if endpoint.token else []),
         ],
     }
