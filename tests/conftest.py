@@ -18,7 +18,7 @@ settings.load_profile("same")
 TESTS = Path(__file__).parent
 # Slow folders first, so that no process is left with a long test at the end. Tests on the cluster come after those
 # that need no cluster: while one test breaks the lab, the tests beside it must not be waiting for the lab.
-FOLDERS = ("registry", "local", "prometheus", "conformance", "cluster", "unit")
+FOLDERS = ("registry", "browser", "local", "prometheus", "conformance", "cluster", "unit")
 # Names this run to all of its processes: the run that has started the lab takes it down.
 RUN_ID = "CONTROLLED_ROLLOUT_TEST_RUN"
 # Environments that tests build are kept between runs, and apart from those of this machine's user.
@@ -61,7 +61,7 @@ def _group(item: pytest.Item) -> str | None:
     if folder == "cluster":
         # Its tests have nothing in common but the lab.
         return None
-    return folder if folder == "registry" else item.path.relative_to(TESTS).as_posix()
+    return folder if folder in ("registry", "browser") else item.path.relative_to(TESTS).as_posix()
 
 
 def _rank(item: pytest.Item) -> int:

@@ -6,6 +6,7 @@ Nothing here has a time limit. For each thing that this machine cannot have, one
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.azurite import install_azurite, why_no_azurite
 from tests.cluster.lab import LabError, packages, preparation
@@ -13,7 +14,8 @@ from tests.cluster.lab.existing import Existing
 from tests.needs import is_ci
 from tests.spark_server import install_spark, why_no_spark
 
-DEBIAN = packages.CLUSTER | packages.POSTGRESQL | packages.PROMETHEUS
+DEBIAN = packages.CHROMIUM | packages.CLUSTER | packages.POSTGRESQL | packages.PROMETHEUS
+PAGE = Path(__file__).parents[1] / "scripts" / "page"
 
 
 def main() -> int:
@@ -38,7 +40,8 @@ def _prepare() -> list[str]:
     if why_not := packages.why_not_here(DEBIAN):
         cluster = "" if Existing.of() else " and on a cluster"
         skipped.append(
-            f"tests of images in registries, with Prometheus, with PostgreSQL{cluster} will be skipped: {why_not}"
+            f"tests of images in registries, with Prometheus, with PostgreSQL, in a browser{cluster} will be skipped: "
+            f"{why_not}"
         )
     else:
         preparation.install(DEBIAN)
@@ -47,6 +50,8 @@ def _prepare() -> list[str]:
         else:
             preparation.prepare()
         preparation.compile_program("referrers-registry")
+    # axe, which looks for what people cannot use, is among the packages that the page is checked with.
+    subprocess.run([PAGE, "packages"], check=True)
     preparation.compile_program("grype")
     if shutil.which("trivy"):
         preparation.compile_program("trivy-database")

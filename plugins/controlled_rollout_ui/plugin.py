@@ -9,10 +9,17 @@ from typing import Any, Final
 
 from airflow.plugins_manager import AirflowPlugin
 
+from controlled_rollout_ui import page_files
+
 __all__ = ["URL_PREFIX", "ControlledRolloutPlugin", "LazyApp"]
 
 # Where Airflow's API server mounts the API.
 URL_PREFIX: Final = "/controlled-rollout/api"
+PAGE_PREFIX: Final = "/controlled-rollout/page"
+# Where Airflow's UI finds the page's files: relative, so that it is right under a base path as well.
+PAGE: Final = PAGE_PREFIX.removeprefix("/")
+BUNDLE: Final = f"{PAGE}/main.js?v={page_files.version()}"
+ICONS: Final = {"icon": f"{PAGE}/icon.svg", "icon_dark_mode": f"{PAGE}/icon-dark.svg"}
 
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -45,11 +52,29 @@ def _build_api() -> App:
     return create_app()
 
 
+def _build_page() -> App:
+    """Return the server of the page's files; imports Starlette."""
+    return page_files.create_app()
+
+
 class ControlledRolloutPlugin(AirflowPlugin):
-    """Adds the API of endpoints and rollouts to Airflow's API server."""
+    """Adds the page of endpoints and rollouts to Airflow's UI, and its API to the API server."""
 
     name = "controlled_rollout"
     # Airflow declares its attributes so, and reads them from the class.
     fastapi_apps: list[Any] = [  # noqa: RUF012
-        {"app": LazyApp(_build_api), "url_prefix": URL_PREFIX, "name": "Controlled Rollout"}
+        {"app": LazyApp(_build_api), "url_prefix": URL_PREFIX, "name": "Controlled Rollout"},
+        {"app": LazyApp(_build_page), "url_prefix": PAGE_PREFIX, "name": "Controlled Rollout, page"},
+    ]
+    # The bundle has a global variable for each of these names.
+    react_apps: list[Any] = [  # noqa: RUF012
+        {
+            "name": "Rollouts",
+            "bundle_url": BUNDLE,
+            "destination": "nav",
+            "url_route": "controlled-rollout",
+            "nav_top_level": True,
+            **ICONS,
+        },
+        {"name": "Rollout", "bundle_url": BUNDLE, "destination": "dag_run", "url_route": "rollout", **ICONS},
     ]

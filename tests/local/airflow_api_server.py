@@ -1,15 +1,16 @@
-"""An Airflow API server under a base path, with an administrator and a viewer, and the repository's DAGs; no scheduler.
+"""An Airflow API server under a base path, with an administrator and a viewer, and the repository's DAGs.
 
-A run that is triggered stays queued, so nothing happens to an endpoint.
+Without a scheduler a run that is triggered stays queued, so nothing happens to an endpoint.
 """
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -61,8 +62,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def airflow_api_server(home: Path, settings: Mapping[str, str]) -> Iterator[AirflowApiServer]:
-    """Context manager: start the server in a new home with these settings; end it on exit."""
+def airflow_api_server(
+    home: Path, settings: Mapping[str, str], *, scheduler: bool = False
+) -> Iterator[AirflowApiServer]:
+    """Context manager: start the server in a new home with these settings, and a scheduler; end them on exit."""
     home.mkdir(parents=True)
     port = free_port()
     passwords = home / "passwords.json"
@@ -76,7 +79,9 @@ def airflow_api_server(home: Path, settings: Mapping[str, str]) -> Iterator[Airf
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}{BASE_PATH}/execution/",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PARALLELISM": "2",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
@@ -89,20 +94,30 @@ def airflow_api_server(home: Path, settings: Mapping[str, str]) -> Iterator[Airf
             subprocess.run(
                 [*airflow, *command], env=environment, stdout=output, stderr=output, check=True, timeout=DEADLINE_S
             )
-        process = subprocess.Popen(
-            [*airflow, "api-server"], env=environment, stdout=output, stderr=output, start_new_session=True
-        )
+        processes = [
+            subprocess.Popen([*airflow, part], env=environment, stdout=output, stderr=output, start_new_session=True)
+            for part in ("api-server", *(["scheduler"] if scheduler else []))
+        ]
+    process = processes[0]
     server = AirflowApiServer(f"http://127.0.0.1:{port}{BASE_PATH}/", process.pid)
     try:
         wait_until(lambda: _answers(server, process, log), "the API server", timeout_s=DEADLINE_S, interval_s=0.2)
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        finally:
-            process.kill()
-            process.wait(30)
+        for started in reversed(processes):
+            _end(started)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process, and what is left of its session."""
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(30)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _answers(server: AirflowApiServer, process: "subprocess.Popen[bytes]", log: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from .commands import run
 from .errors import LabError
 
-__all__ = ["CLUSTER", "IMAGES", "POSTGRESQL", "PROMETHEUS", "SPARK", "install", "missing", "why_not_here"]
+__all__ = ["CHROMIUM", "CLUSTER", "IMAGES", "POSTGRESQL", "PROMETHEUS", "SPARK", "install", "missing", "why_not_here"]
 
 # Package by program: the program (a name on the PATH, or a file) tells whether the package is needed.
 IMAGES = {
@@ -17,6 +17,7 @@ IMAGES = {
     "runc": "runc",
 }
 POSTGRESQL = {"pg_ctlcluster": "postgresql"}
+CHROMIUM = {"chromium": "chromium"}
 PROMETHEUS = {"prometheus": "prometheus"}
 SPARK = {"java": "openjdk-17-jre-headless"}
 CLUSTER = {

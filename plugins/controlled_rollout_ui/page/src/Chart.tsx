@@ -1,0 +1,181 @@
+import { Box, Flex, Heading } from "@chakra-ui/react";
+import { useEffect, useRef } from "react";
+import uPlot from "uplot";
+import stylesheet from "uplot/dist/uPlot.min.css";
+
+import { useColourMode } from "./useColourMode";
+
+const HEIGHT = 180;
+const STYLE_ID = "controlled-rollout-uplot";
+
+export type Line = {
+  label: string;
+  values: readonly (number | null)[];
+  /** A palette of the theme. */
+  palette: string;
+  dashed?: boolean;
+};
+
+export type ChartMark = { time: number; label: string };
+
+type ChartProps = {
+  title: string;
+  /** What the chart says, for those who cannot see it. */
+  description: string;
+  times: readonly number[];
+  lines: readonly Line[];
+  marks?: readonly ChartMark[];
+  /** A line across the chart, with what it means. */
+  threshold?: { value: number; label: string };
+  logarithmic?: boolean;
+  format: (value: number) => string;
+};
+
+/** Lines over time, drawn by uPlot in the theme's colours; the legend is text beside samples of the lines. */
+export const Chart = (props: ChartProps) => {
+  const { title, description, times, lines } = props;
+  const box = useRef<HTMLDivElement>(null);
+  const plot = useRef<uPlot | null>(null);
+  const newest = useRef(props);
+  newest.current = props;
+  const mode = useColourMode();
+  // A new set of lines or other colours need another plot; new points do not.
+  const kind = JSON.stringify([mode, lines.map(({ label, palette, dashed }) => [label, palette, dashed])]);
+
+  // biome-ignore lint/correctness/useExhaustiveDependencies: `kind` says when the plot has to be made anew.
+  useEffect(() => {
+    const element = box.current;
+    if (!element) return;
+    addStylesheet();
+    const made = new uPlot(optionsOf(element, newest), dataOf(newest.current), element);
+    plot.current = made;
+    const resizes = new ResizeObserver(() => {
+      if (element.clientWidth > 0) made.setSize({ width: element.clientWidth, height: HEIGHT });
+    });
+    resizes.observe(element);
+    return () => {
+      resizes.disconnect();
+      made.destroy();
+      plot.current = null;
+    };
+  }, [kind]);
+
+  // biome-ignore lint/correctness/useExhaustiveDependencies: new points come as new lists.
+  useEffect(() => {
+    plot.current?.setData(dataOf(newest.current));
+  }, [times, lines]);
+
+  return (
+    <Box as="figure" my={4} minW={0}>
+      <Heading as="h3" size="sm" mb={1}>
+        {title}
+      </Heading>
+      <Legend lines={lines} />
+      <Box
+        ref={box}
+        role="img"
+        aria-label={`${title}. ${description}`}
+        width="100%"
+        height={`${HEIGHT}px`}
+        overflow="hidden"
+      />
+    </Box>
+  );
+};
+
+const Legend = ({ lines }: { lines: readonly Line[] }) => (
+  <Flex gap={4} flexWrap="wrap" fontSize="xs" mb={1}>
+    {lines.map(({ label, palette, dashed }) => (
+      <Flex key={label} gap={1} alignItems="center">
+        <Box
+          aria-hidden="true"
+          width={6}
+          borderTopWidth={2}
+          borderTopStyle={dashed ? "dashed" : "solid"}
+          borderColor={`${palette}.fg`}
+        />
+        {label}
+      </Flex>
+    ))}
+  </Flex>
+);
+
+function addStylesheet(): void {
+  if (document.getElementById(STYLE_ID)) return;
+  const style = document.createElement("style");
+  style.id = STYLE_ID;
+  style.textContent = stylesheet;
+  document.head.append(style);
+}
+
+function dataOf({ times, lines }: ChartProps): uPlot.AlignedData {
+  return [[...times], ...lines.map((line) => [...line.values])];
+}
+
+function optionsOf(element: HTMLElement, newest: { current: ChartProps }): uPlot.Options {
+  const styles = getComputedStyle(element);
+  const colour = (token: string) => styles.getPropertyValue(`--chakra-colors-${token}`).trim() || styles.color;
+  const { lines, logarithmic, format } = newest.current;
+  const axis = {
+    stroke: colour("fg"),
+    grid: { stroke: colour("border"), width: 1 },
+    ticks: { stroke: colour("border") },
+  };
+  return {
+    width: element.clientWidth || 300,
+    height: HEIGHT,
+    legend: { show: false },
+    cursor: { sync: { key: "controlled-rollout" }, drag: { x: false, y: false } },
+    scales: {
+      x: { time: true },
+      y: logarithmic ? { distr: 3, log: 10 } : { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] },
+    },
+    axes: [axis, { ...axis, size: 60, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) }],
+    series: [
+      {},
+      ...lines.map(({ label, palette, dashed }) => ({
+        label,
+        stroke: colour(`${palette}-fg`),
+        width: 2,
+        dash: dashed ? [6, 4] : [],
+        points: { show: newest.current.times.length < 3 },
+      })),
+    ],
+    hooks: { draw: [(plot) => drawMarks(plot, newest.current, colour("fg"))] },
+  };
+}
+
+function drawMarks(plot: uPlot, { marks = [], threshold }: ChartProps, colour: string): void {
+  const { ctx, bbox } = plot;
+  const pixels = uPlot.pxRatio;
+  ctx.save();
+  ctx.strokeStyle = colour;
+  ctx.fillStyle = colour;
+  ctx.font = `${11 * pixels}px sans-serif`;
+  ctx.setLineDash([2 * pixels, 3 * pixels]);
+  let free = bbox.left;
+  for (const { time, label } of marks) {
+    const x = plot.valToPos(time, "x", true);
+    if (x < bbox.left || x > bbox.left + bbox.width) continue;
+    line(ctx, x, bbox.top, x, bbox.top + bbox.height);
+    if (x >= free) {
+      ctx.fillText(label, x + 3 * pixels, bbox.top + 11 * pixels);
+      free = x + ctx.measureText(label).width + 8 * pixels;
+    }
+  }
+  if (threshold) {
+    const y = plot.valToPos(threshold.value, "y", true);
+    if (y >= bbox.top && y <= bbox.top + bbox.height) {
+      line(ctx, bbox.left, y, bbox.left + bbox.width, y);
+      ctx.fillText(threshold.label, bbox.left + 3 * pixels, y - 4 * pixels);
+    }
+  }
+  ctx.restore();
+}
+
+function line(ctx: CanvasRenderingContext2D, x1: number, y1: number, x2: number, y2: number): void {
+  ctx.beginPath();
+  ctx.moveTo(x1, y1);
+  ctx.lineTo(x2, y2);
+  ctx.stroke();
+}
