@@ -18,8 +18,19 @@ class SimulatedPart:
 
     content: bytes = b""
 
+    @property
+    def identity(self) -> str:
+        return str(id(self))
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
     def lines(self) -> Iterator[bytes]:
-        yield from self.content.splitlines(keepends=True)
+        yield from self.lines_from(0)
+
+    def lines_from(self, offset: int) -> Iterator[bytes]:
+        yield from self.content[offset:].splitlines(keepends=True)
 
 
 @dataclass

@@ -1,32 +1,164 @@
-"""The page's API in a real Airflow API server under a base path: who may read, and that nothing is changed by it."""
+"""The page's API in a real Airflow API server under a base path, on a real local endpoint with a recorded rollout."""
 
+import asyncio
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
 
 import httpx
 import pytest
 
-from controlled_rollout import __version__
-from tests.local.airflow_api_server import AirflowApiServer, airflow_api_server
+from controlled_rollout import __version__, steps
+from controlled_rollout.target.protocol import Change
+from tests.local.airflow_api_server import PASSWORDS, AirflowApiServer, airflow_api_server
+from tests.local.local_target_lab import Lab, running
+from tests.polling import wait_until
+from tests.unit import record_lines
 
-API = "controlled-rollout/api"
+API: Final = "controlled-rollout/api"
+RUN: Final = "weekly/run-1"
+ENDPOINT: Final = f"{API}/workspaces/ml/endpoints/digits"
+DEADLINE_S: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the tests of this module share: an API server and a local workspace with the endpoint `digits`."""
+
+    server: AirflowApiServer
+    lab: Lab
+
+    def get(self, path: str, user: str | None = "viewer", **headers: str) -> httpx.Response:
+        """Get an address as a user."""
+        with self.server.client(user) as client:
+            return client.get(path, headers=headers)
+
+    def read(self, path: str) -> Any:
+        """Return what the API answers once it has finished loading."""
+        return wait_until(lambda: self._loaded(path), f"{path} to be loaded", timeout_s=DEADLINE_S, interval_s=0.3)
+
+    def _loaded(self, path: str) -> Any:
+        answer = self.get(path)
+        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            return None
+        content = answer.raise_for_status().json()
+        loading = content.get("loading") or any(one["loading"] for one in content.get("workspaces", ()))
+        return None if loading else content
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowApiServer]:
-    """An Airflow API server."""
-    with airflow_api_server(tmp_path_factory.mktemp("page-api") / "airflow", {}) as started:
-        yield started
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
+    """An endpoint with a control and a treatment at 10 %, its record, and an API server that knows its workspace."""
+    folder = tmp_path_factory.mktemp("page-api")
+    with running(tmp_path_factory.mktemp("page-lab")) as lab:
+        asyncio.run(begin_rollout(lab))
+        extra = {"root": str(lab.workspace.root)}
+        connection = {"conn_type": "controlled_rollout", "password": "geheim-1", "extra": extra}
+        down = {"conn_type": "controlled_rollout", "extra": {"root": str(folder / "nothing-runs-here")}}
+        settings = {
+            "AIRFLOW_CONN_ML": json.dumps(connection),
+            "AIRFLOW_CONN_DOWN": json.dumps(down),
+            "AIRFLOW__CONTROLLED_ROLLOUT__UI_WORKSPACES": "down, ml",
+        }
+        with airflow_api_server(folder / "airflow", settings) as server:
+            yield Surroundings(server, lab)
 
 
-def test_anonymous_reader_gets_401_and_no_description_of_the_api(server: AirflowApiServer) -> None:
-    with server.client() as client:
-        assert client.get(f"{API}/health").status_code == httpx.codes.UNAUTHORIZED
-        for path in ("docs", "redoc", "openapi.json"):
-            assert client.get(f"{API}/{path}").status_code == httpx.codes.NOT_FOUND
+async def begin_rollout(lab: Lab) -> None:
+    """Deploy two versions, give the second 10 %, and record looks at it."""
+    for version, note, who in (("v1a", "first", "maria@laptop"), ("v2a", "second", f"{RUN}/deploy")):
+        await steps.deploy(
+            lab.workspace,
+            "digits",
+            version,
+            image=await lab.image(note),
+            owner=who.removesuffix("/deploy"),
+            change=Change(who=who, reason="newer"),
+            settings={"num_replicas": 1},
+            progress=ignore,
+        )
+    change = Change(who=f"{RUN}/shift", reason="see")
+    await steps.shift(lab.workspace, "digits", "v2a", percentile=10, change=change, progress=ignore)
+    bins = record_lines.bins(30)
+    for number in (10, 20, 30):
+        record_lines.append(lab.workspace, bins[:number])
+
+
+def ignore(_: str) -> None:
+    """Take a sentence of a step's progress."""
+
+
+def test_anonymous_reader_gets_401_and_no_description_of_the_api(here: Surroundings) -> None:
+    for path in ("health", "overview", "workspaces/ml/endpoints/digits", "runs/weekly/run-1"):
+        assert here.get(f"{API}/{path}", None).status_code == httpx.codes.UNAUTHORIZED
+    for path in ("docs", "redoc", "openapi.json"):
+        assert here.get(f"{API}/{path}", None).status_code == httpx.codes.NOT_FOUND
 
 
 @pytest.mark.parametrize("user", ["admin", "viewer"])
-def test_users_who_may_see_plugins_may_read(server: AirflowApiServer, user: str) -> None:
-    with server.client(user) as client:
-        answer = client.get(f"{API}/health")
+def test_users_who_may_see_plugins_may_read(here: Surroundings, user: str) -> None:
+    answer = here.get(f"{API}/health", user)
     assert (answer.status_code, answer.json()) == (httpx.codes.OK, {"status": "ok", "version": __version__})
+
+
+def test_a_workspace_that_is_down_is_a_row_with_its_reason_and_the_others_live(here: Surroundings) -> None:
+    down, alive = here.read(f"{API}/overview")["workspaces"]
+
+    assert (down["workspace"], down["endpoints"]) == ("down", [])
+    assert "nothing-runs-here" in down["problem"]
+    assert (alive["workspace"], alive["problem"], alive["target"]) == ("ml", None, "local")
+    [digits] = alive["endpoints"]
+    assert (digits["name"], digits["state"], digits["control"]) == ("digits", "rolling_out", "v1a")
+    control, treatment = digits["versions"]
+    assert control["traffic"] == {"percentile": 0, "effective": 90, "served": 90}
+    assert (treatment["traffic"]["served"], treatment["health"]) == (10, "ready")
+    assert treatment["replicas"]["ready"] == treatment["replicas"]["wanted"] == 1
+    assert treatment["created_run"] == {"dag_id": "weekly", "run_id": "run-1", "task_id": "deploy"}
+    assert control["created_by"] == "maria@laptop"
+    assert digits["rollout"]["waiting_for"] == "the first look at 10 %"
+
+
+def test_the_page_of_an_endpoint_has_its_charts_history_and_a_command(here: Surroundings) -> None:
+    detail = here.read(ENDPOINT)
+
+    charts = detail["comparison"]
+    assert (charts["treatment"], charts["control"], charts["look_count"]) == ("v2a", "v1a", 3)
+    assert sum(charts["treatment_counts"]["requests"]) == 300
+    assert {claim["kind"] for claim in charts["claims"]} == {"alarm", "pass", "split"}
+    assert charts["verdict"]["sentence"].startswith("Nothing speaks against v2a so far")
+    assert detail["history"][0]["what"] == "v1a: 100 % → 90 %; v2a: 0 % → 10 %"
+    assert "$KEY" in detail["curl"]
+    # The run's page in Airflow shows the same endpoint.
+    assert here.read(f"{API}/runs/weekly/run-1")["overview"]["name"] == "digits"
+
+
+def test_the_end_of_a_version_s_log_is_bounded(here: Surroundings) -> None:
+    answer = here.get(f"{ENDPOINT}/versions/v2a/log?tail=5").json()
+    assert "init" in answer["text"]
+    assert len(answer["text"].splitlines()) <= 5
+    assert here.get(f"{ENDPOINT}/versions/v2a/log?tail=100000").status_code == httpx.codes.UNPROCESSABLE_ENTITY
+
+
+def test_an_unchanged_answer_is_not_sent_again(here: Surroundings) -> None:
+    here.read(ENDPOINT)
+    first = here.get(f"{ENDPOINT}/versions/v2a/log?tail=5")
+    again = here.get(f"{ENDPOINT}/versions/v2a/log?tail=5", **{"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (httpx.codes.NOT_MODIFIED, b"")
+
+
+def test_what_is_not_there_is_said_with_404(here: Surroundings) -> None:
+    here.read(ENDPOINT)
+    for path in ("workspaces/secret/endpoints/digits", "workspaces/ml/endpoints/nothing", "runs/weekly/run-99"):
+        answer = here.get(f"{API}/{path}")
+        assert (answer.status_code, len(answer.json()["detail"]) > 20) == (httpx.codes.NOT_FOUND, True)
+
+
+def test_no_answer_has_a_key_or_a_connection_s_password(here: Surroundings) -> None:
+    keys = asyncio.run(here.lab.target.keys("digits"))
+    paths = (f"{API}/overview", ENDPOINT, f"{ENDPOINT}/versions/v2a/log")
+    here.read(ENDPOINT)
+    texts = [here.get(path).raise_for_status().text for path in paths]
+    assert all(texts)
+    for secret in (keys.primary, keys.secondary, "geheim-1", *PASSWORDS.values()):
+        assert not any(secret in text for text in texts)

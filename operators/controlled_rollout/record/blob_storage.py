@@ -26,15 +26,28 @@ CONFLICTS: Final = ("AppendPositionConditionNotMet", "BlobNotFound")
 
 @dataclass(frozen=True)
 class BlobPart:
-    """A blob of a record."""
+    """A blob of a record, as it was when the blobs were listed.
+
+    Attributes:
+        container: The client of its container.
+        name: Its name.
+        identity: Its name and when it was created.
+        size: Its length in bytes.
+    """
 
     container: "ContainerClient"
     name: str
+    identity: str
+    size: int
 
     def lines(self) -> Iterator[bytes]:
         """Yield the blob's lines, oldest first; none if the blob was deleted."""
+        yield from self.lines_from(0)
+
+    def lines_from(self, offset: int) -> Iterator[bytes]:
+        """Yield the blob's lines from a byte of it on; none if the blob was deleted."""
         with azure_errors(self.container.url):
-            content = _read_blob(self.container, self.name)
+            content = _read_blob(self.container, self.name, offset, max(self.size, offset) if offset else None)
         yield from content.splitlines(keepends=True)
 
 
@@ -59,7 +72,10 @@ class BlobStorage:
         """Return the blobs, the oldest first."""
         with azure_errors(self.address):
             container, prefix = self._container_and_prefix()
-            return [BlobPart(container, blob.name) for blob in container.list_blobs(name_starts_with=prefix)]
+            return [
+                BlobPart(container, blob.name, f"{blob.name} {blob.creation_time}", int(blob.size))
+                for blob in container.list_blobs(name_starts_with=prefix)
+            ]
 
     @contextmanager
     def appending(self) -> "Iterator[_Appender]":

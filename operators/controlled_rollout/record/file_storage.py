@@ -20,14 +20,38 @@ class FilePart:
 
     path: Path
 
+    @property
+    def identity(self) -> str:
+        """The file's inode number, which it keeps when it is renamed; empty if it was deleted."""
+        status = self._status()
+        return str(status.st_ino) if status else ""
+
+    @property
+    def size(self) -> int:
+        """The file's length in bytes; 0 if it was deleted."""
+        status = self._status()
+        return status.st_size if status else 0
+
     def lines(self) -> Iterator[bytes]:
         """Yield the file's lines, oldest first; none if the file was deleted."""
+        yield from self.lines_from(0)
+
+    def lines_from(self, offset: int) -> Iterator[bytes]:
+        """Yield the file's lines from a byte of it on; none if the file was deleted."""
         try:
             lines = self.path.open("rb")
         except FileNotFoundError:  # retired and deleted meanwhile
             return
         with lines:
+            lines.seek(offset)
             yield from lines
+
+    def _status(self) -> os.stat_result | None:
+        """Return what the file system says of the file; None if it was deleted."""
+        try:
+            return self.path.stat()
+        except FileNotFoundError:
+            return None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from controlled_rollout.target.protocol import Revision
 from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["append", "append_look", "last", "read", "read_newest_first", "read_part", "storage_of"]
+__all__ = ["append", "append_look", "last", "read", "read_newest_first", "read_part", "storage_errors", "storage_of"]
 
 # With many writers at once each meets a few conflicts; more than this is a fault.
 MAX_TRIES: Final = 50
@@ -195,7 +195,7 @@ def _append_with_retries(
         tail: TailState | None = None
         written = False
         try:
-            with _storage_errors(record), record.appending() as appender:
+            with storage_errors(record), record.appending() as appender:
                 if tried is not None and _has_line(appender, *tried):
                     return
                 line, tail = lines_after(appender)
@@ -237,7 +237,7 @@ def read(
         RecordUnavailableError: It cannot be read.
     """
     record = storage_of(workspace, endpoint)
-    with _storage_errors(record):
+    with storage_errors(record):
         for part in record.parts():
             for decision in read_part(part, step=step):
                 if version is None or decision.version == version:
@@ -268,7 +268,7 @@ def read_newest_first(workspace: Workspace, endpoint: str, version: str) -> Iter
         RecordUnavailableError: It cannot be read.
     """
     record = storage_of(workspace, endpoint)
-    with _storage_errors(record):
+    with storage_errors(record):
         for part in reversed(record.parts()):
             for line in reversed(list(part.lines())):
                 if (decision := _parse_decision(line)) is not None and decision.version == version:
@@ -285,8 +285,12 @@ def last(workspace: Workspace, endpoint: str, version: str) -> Decision | None:
 
 
 @contextmanager
-def _storage_errors(record: RecordStorage) -> Iterator[None]:
-    """Context manager: turn an OSError of the record's storage into a RecordUnavailableError that names the record."""
+def storage_errors(record: RecordStorage) -> Iterator[None]:
+    """Context manager: turn an OSError of the record's storage into a RecordUnavailableError that names the record.
+
+    Args:
+        record: The record.
+    """
     try:
         yield
     except OSError as error:

@@ -18,8 +18,22 @@ class AppendConflict(Exception):
 class RecordPart(Protocol):
     """One part of a record."""
 
+    @property
+    def identity(self) -> str:
+        """An id of this part that it keeps when it becomes full; empty if the part was deleted meanwhile."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The part's length in bytes; 0 if the part was deleted meanwhile."""
+        ...
+
     def lines(self) -> Iterator[bytes]:
         """Yield the part's lines, oldest first; none if the part was deleted meanwhile."""
+        ...
+
+    def lines_from(self, offset: int) -> Iterator[bytes]:
+        """Yield the part's lines from a byte of it on, as `lines` does; the first may be the rest of a line."""
         ...
 
 

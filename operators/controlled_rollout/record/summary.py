@@ -11,7 +11,17 @@ from controlled_rollout.gate import Bin, Counts, Gate, Moments, Verdict, verdict
 from controlled_rollout.record.decision import Decision
 from controlled_rollout.record.reconstruction import RecordedLook, recorded_looks
 
-__all__ = ["RolloutSummary", "Span", "SummaryLook", "SummaryStep", "spans_of", "summarize", "without_repetitions"]
+__all__ = [
+    "RolloutSummary",
+    "Span",
+    "SummaryLook",
+    "SummaryStep",
+    "end_of",
+    "spans_of",
+    "step_label",
+    "summarize",
+    "without_repetitions",
+]
 
 END_WORDS = {"promote": "promoted", "roll back": "rolled back", "hold": "on hold", "ask": "a person is asked"}
 
@@ -66,8 +76,7 @@ class RolloutSummary:
     @property
     def end(self) -> str:
         """How the rollout ended, such as "promoted"; "under way" if it has not."""
-        ends = [END_WORDS[step.label] for step in self.steps if step.label in END_WORDS]
-        return ends[-1] if ends else "under way"
+        return end_of(step.label for step in self.steps)
 
     @property
     def shown_quantile(self) -> int | None:
@@ -76,6 +85,16 @@ class RolloutSummary:
             return None
         quantiles = self.gate.latency_quantiles
         return min(range(len(quantiles)), key=lambda index: abs(quantiles[index] - 0.95))
+
+
+def end_of(labels: Iterable[str]) -> str:
+    """Return how a rollout ended, such as "promoted"; "under way" if it has not.
+
+    Args:
+        labels: The labels of its steps, oldest first.
+    """
+    ends = [END_WORDS[label] for label in labels if label in END_WORDS]
+    return ends[-1] if ends else "under way"
 
 
 def summarize(decisions: Iterable[Decision], *, version: str | None = None) -> RolloutSummary:
@@ -143,7 +162,7 @@ def _steps_since(decisions: Sequence[Decision], version: str, started: datetime)
     """
     # The record's line of a roll-out is a moment later than the version's creation.
     own = [one for one in decisions if one.version == version and one.step != "look" and one.time >= started]
-    return tuple(SummaryStep(one.time, _step_label(one), one.who, one.reason) for one in without_repetitions(own))
+    return tuple(SummaryStep(one.time, step_label(one), one.who, one.reason) for one in without_repetitions(own))
 
 
 def without_repetitions(decisions: Iterable[Decision]) -> Iterator[Decision]:
@@ -170,8 +189,12 @@ def _last_by_labels(decisions: Sequence[Decision], version: str, started: dateti
     return None
 
 
-def _step_label(decision: Decision) -> str:
-    """Return the short name of a step: `10 %` for a shift, `labels: pass` for a look at labels."""
+def step_label(decision: Decision) -> str:
+    """Return the short name of a step: `10 %` for a shift, `labels: pass` for a look at labels.
+
+    Args:
+        decision: The step's line of the record.
+    """
     if decision.step == "shift" and decision.share is not None:
         return f"{decision.share:g} %"
     if decision.step == "judge_labels":

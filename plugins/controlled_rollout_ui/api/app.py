@@ -3,21 +3,30 @@
 What people do on the page is done by DAGs, which it triggers through Airflow's own API as the signed-in user.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Final
 
 from controlled_rollout import __version__
+from controlled_rollout.errors import ControlledRolloutError, EndpointError, EndpointNotFoundError
+from controlled_rollout.view.models import Overview
+from controlled_rollout_ui.api.conditional import conditional_answer
+from controlled_rollout_ui.api.watched_workspace import POLL_S
+from controlled_rollout_ui.api.workspaces import UnknownWorkspaceError, Workspaces
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 __all__ = ["create_app"]
 
+MAX_LOG_LINES: Final = 1_000
 
+
+# Long because the routes are functions inside it: FastAPI is imported at the first request only.
 def create_app() -> "FastAPI":
     """Return the application with all its routes."""
     from airflow.api_fastapi.auth.managers.models.resource_details import AccessView
     from airflow.api_fastapi.core_api.security import requires_access_view
-    from fastapi import Depends, FastAPI
+    from fastapi import Depends, FastAPI, Header, Path, Query, Request
+    from starlette.responses import JSONResponse, Response
 
     app = FastAPI(
         title="Controlled Rollout",
@@ -28,10 +37,48 @@ def create_app() -> "FastAPI":
         openapi_url=None,
         dependencies=[Depends(requires_access_view(AccessView.PLUGINS))],
     )
+    workspaces = Workspaces()
+    Name = Annotated[str, Path(max_length=250)]
+    Known = Annotated[str | None, Header(alias="If-None-Match", max_length=1_000)]
+
+    def refused(_: Request, error: Exception) -> Response:
+        """Return what cannot be answered as a sentence, with the status code of its kind."""
+        is_missing = isinstance(error, UnknownWorkspaceError | EndpointNotFoundError)
+        code = 404 if is_missing else 422 if isinstance(error, EndpointError) else 503
+        return JSONResponse({"detail": str(error)}, code, {"Cache-Control": "no-store"})
+
+    app.add_exception_handler(ControlledRolloutError, refused)
 
     @app.get("/health")
     def health() -> dict[str, str]:
         """Say that the plugin answers, and its version."""
         return {"status": "ok", "version": __version__}
+
+    @app.get("/overview")
+    async def overview(known: Known = None) -> Response:
+        """Return every endpoint of every workspace."""
+        shown = Overview(workspaces=await workspaces.overviews(), poll_seconds=POLL_S)
+        return conditional_answer(shown, known)
+
+    @app.get("/workspaces/{workspace}/endpoints/{endpoint}")
+    async def detail(workspace: Name, endpoint: Name, known: Known = None) -> Response:
+        """Return an endpoint with all that its page shows."""
+        return conditional_answer(await workspaces.detail(workspace, endpoint), known)
+
+    @app.get("/workspaces/{workspace}/endpoints/{endpoint}/versions/{version}/log")
+    async def log(
+        workspace: Name,
+        endpoint: Name,
+        version: Name,
+        tail: Annotated[int, Query(ge=1, le=MAX_LOG_LINES)] = 200,
+        known: Known = None,
+    ) -> Response:
+        """Return the last lines of a version's log."""
+        return conditional_answer(await workspaces.log_tail(workspace, endpoint, version, tail=tail), known)
+
+    @app.get("/runs/{dag_id}/{run_id:path}")
+    async def run(dag_id: Name, run_id: Annotated[str, Path(max_length=250)], known: Known = None) -> Response:
+        """Return the endpoint that a DAG run rolls out on, or has rolled out on."""
+        return conditional_answer(await workspaces.detail_of_run(dag_id, run_id), known)
 
     return app

@@ -1,0 +1,324 @@
+"""One workspace as the page sees it: read in the background while somebody looks, kept in bounded memory.
+
+Nothing is decided here: an API server that is restarted reads the same again.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+
+from controlled_rollout import record
+from controlled_rollout.errors import ControlledRolloutError, EndpointNotFoundError, TargetUnavailableError
+from controlled_rollout.record.in_time import within_time
+from controlled_rollout.target.connect import connect
+from controlled_rollout.target.protocol import Target
+from controlled_rollout.view.comparison import comparison
+from controlled_rollout.view.followed_record import FollowedRecord
+from controlled_rollout.view.history import ENTRIES, history_entries
+from controlled_rollout.view.models import (
+    Comparison,
+    EndpointDetail,
+    EndpointOverview,
+    HistoryEntry,
+    WorkspaceOverview,
+)
+from controlled_rollout.view.overview import by_urgency, unread_endpoint
+from controlled_rollout.view.reading import KnownEndpoint, curl_command, read_overview
+from controlled_rollout.view.rollout_series import RolloutSeries
+from controlled_rollout.visible_text import short_text
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["WatchedWorkspace"]
+
+# Between two readings, while somebody looks; and how long after the last request somebody still does.
+POLL_S: Final = 5.0
+IDLE_S: Final = 30.0
+# How long a workspace, and each of its endpoints, may take to answer.
+DEADLINE_S: Final = 2.0
+# How long the connection may take to be read and opened: on Kubernetes that may run a program that signs in.
+OPEN_DEADLINE_S: Final = 15.0
+# A connection is read anew, and signs in anew, after so long.
+SESSION_S: Final = 120.0
+AT_ONCE: Final = 8
+MAX_ENDPOINTS: Final = 500
+# Endpoints whose pages are open, and whose records are therefore kept as charts.
+MAX_DETAILS: Final = 8
+LONGEST_PROBLEM: Final = 500
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass
+class _Detail:
+    """What is kept of an endpoint whose page is open.
+
+    Attributes:
+        asked: When it was last asked for, on the monotonic clock.
+        followed: How far its record was read.
+        series: What was read of it.
+        comparison: The charts.
+        history: The entries of its history.
+        older_revisions: How many revisions are kept beyond those.
+        revision: The revision that the history reaches to.
+        problem: Why its record cannot be read.
+        is_read: Whether its record has been read once.
+    """
+
+    asked: float
+    followed: FollowedRecord | None = None
+    series: RolloutSeries = field(default_factory=RolloutSeries)
+    comparison: Comparison | None = None
+    history: tuple[HistoryEntry, ...] = ()
+    older_revisions: int = 0
+    revision: int = -1
+    problem: str | None = None
+    is_read: bool = False
+
+
+class WatchedWorkspace:
+    """Reads a workspace every few seconds while somebody looks at it.
+
+    Args:
+        name: Its connection id.
+        read_connection: Returns the workspace that the connection describes; it may block.
+    """
+
+    def __init__(self, name: str, read_connection: Callable[[], Workspace]) -> None:
+        self.name = name
+        self._read_connection = read_connection
+        self._asked = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._workspace: Workspace | None = None
+        self._problem: str | None = None
+        self._read: datetime | None = None
+        self._endpoints: dict[str, EndpointOverview] = {}
+        self._known: dict[str, KnownEndpoint] = {}
+        self._details: OrderedDict[str, _Detail] = OrderedDict()
+        self._more = 0
+
+    async def overview(self, *, wait_s: float = 0.0) -> WorkspaceOverview:
+        """Return the workspace as it was last read, and read it again in the background.
+
+        Args:
+            wait_s: How long to wait for the first reading.
+        """
+        self._watch()
+        await self._first_reading(wait_s)
+        return WorkspaceOverview(
+            workspace=self.name,
+            target=self._workspace.target if self._workspace else None,
+            problem=self._problem,
+            read=self._read,
+            loading=self._is_loading,
+            endpoints=tuple(sorted(self._endpoints.values(), key=by_urgency)),
+            more=self._more,
+        )
+
+    async def detail(self, endpoint: str, *, wait_s: float = 0.0) -> EndpointDetail:
+        """Return an endpoint with all that its page shows, as it was last read.
+
+        Args:
+            endpoint: Its name.
+            wait_s: How long to wait for the first reading of the workspace.
+
+        Raises:
+            EndpointNotFoundError: There is none of that name.
+            TargetUnavailableError: The workspace has not answered yet.
+        """
+        detail = self._details.get(endpoint)
+        if detail is None:
+            detail = self._details[endpoint] = _Detail(time.monotonic())
+            while len(self._details) > MAX_DETAILS:
+                self._details.popitem(last=False)
+            self._wanted.set()
+        self._details.move_to_end(endpoint)
+        detail.asked = time.monotonic()
+        overview = await self.endpoint(endpoint, wait_s=wait_s)
+        workspace = self._workspace
+        ca_file = str(workspace.endpoint_ca) if workspace and workspace.endpoint_ca else None
+        return EndpointDetail(
+            overview=overview,
+            history=detail.history,
+            older_revisions=detail.older_revisions,
+            comparison=detail.comparison,
+            loading=not detail.is_read and overview.problem is None,
+            record_problem=detail.problem,
+            curl=curl_command(overview, ca_file),
+            command_line=(f"controlled-rollout status {endpoint}", f"controlled-rollout history {endpoint}"),
+        )
+
+    async def endpoint(self, endpoint: str, *, wait_s: float = 0.0) -> EndpointOverview:
+        """Return an endpoint as it was last read.
+
+        Raises:
+            EndpointNotFoundError: There is none of that name.
+            TargetUnavailableError: The workspace has not answered yet.
+        """
+        self._watch()
+        await self._first_reading(wait_s)
+        if (found := self._endpoints.get(endpoint)) is not None:
+            return found
+        if self._is_loading or self._problem is not None:
+            raise TargetUnavailableError(self._problem or f"workspace {self.name} is being read: ask again in a second")
+        raise EndpointNotFoundError(f"workspace {self.name} has no endpoint {endpoint!r}")
+
+    async def open_workspace(self) -> Workspace:
+        """Return the workspace that the connection describes now.
+
+        Raises:
+            ControlledRolloutError: The connection cannot be read.
+        """
+        workspace = await _in_time(asyncio.to_thread(self._read_connection), OPEN_DEADLINE_S, f"connection {self.name}")
+        return workspace.model_copy(update={"name": self.name})
+
+    @property
+    def _is_loading(self) -> bool:
+        """Whether it has neither answered nor failed yet."""
+        return self._read is None and self._problem is None
+
+    def _watch(self) -> None:
+        """Begin to read in the background, unless that goes on already."""
+        self._asked = time.monotonic()
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._keep_reading())
+
+    async def _first_reading(self, wait_s: float) -> None:
+        """Wait until it was read once, or could not be."""
+        if wait_s and self._is_loading:
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait_s)
+            except TimeoutError:
+                return
+
+    async def _keep_reading(self) -> None:
+        """Read every few seconds until nobody has looked for a while."""
+        while time.monotonic() - self._asked < IDLE_S:
+            try:
+                await self._read_session()
+            except Exception as error:  # any: the page says it, and the next session may do better
+                self._fail(error)
+                await self._pause()
+
+    async def _read_session(self) -> None:
+        """Read with one opened connection, for a few minutes at most; raise what it fails with."""
+        began = time.monotonic()
+        workspace = await self.open_workspace()
+        self._workspace = workspace
+        async with connect(workspace) as target:
+            while time.monotonic() - began < SESSION_S and time.monotonic() - self._asked < IDLE_S:
+                await self._read_once(workspace, target)
+                await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait until it is to be read again: for the next time, or because a page was opened."""
+        self._wanted.clear()
+        try:
+            await asyncio.wait_for(self._wanted.wait(), POLL_S)
+        except TimeoutError:
+            return
+
+    def _fail(self, error: Exception) -> None:
+        """Take note that the workspace does not answer; what was seen of its endpoints stays, and says so."""
+        self._problem = _problem_text(error)
+        self._endpoints = {
+            name: unread_endpoint(self.name, name, self._problem, seen) for name, seen in self._endpoints.items()
+        }
+        self._changed.set()
+
+    async def _read_once(self, workspace: Workspace, target: Target) -> None:
+        """Read all endpoints, a few at a time; raise if the workspace does not answer."""
+        names = await _in_time(target.endpoints(), DEADLINE_S, f"workspace {self.name}")
+        shown = names[:MAX_ENDPOINTS]
+        self._more = len(names) - len(shown)
+        self._known = {name: self._known.get(name, KnownEndpoint()) for name in shown}
+        self._endpoints = {name: seen for name, seen in self._endpoints.items() if name in self._known}
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def read(name: str) -> None:
+            """Read one endpoint when it is its turn."""
+            async with room:
+                await self._read_endpoint(workspace, target, name)
+
+        await asyncio.gather(*(read(name) for name in shown))
+        self._problem, self._read = None, datetime.now(UTC)
+        self._changed.set()
+
+    async def _read_endpoint(self, workspace: Workspace, target: Target, name: str) -> None:
+        """Read one endpoint; one that cannot be read is a row that says why."""
+        detail = self._open_detail(name)
+        reading = read_overview(workspace, target, name, self._known[name], inspect=detail is not None)
+        try:
+            self._endpoints[name] = await _in_time(reading, DEADLINE_S, f"endpoint {name!r}")
+        except EndpointNotFoundError:  # deleted meanwhile
+            self._endpoints.pop(name, None)
+            return
+        except Exception as error:  # any: the other endpoints are shown
+            self._endpoints[name] = unread_endpoint(self.name, name, _problem_text(error), self._endpoints.get(name))
+            return
+        if detail is not None:
+            await self._read_detail(workspace, target, name, detail)
+
+    def _open_detail(self, name: str) -> _Detail | None:
+        """Return what is kept of an endpoint whose page is open; None if it is not, and forget it then."""
+        detail = self._details.get(name)
+        if detail is not None and time.monotonic() - detail.asked > IDLE_S:
+            del self._details[name]
+            return None
+        return detail
+
+    async def _read_detail(self, workspace: Workspace, target: Target, name: str, detail: _Detail) -> None:
+        """Read an endpoint's history and record for its page; what fails is said there."""
+        try:
+            if detail.revision != self._endpoints[name].revision:
+                history = await _in_time(target.history(name), OPEN_DEADLINE_S, f"the history of {name!r}")
+                detail.history = history_entries(history)
+                detail.older_revisions = max(0, len(history) - ENTRIES)
+                detail.revision = history[-1].number
+            await within_time(record.storage_of(workspace, name).name, lambda: _follow(workspace, name, detail))
+            detail.problem = None
+        except Exception as error:  # any: the rest of the page is shown
+            detail.problem = _problem_text(error)
+        detail.is_read = True
+
+
+def _follow(workspace: Workspace, name: str, detail: _Detail) -> None:
+    """Read what was appended to an endpoint's record, and make its charts; in a thread."""
+    if detail.followed is None:
+        detail.followed = FollowedRecord(record.storage_of(workspace, name))
+    any_new = False
+    for line in detail.followed.new_lines():
+        detail.series.add(line)
+        any_new = True
+    if any_new:
+        detail.comparison = comparison(detail.series)
+
+
+async def _in_time(work: Awaitable[Result], seconds: float, what: str) -> Result:
+    """Return the result of some work, or raise TargetUnavailableError if it takes longer than its deadline.
+
+    Args:
+        work: The work.
+        seconds: Its deadline.
+        what: What is asked, for the message.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError as error:
+        raise TargetUnavailableError(f"{what} does not answer within {seconds:g} s: it is asked again") from error
+
+
+def _problem_text(error: Exception) -> str:
+    """Return why something cannot be read, for people: of an unexpected error its kind, for it may say a secret."""
+    if isinstance(error, ControlledRolloutError):
+        return short_text(str(error), most=LONGEST_PROBLEM)
+    log.warning("a workspace cannot be read", exc_info=error)
+    return f"it cannot be read because of an unexpected error ({type(error).__name__}): see the API server's log"

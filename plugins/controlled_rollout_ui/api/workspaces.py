@@ -1,0 +1,122 @@
+"""The workspaces that the page shows, each read in the background."""
+
+import asyncio
+from functools import partial
+from typing import Final
+
+from controlled_rollout.errors import (
+    ControlledRolloutError,
+    EndpointNotFoundError,
+    TargetUnavailableError,
+    WorkspaceError,
+)
+from controlled_rollout.target.connect import connect
+from controlled_rollout.view.models import EndpointDetail, LogTail, WorkspaceOverview
+from controlled_rollout.view.reading import read_log_tail
+from controlled_rollout.workspace import Workspace
+from controlled_rollout_ui.api.background import BackgroundLoop
+from controlled_rollout_ui.api.settings import workspace_names
+from controlled_rollout_ui.api.watched_workspace import WatchedWorkspace
+
+__all__ = ["UnknownWorkspaceError", "Workspaces"]
+
+# How long a request waits for the very first reading of a workspace, and for a log.
+FIRST_WAIT_S: Final = 0.15
+FIRST_DETAIL_WAIT_S: Final = 2.5
+LOG_DEADLINE_S: Final = 15.0
+
+
+class UnknownWorkspaceError(ControlledRolloutError):
+    """There is no workspace of that name among those that the page shows."""
+
+
+class Workspaces:
+    """All workspaces of the setting `ui_workspaces`."""
+
+    def __init__(self) -> None:
+        self._background = BackgroundLoop()
+        self._watched: dict[str, WatchedWorkspace] = {}
+
+    async def overviews(self) -> tuple[WorkspaceOverview, ...]:
+        """Return every workspace as it was last read."""
+        return await self._background.run(self._overviews())
+
+    async def detail(self, workspace: str, endpoint: str) -> EndpointDetail:
+        """Return an endpoint with all that its page shows.
+
+        Raises:
+            UnknownWorkspaceError: The page does not show such a workspace.
+            EndpointNotFoundError: There is no such endpoint.
+            TargetUnavailableError: The workspace has not answered yet.
+        """
+        watched = self._one(workspace)
+        return await self._background.run(watched.detail(endpoint, wait_s=FIRST_DETAIL_WAIT_S))
+
+    async def detail_of_run(self, dag_id: str, run_id: str) -> EndpointDetail:
+        """Return the endpoint that a DAG run rolls out on, or has last changed.
+
+        Raises:
+            EndpointNotFoundError: There is none.
+        """
+        for workspace in await self._background.run(self._overviews(FIRST_DETAIL_WAIT_S)):
+            for endpoint in workspace.endpoints:
+                rollout = endpoint.rollout
+                runs = [rollout.run if rollout else None, *(version.created_run for version in endpoint.versions)]
+                if any(run is not None and (run.dag_id, run.run_id) == (dag_id, run_id) for run in runs):
+                    return await self.detail(workspace.workspace, endpoint.name)
+        raise EndpointNotFoundError(f"no version of any endpoint is of the run {dag_id}/{run_id}")
+
+    async def log_tail(self, workspace: str, endpoint: str, version: str, *, tail: int) -> LogTail:
+        """Return the last lines of a version's log.
+
+        Raises:
+            UnknownWorkspaceError: The page does not show such a workspace.
+            EndpointNotFoundError: There is no such endpoint.
+            EndpointError: It has no such version.
+            TargetUnavailableError: The workspace does not answer.
+        """
+        watched = self._one(workspace)
+
+        async def read() -> LogTail:
+            """Read it with a connection of its own."""
+            opened = await watched.open_workspace()
+            try:
+                async with asyncio.timeout(LOG_DEADLINE_S), connect(opened) as target:
+                    return await read_log_tail(opened, target, endpoint, version, tail=tail)
+            except TimeoutError as error:
+                raise TargetUnavailableError(
+                    f"workspace {workspace} does not answer within {LOG_DEADLINE_S:g} s: ask for the log again"
+                ) from error
+
+        return await self._background.run(read())
+
+    async def _overviews(self, wait_s: float = FIRST_WAIT_S) -> tuple[WorkspaceOverview, ...]:
+        """Return every workspace; none waits for another."""
+        shown = [self._one(name).overview(wait_s=wait_s) for name in workspace_names()]
+        return tuple(await asyncio.gather(*shown))
+
+    def _one(self, name: str) -> WatchedWorkspace:
+        """Return a workspace; raise UnknownWorkspaceError if the page does not show it."""
+        names = workspace_names()
+        if name not in names:
+            raise UnknownWorkspaceError(
+                f"the page shows no workspace {name!r}: it shows {', '.join(names)}; the setting ui_workspaces of the "
+                "section [controlled_rollout] lists them"
+            )
+        return self._watched.setdefault(name, WatchedWorkspace(name, partial(_read_connection, name)))
+
+
+def _read_connection(conn_id: str) -> Workspace:
+    """Return the workspace that a connection describes; raise WorkspaceError if there is no such connection."""
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
+
+    quieten_clients()
+    try:
+        return WorkspaceHook(conn_id).get_workspace()
+    except AirflowNotFoundException as error:
+        raise WorkspaceError(
+            f"there is no connection {conn_id!r}, which the setting ui_workspaces of [controlled_rollout] names: "
+            "create it, or leave it out there"
+        ) from error
