@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from controlled_rollout.hooks.sql_labels import SqlLabels
     from controlled_rollout.labels.settings import LabelMetric, Labels
     from controlled_rollout.labels.stored import StoredLabels
+    from controlled_rollout.notifications.notifier import RolloutNotifier
     from controlled_rollout.operators.approval import ApproveRolloutOperator
     from controlled_rollout.operators.collected_data import CollectedDataGateOperator
     from controlled_rollout.operators.connectivity import CheckConnectivityOperator
@@ -87,6 +88,7 @@ __all__ = [
     "RegistryUnavailableError",
     "RetireVersionOperator",
     "RollBackOperator",
+    "RolloutNotifier",
     "RouterTimeoutError",
     "ScanError",
     "ScanImageOperator",
@@ -141,6 +143,7 @@ _MODULES = {
     "RegistryUnavailableError": "controlled_rollout.errors",
     "RollBackOperator": "controlled_rollout.operators.promotion",
     "DeployVersionOperator": "controlled_rollout.operators.rollout",
+    "RolloutNotifier": "controlled_rollout.notifications.notifier",
     "RouterTimeoutError": "controlled_rollout.errors",
     "ScanError": "controlled_rollout.errors",
     "ScanImageOperator": "controlled_rollout.operators.image_scan",

@@ -61,6 +61,7 @@ def get_provider_info() -> dict[str, Any]:
             f"controlled_rollout.links.task_links.{name}"
             for name in ("EndpointLink", "ReportLink", "RequestsLink", "VersionLogLink")
         ],
+        "notifications": ["controlled_rollout.notifications.notifier.RolloutNotifier"],
         "connection-types": [_connection_type()],
     }
 

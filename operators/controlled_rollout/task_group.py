@@ -1,9 +1,8 @@
 """All the steps of a rollout, wired: what most DAGs use instead of the single operators."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from airflow.sdk import BaseNotifier, BaseOperator, TaskGroup, TriggerRule, chain
 
@@ -18,10 +17,10 @@ from controlled_rollout.defaults import (
     ROLL_BACK_TIMEOUT,
     SILENCE,
 )
-from controlled_rollout.duration import parse_duration
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.notifications.event import notifiers_of
 from controlled_rollout.operators.approval import ApproveRolloutOperator
 from controlled_rollout.operators.base import rule_after_skips
 from controlled_rollout.operators.group_arguments import (
@@ -30,6 +29,7 @@ from controlled_rollout.operators.group_arguments import (
     check_run_has_no_timeout,
     check_steps,
 )
+from controlled_rollout.operators.group_tasks import create_task, execution_timeout_above, own_defaults
 from controlled_rollout.operators.image_scan import ScanImageOperator
 from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
 from controlled_rollout.operators.rollout import DeployVersionOperator, RetireVersionOperator
@@ -41,13 +41,10 @@ from controlled_rollout.sensors.treatment_gate import TreatmentGateSensor
 __all__ = ["ControlledRollout"]
 
 Time = timedelta | float | str
-Task = TypeVar("Task", bound=BaseOperator)
+Notifiers = Sequence[BaseNotifier] | BaseNotifier
 
 # A worker may be killed at any moment. Errors that would come again fail the task without retries anyway.
 RETRIES: Final[dict[str, Any]] = {"retries": 3, "retry_delay": timedelta(seconds=10)}
-# Arguments of every task but the first, which no `default_args` replace: a gate or a roll-back that waits for an
-# earlier run would leave a treatment its share. `depends_on_past` keeps the first task waiting.
-FIXED: Final[dict[str, Any]] = {"depends_on_past": False, "wait_for_downstream": False, "do_xcom_push": True}
 # Likewise of the tasks that go back: they come soon, whatever other tasks and runs do, and are tried again.
 GOING_BACK: Final[dict[str, Any]] = {
     "retry_delay": RETRIES["retry_delay"],
@@ -65,8 +62,6 @@ REFUSED: Final[dict[str, str]] = {
     "trigger_rule": "the rules of the group's tasks decide between promotion and roll-back",
 }
 UNCHANGED: Final = (None, False, TriggerRule.ALL_SUCCESS)
-# What a task that goes back needs beyond its time-out, such as for Airflow's own start of it.
-MARGIN: Final = timedelta(minutes=10)
 VERSION_OF_RUN: Final = "{{ task.version_of_run(dag_run) }}"
 WINDOW: Final = EvidenceWindow()
 
@@ -83,8 +78,8 @@ class ControlledRollout(TaskGroup):
     is skipped if what comes before the group has skipped it. They do not wait for `keep_warm`.
 
     Times may be timedeltas, seconds, or text such as `5 min` or `PT5M`; all arguments but `steps`, `approval`,
-    `keep_treatment`, `hold_notifiers`, `deferrable`, the mappings `scan` and `approval_settings` themselves, and the
-    group's own may be templates. `on_deadline` may be one, but not for `ask`.
+    `keep_treatment`, `on_hold`, `on_promoted`, `on_rolled_back`, `deferrable`, the mappings `scan` and
+    `approval_settings` themselves, and the group's own may be templates. `on_deadline` may be one, but not for `ask`.
 
     Args:
         group_id: The group's name, and the prefix of its tasks' names.
@@ -104,7 +99,9 @@ class ControlledRollout(TaskGroup):
             (else it holds); or `ask`, which adds a task after each gate that asks a person, with the evidence.
         unseen_timeout: On hold, how long no look may be able to see the evidence before the treatment is rolled back;
             None keeps it for as long as the hold lasts.
-        hold_notifiers: Called with the gate's context when the rollout goes on hold: no task fails then.
+        on_hold, on_promoted, on_rolled_back: Notifiers, such as `RolloutNotifier`: called when the rollout goes on hold
+            (no task fails then), when the version is promoted, when it is rolled back or could not be. What they raise
+            changes nothing.
         approval: Whether a person has to approve the promotion even after a pass.
         approval_settings: Further arguments of the tasks that ask a person (see `ApproveRolloutOperator`), such as
             `assigned_users`, `notifiers` or `response_timeout`.
@@ -159,7 +156,9 @@ class ControlledRollout(TaskGroup):
         decision_timeout: Time = DECISION_TIMEOUT,
         on_deadline: str = "hold",
         unseen_timeout: Time | None = None,
-        hold_notifiers: Sequence[BaseNotifier] | BaseNotifier = (),
+        on_hold: Notifiers = (),
+        on_promoted: Notifiers = (),
+        on_rolled_back: Notifiers = (),
         approval: bool = False,
         approval_settings: Mapping[str, Any] | None = None,
         interval: Time = LOOK_INTERVAL,
@@ -249,7 +248,7 @@ class ControlledRollout(TaskGroup):
             self._add_steps(
                 steps,
                 on_endpoint,
-                {**looks, "hold_notifiers": hold_notifiers, "deferrable": deferrable},
+                {**looks, "on_hold": on_hold, "deferrable": deferrable},
                 pass_every_step=pass_every_step,
                 approval=approval,
                 approval_settings=approval_settings or {},
@@ -261,6 +260,8 @@ class ControlledRollout(TaskGroup):
                 keep_treatment=keep_treatment,
                 roll_back_timeout=roll_back_timeout,
                 deferrable=deferrable,
+                on_promoted=notifiers_of("on_promoted", on_promoted),
+                on_rolled_back=notifiers_of("on_rolled_back", on_rolled_back),
             )
         self._tell_from_others()
 
@@ -343,6 +344,8 @@ class ControlledRollout(TaskGroup):
         keep_treatment: bool,
         roll_back_timeout: Time,
         deferrable: bool,
+        on_promoted: Sequence[BaseNotifier],
+        on_rolled_back: Sequence[BaseNotifier],
     ) -> None:
         """Create the tasks that end a rollout, and connect all tasks."""
         endpoint = {name: value for name, value in on_endpoint.items() if name != "version"}
@@ -352,6 +355,7 @@ class ControlledRollout(TaskGroup):
             **on_endpoint,
             needs_approval=needs_approval,
             trigger_rule=rule_after_skips(self),  # the gates of a first version are skipped, and it is promoted
+            **self._callbacks("on_success_callback", on_promoted),
         )
         waits: Any = {"keep_warm": keep_warm, "deferrable": deferrable, "execution_timeout": None}  # it may take days
         self.retire_old = create_task(
@@ -372,6 +376,8 @@ class ControlledRollout(TaskGroup):
             roll_back_timeout=roll_back_timeout,
             trigger_rule=TriggerRule.ONE_FAILED,
             execution_timeout=execution_timeout_above(roll_back_timeout),
+            **self._callbacks("on_success_callback", on_rolled_back),
+            **self._callbacks("on_failure_callback", on_rolled_back),
             **going_back,
         )
         self.result = create_task(
@@ -394,6 +400,12 @@ class ControlledRollout(TaskGroup):
             )
             self.roll_back >> retirement >> self.result
 
+    def _callbacks(self, kind: str, notifiers: Sequence[BaseNotifier]) -> dict[str, Any]:
+        """Return the argument of a task that calls notifiers, beside the callbacks of `default_args`."""
+        given = self.default_args.get(kind) or []
+        own = list(given) if isinstance(given, list | tuple) else [given]
+        return {kind: [*own, *notifiers]} if notifiers else {}
+
     def _connect(self) -> None:
         """Connect the tasks that go forward with each other, and with those that follow them."""
         by_gate = {ask.gate_task_id: ask for ask in self.approvals}
@@ -411,48 +423,6 @@ class ControlledRollout(TaskGroup):
         [*forward, self.promote] >> self.roll_back
         # `roll_back` is skipped only once `promote` has succeeded: `result` waits for both.
         self.check >> self.result
-
-
-def create_task(
-    operator: type[Task],
-    task_id: str,
-    given: Mapping[str, Any] | None = None,
-    /,
-    *,
-    trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS,
-    **arguments: Any,
-) -> Task:
-    """Create a task of the group, so that no `default_args` change what the rollout rests on.
-
-    Args:
-        operator: Its class.
-        task_id: Its name in the group.
-        given: Further arguments, which the DAG's author has given for it.
-        trigger_rule: When it runs.
-        **arguments: Its other arguments.
-
-    Raises:
-        ValueError: `given` has an argument that the group sets itself.
-    """
-    own = {**FIXED, **arguments, "task_id": task_id, "trigger_rule": trigger_rule}
-    if taken := sorted(own.keys() & (given or {}).keys()):
-        raise ValueError(f"{', '.join(taken)} was given to the task {task_id!r} of a rollout, which sets it itself")
-    return operator(**{**own_defaults(operator), **(given or {}), **own})
-
-
-def own_defaults(operator: type[BaseOperator]) -> dict[str, Any]:
-    """Return the default values of the arguments that this package has added to Airflow's for an operator.
-
-    Given as arguments they keep away `default_args` of the same name that are meant for other operators, such as
-    `timeout` or `version`.
-    """
-    defaults: dict[str, Any] = {}
-    for base in operator.__mro__:
-        if base.__module__.startswith("controlled_rollout.") and "__init__" in vars(base):
-            for name, parameter in inspect.signature(vars(base)["__init__"]).parameters.items():
-                if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty:
-                    defaults.setdefault(name, parameter.default)
-    return defaults
 
 
 def check_default_args(of_dag: Mapping[str, Any], of_group: Mapping[str, Any]) -> None:
@@ -479,11 +449,3 @@ def check_default_args(of_dag: Mapping[str, Any], of_group: Mapping[str, Any]) -
             f"default_args of the group have {', '.join(misplaced)}: give that to ControlledRollout itself, if it is "
             "one of its arguments; default_args are for Airflow's own, such as retries or queue"
         )
-
-
-def execution_timeout_above(timeout: Time) -> timedelta | None:
-    """Return an `execution_timeout` that leaves a task all of its own time-out; None if that is a template."""
-    try:
-        return parse_duration(timeout) + MARGIN
-    except ValueError:
-        return None

@@ -12,8 +12,8 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 from controlled_rollout import ControlledRollout, Gate
 from controlled_rollout.operators.base import run_of
+from controlled_rollout.operators.group_tasks import own_defaults
 from controlled_rollout.rollout import Rollout
-from controlled_rollout.task_group import own_defaults
 from controlled_rollout.version_name import version_of_run
 from tests.invariants.simulated_airflow import State, next_state
 
@@ -163,8 +163,10 @@ def test_retries_may_be_the_text_that_airflow_takes() -> None:
         ("deferrable", None),
         ("scan", "{{ params.scan }}"),
         ("approval_settings", "{{ params.approval }}"),
-        ("hold_notifiers", "me@example.com"),
-        ("hold_notifiers", ["me@example.com"]),
+        ("on_hold", "me@example.com"),
+        ("on_hold", ["me@example.com"]),
+        ("on_promoted", "{{ params.people }}"),
+        ("on_rolled_back", None),
         ("steps", "{{ params.steps }}"),
     ],
 )
@@ -261,7 +263,7 @@ def test_default_arguments_of_the_dag_for_other_operators_change_nothing_in_the_
     others = {
         "version": "x", "replaced_by": "x", "timeout": 1, "reason": "x", "to": "x", "own_rollout": False,
         "needs_approval": True, "deferrable": False, "do_xcom_push": False, "depends_on_past": True,
-        "wait_for_downstream": True, "always": True, "conn_id": "sql", "percentile": 99, "hold_notifiers": None,
+        "wait_for_downstream": True, "always": True, "conn_id": "sql", "percentile": 99, "on_hold": None,
     }  # fmt: skip
     for plain, changed in zip(group(), group(others), strict=True):
         names = own_defaults(type(plain)).keys() | {"trigger_rule", "version", "endpoint", "conn_id"}

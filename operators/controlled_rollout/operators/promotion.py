@@ -11,6 +11,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from controlled_rollout.arguments import duration
 from controlled_rollout.defaults import ROLL_BACK_TIMEOUT, SERVED_TIMEOUT
 from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.notifications.event import Event
 from controlled_rollout.operators.base import (
     FAILURE_KEY,
     TEMPORARY_WHEN_GOING_BACK,
@@ -57,6 +58,7 @@ class PromoteToControlOperator(RolloutOperator):
 
     template_fields = (*RolloutOperator.template_fields, "version", "reason", "timeout")
     ui_color = "#d5f0d5"
+    event_of_success = Event.PROMOTED
 
     def __init__(
         self,
@@ -123,6 +125,8 @@ class RollBackOperator(RolloutOperator):
     ui_color = "#f8d6d6"
     temporary_errors = TEMPORARY_WHEN_GOING_BACK
     links_first = False
+    event_of_success, event_of_failure = Event.ROLLED_BACK, Event.NOT_ROLLED_BACK
+    change_reason = ""
 
     def __init__(
         self,
@@ -153,11 +157,12 @@ class RollBackOperator(RolloutOperator):
         """Roll the version back and return each version's per cent of the traffic; None if there is no such version."""
         from controlled_rollout import steps
 
+        self.change_reason = self.reason or self._upstream_failure_reasons(context)
         stored = await steps.roll_back(
             workspace,
             self.endpoint,
             self.version,
-            change=change_of(context, self.reason or self._upstream_failure_reasons(context)),
+            change=change_of(context, self.change_reason),
             to=self.to or None,
             to_former_control=self.to_former_control,
             owner=self.required_owner(context),

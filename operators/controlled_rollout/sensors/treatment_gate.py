@@ -26,6 +26,7 @@ from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
 from controlled_rollout.links.task_links import LINKS
+from controlled_rollout.notifications.event import Event, call_each, notifiers_of, told_of
 from controlled_rollout.operators.approval import ApproveRolloutOperator
 from controlled_rollout.operators.base import EngineCalls, run_of, task_of
 from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
@@ -63,7 +64,8 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             task succeeds, and the `ApproveRolloutOperator` that has to come after it asks a person.
         unseen_timeout: On hold, how long no look may be able to see the evidence before the treatment is rolled back;
             None keeps it for as long as the hold lasts.
-        hold_notifiers: Called with the task's context when the rollout goes on hold: no task fails then.
+        on_hold: Notifiers, such as `RolloutNotifier`: called with the task's context when the rollout goes on hold: no
+            task fails then.
         interval: The time between two looks.
         bin_width: The length of a time bin of the evidence.
         allowed_lag: How late telemetry may arrive.
@@ -106,7 +108,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         decision_timeout: timedelta | float | str = DECISION_TIMEOUT,
         on_deadline: str = "hold",
         unseen_timeout: timedelta | float | str | None = None,
-        hold_notifiers: Sequence[BaseNotifier] | BaseNotifier = (),
+        on_hold: Sequence[BaseNotifier] | BaseNotifier = (),
         interval: timedelta | float | str = LOOK_INTERVAL,
         bin_width: timedelta | float | str = WINDOW.bin_width,
         allowed_lag: timedelta | float | str = WINDOW.allowed_lag,
@@ -143,7 +145,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         self.decision_timeout = decision_timeout
         self.on_deadline = on_deadline
         self.unseen_timeout = unseen_timeout
-        self.hold_notifiers = notifiers_of(hold_notifiers)
+        self.on_hold = notifiers_of("on_hold", on_hold)
         self.interval = interval
         self.bin_width = bin_width
         self.allowed_lag = allowed_lag
@@ -221,10 +223,9 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         try:
             workspace = self.workspace()
             asyncio.run(self._run_cancellable(put_on_hold(workspace, held, result.reason, self.log_progress)))
-            for notifier in self.hold_notifiers:
-                notifier(context)
         except Exception as error:  # nothing of this may end the looks
             self.log.warning("the hold could not be reported everywhere: %s", error)
+        call_each(self.on_hold, told_of(context, Event.ON_HOLD, result.reason, result.table), self.log_progress)
         return held
 
     def gate_terms(self, context: "Context") -> GateTerms:
@@ -280,11 +281,3 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             "table": result.table,
             "asks": result.action is NextAction.ASK,
         }
-
-
-def notifiers_of(given: Any) -> list[BaseNotifier]:
-    """Return the notifiers of a hold as a list; raise ValueError for anything that cannot be called on hold."""
-    notifiers = list(given) if isinstance(given, list | tuple) else [given]
-    if not all(callable(notifier) for notifier in notifiers):
-        raise ValueError(f"hold_notifiers={given!r}: give notifiers of Airflow, such as [SlackNotifier(…)]")
-    return notifiers

@@ -141,7 +141,7 @@ def deferred_terms(call: Callable[[], object]) -> GateTerms:
 
 def test_gate_on_hold_tells_people_and_waits_on_although_nobody_can_be_told(context: Context) -> None:
     notifier = Notifier()
-    task = gate(deferrable=True, unseen_timeout="2 d", hold_notifiers=notifier)
+    task = gate(deferrable=True, unseen_timeout="2 d", on_hold=notifier)
     terms = deferred_terms(lambda: task.execute(context))
     assert (terms.held, terms.unseen_timeout) == (None, timedelta(days=2))
 
@@ -184,7 +184,7 @@ def test_rescheduled_gate_tells_people_once(context: Context, monkeypatch: pytes
     context["ti"].rescheduled = datetime(2026, 1, 5, tzinfo=UTC)  # type: ignore[attr-defined] # the test's own
     notifier = Notifier()
     for _ in range(3):  # a process for each
-        assert not gate(mode="reschedule", deferrable=False, hold_notifiers=notifier).poke(context)
+        assert not gate(mode="reschedule", deferrable=False, on_hold=notifier).poke(context)
     assert notifier.notified == 1
 
 
@@ -205,5 +205,5 @@ def test_wrong_argument_fails_a_gate_without_retries(context: Context) -> None:
 
 @pytest.mark.parametrize("given", ["me@example.com", ["me@example.com"], None])
 def test_notifiers_that_could_tell_nobody_about_a_hold_are_refused(given: Any) -> None:
-    with pytest.raises(ValueError, match=r"hold_notifiers=.*: give notifiers"):
-        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", hold_notifiers=given)
+    with pytest.raises(ValueError, match=r"on_hold=.*: give notifiers"):
+        TreatmentGateSensor(task_id="gate", endpoint="digits", version="v2a", on_hold=given)
