@@ -28,7 +28,9 @@ def history(share: float = 10) -> list[Revision]:
 
 
 def decision(step: Any, why: str, **fields: Any) -> Decision:
-    return Decision(time=NOW, endpoint="digits", version="new", step=step, who="weekly/run-1/task", reason=why, **fields)
+    return Decision(
+        time=NOW, endpoint="digits", version="new", step=step, who="weekly/run-1/task", reason=why, **fields
+    )
 
 
 def message(event: Event = Event.ON_HOLD, **arguments: Any) -> RolloutMessage:
