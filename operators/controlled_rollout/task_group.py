@@ -335,6 +335,7 @@ class ControlledRollout(TaskGroup):
                 )
                 self.approvals.append(ask)
 
+    # Long because every ending has its own rule, and says why.
     def _add_endings(
         self,
         on_endpoint: Mapping[str, Any],
