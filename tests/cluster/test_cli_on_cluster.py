@@ -38,7 +38,9 @@ def test_a_rollout_by_hand_on_a_cluster(
 
     # The node's processes reach the registry on loopback; in a pod that address is the pod's own.
     registry = f"tcp://{sandbox.lab.registry}"
-    code, out, _ = run("check", name, "--version", "two", "--to", registry, "--to", f"http://{name}.invalid", "--json")
+    code, out, _ = run(
+        "check", name, "--version", "two", "--to", registry, "--to", f"http://{name}.invalid", "--output", "json"
+    )
     checked = {(each["origin"], each["name"]): each for each in json.loads(out)}
     own, unknown = sandbox.lab.registry, f"{name}.invalid:80"
     assert {each["outcome"] for each in checked.values() if each["name"] not in (own, unknown)} <= {"works", "closed"}
@@ -54,8 +56,8 @@ def test_a_rollout_by_hand_on_a_cluster(
     code, out, _ = run("shift", name, "two", "50")
     assert (code, "one 50 %, two 50 %" in out) == (0, True)
     assert run("logs", name, "two", "--tail", "20")[0] == 0
-    old = json.loads(run("keys", name, "--json")[1])
-    new = json.loads(run("keys", name, "--regenerate", "secondary", "--json")[1])
+    old = json.loads(run("keys", name, "--output", "json")[1])
+    new = json.loads(run("keys", name, "--regenerate", "secondary", "--output", "json")[1])
     assert new["primary"] == old["primary"]
     assert new["secondary"] != old["secondary"]
 
@@ -65,7 +67,7 @@ def test_a_rollout_by_hand_on_a_cluster(
     lines = run("status", name)[1].splitlines()
     assert lines[0].startswith(f"{name}  {sandbox.url}  revision ")
     assert [line.split()[:2] for line in lines[1:]] == [["version", "role"], ["two", "Control,"]]
-    document = json.loads(run("status", name, "--json")[1])
+    document = json.loads(run("status", name, "--output", "json")[1])
     assert document["status"]["revision"] == document["status"]["served_revision"]
 
     assert run("delete", name, "--yes") == (0, f"endpoint {name!r} is deleted\n", "")

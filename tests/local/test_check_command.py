@@ -51,7 +51,7 @@ def test_table_says_what_works_and_what_to_do_and_the_exit_code_whether_all_does
 
 
 def test_json_has_every_stage(root: Path, closed_port: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--root", str(root), "--to", f"http://127.0.0.1:{closed_port}", "--json"]) == 1
+    assert main(["check", "--root", str(root), "--to", f"http://127.0.0.1:{closed_port}", "--output", "json"]) == 1
     *_, router, _, _, _, own = json.loads(capsys.readouterr().out)
 
     assert (router["name"], router["outcome"], router["probe"]) == ("router", "works", None)

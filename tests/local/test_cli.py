@@ -123,15 +123,15 @@ def test_status_is_a_table_of_one_line_a_version_in_a_pipe_and_a_document_for_pr
     assert (code, err) == (0, "")
     heading, columns, row = out.splitlines()
     assert heading.split() == [name, asyncio.run(lab.url(name)), "revision", "1"]
-    assert columns.split() == ["version", "role", "set", "traffic", "replicas", "state", "requests", "active"]
-    assert re.split(r"\s{2,}", row.strip())[:6] == ["one", "Control, default", "0 %", "100 %", "1 of 1", "ready"]
+    assert columns.split() == ["version", "role", "traffic", "replicas", "state", "requests", "active"]
+    assert re.split(r"\s{2,}", row.strip())[:5] == ["one", "control, default", "100 % (rest)", "1 of 1", "ready"]
     assert name in shell("status")[1]
 
-    status = json.loads(shell("status", name, "--json")[1])
+    status = json.loads(shell("status", name, "--output", "json")[1])
     assert status["effective_traffic"] == {"one": 100.0}
     assert status["status"]["versions"]["one"]["ready"] is True
     assert json.loads(shell("endpoint", "show", name)[1])["endpoint"] == status["endpoint"]
-    assert name in [document["endpoint"]["name"] for document in json.loads(shell("status", "--json")[1])]
+    assert name in [document["endpoint"]["name"] for document in json.loads(shell("status", "--output", "json")[1])]
 
 
 def test_score_uses_the_key_of_the_endpoint_until_it_is_replaced(lab: Lab, shell: Shell, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_score_uses_the_key_of_the_endpoint_until_it_is_replaced(lab: Lab, shell
     assert (code, err.split(" from ")[0]) == (1, "404")
     assert shell("endpoint", "score", name, "--data", "@nowhere")[0] == 1
 
-    before = json.loads(shell("keys", name, "--json")[1])
+    before = json.loads(shell("keys", name, "--output", "json")[1])
     code, out, _ = shell("keys", name, "--regenerate", "primary")
     assert code == 0
     primary, secondary = (line.split() for line in out.splitlines())
@@ -167,7 +167,7 @@ def test_tokens_are_printed_for_a_shell_used_by_score_and_rotated_and_the_hook_g
     assert endpoint(lab, "with-tokens").auth is Auth.TOKEN
 
     code, out, err = shell("keys", "token", "with-tokens", "--lifetime", "30 min")
-    printed = json.loads(shell("keys", "token", "with-tokens", "--json")[1])
+    printed = json.loads(shell("keys", "token", "with-tokens", "--output", "json")[1])
     head = jwt.get_unverified_header(out.strip())
     claims = jwt.decode(out.strip(), options={"verify_signature": False})
     assert (code, claims["aud"], claims["exp"] - claims["iat"]) == (0, "with-tokens", 1800)
@@ -211,7 +211,7 @@ def test_environment_variables_and_a_secret_from_stdin_reach_the_script(
     assert (code, "controlled-rollout secret store token" in refusal) == (1, True)
     assert (stored[0], deployed[0]) == (0, 0)
     assert json.loads(shell("endpoint", "score", "with-variables", "--data", "{}")[1]) == ["text", "x=y", "s3cret"]
-    shown = shell("status", "with-variables", "--json")[1]
+    shown = shell("status", "with-variables", "--output", "json")[1]
     assert not [text for text in (*stored[1:], *deployed[1:], shown) if "s3cret" in text]
     file = lab.workspace.secrets_folder / "store.json"
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
@@ -278,7 +278,7 @@ def test_deploy_into_the_rollout_of_another_owner_is_refused(lab: Lab, shell: Sh
 
 
 def test_closed_output_pipe_ends_the_command_without_a_message(lab: Lab) -> None:
-    command = f"{sys.executable} -m controlled_rollout.cli status --json | head -c 1; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m controlled_rollout.cli status --output json | head -c 1; echo ${{PIPESTATUS[0]}}"
     environment = os.environ | {"CONTROLLED_ROLLOUT_WORKSPACE": str(lab.folder / "workspace.yaml")}
 
     ended = subprocess.run(["/bin/bash", "-c", command], env=environment, capture_output=True, text=True, check=True)

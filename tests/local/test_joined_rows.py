@@ -202,17 +202,17 @@ def test_json_lines_have_the_values_that_were_collected(workspace: Workspace, tm
     )
     output = tmp_path / "rows.jsonl"
     columns = [option for name in ("x", "y", "$body") for option in ("--column", f"inputs.{name}")]
-    arguments = ["--root", str(workspace.root), "--collection", "inputs", *columns, "--output", str(output)]
+    arguments = ["--root", str(workspace.root), "--collection", "inputs", *columns, "--file", str(output)]
     assert main(["data", "digits", "v1", *arguments]) == 0
     rows = sorted(map(json.loads, output.read_text().splitlines()), key=lambda row: (row["$request_id"], row["$row"]))
     assert [(row["inputs.x"], row["inputs.y"], row["inputs.$body"]) for row in rows] == [
         (1, 1, None), ("1", None, None), ([1], None, None), (None, None, None), (None, None, "/wA="),
     ]  # fmt: skip
-    as_csv = ["--root", str(workspace.root), "--column", "inputs.$body", "--output", str(tmp_path / "rows.csv")]
+    as_csv = ["--root", str(workspace.root), "--column", "inputs.$body", "--file", str(tmp_path / "rows.csv")]
     assert main(["data", "digits", "v1", *as_csv]) == 0
     assert '"/wA="' in (tmp_path / "rows.csv").read_text()
     with pytest.raises(SystemExit):
-        main(["data", "digits", "v1", "--output", "rows.xlsx"])
+        main(["data", "digits", "v1", "--file", "rows.xlsx"])
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -222,7 +222,7 @@ def test_the_command_writes_a_file(
     now = datetime.now(UTC) - timedelta(minutes=1)
     ship(open_storage(workspace), exchange(1, {"data": [{"age": 30, "é": 'a,"b'}]}, [{"x": [1]}], at=now))
     output = tmp_path / f"rows.{suffix}"
-    options = ["--column", "inputs.age", "--column", "inputs.é", "--column", "predictions.x", "--output", str(output)]
+    options = ["--column", "inputs.age", "--column", "inputs.é", "--column", "predictions.x", "--file", str(output)]
     assert main(["data", "digits", "v1", "--root", str(workspace.root), *options]) == 0
     assert capsys.readouterr().out == f"1 rows in {output}\n"
     assert output.stat().st_mode & 0o777 == 0o600
@@ -241,6 +241,6 @@ def test_a_file_that_is_there_stays_where_a_column_is_wrong(workspace: Workspace
     ship(open_storage(workspace), exchange(1, {"data": [[1]]}, [1], at=datetime.now(UTC) - timedelta(minutes=1)))
     output = tmp_path / "rows.csv"
     output.write_text("before")
-    options = ["--root", str(workspace.root), "--column", "inputs.nothing", "--output", str(output)]
+    options = ["--root", str(workspace.root), "--column", "inputs.nothing", "--file", str(output)]
     assert main(["data", "digits", "v1", *options]) == 1
     assert output.read_text() == "before"

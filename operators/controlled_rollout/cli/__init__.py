@@ -2,11 +2,23 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
-from controlled_rollout.cli import check, data, endpoint, image, machine, record, rollout, secret
+from controlled_rollout.cli import (
+    check,
+    completion,
+    data,
+    endpoint,
+    history,
+    image,
+    machine,
+    record,
+    replicas,
+    rollout,
+    secret,
+)
+from controlled_rollout.cli.exit_codes import ExitCode
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.visible_text import visible_text
 
@@ -20,28 +32,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The arguments after the program's name; None for those of this process.
 
     Returns:
-        The exit code: 0 for success, 1 for a `ControlledRolloutError` or an `OSError`, 2 for invalid arguments.
+        The exit code, see `ExitCode`.
+
+    Raises:
+        SystemExit: The arguments are not valid; its code is 2.
     """
-    options = command_parser().parse_args(arguments)
+    parser = command_parser()
+    completion.complete(parser)
+    options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
     except ControlledRolloutError as error:
         # It may repeat what others have written: nothing in it acts on the terminal.
         sys.stderr.write(f"controlled-rollout: {visible_text(str(error))}\n")
-        return 1
+        return ExitCode.FAILED
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # The reader has closed the pipe (`| head`): what is left is not to be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return ExitCode.CLOSED_PIPE
     except OSError as error:
         # A file or folder that no command expects to be like this: whose it is or what is wrong, a person can see.
         where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
         sys.stderr.write(
             f"controlled-rollout: {where}{error.strerror or error}: check who may use it, and that it is there\n"
         )
-        return 1
+        return ExitCode.FAILED
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -57,5 +74,8 @@ def command_parser() -> argparse.ArgumentParser:
     image.add_to(commands)
     data.add_to(commands)
     check.add_to(commands)
+    history.add_to(commands)
+    replicas.add_to(commands)
     machine.add_to(commands)
+    completion.add_to(commands)
     return parser

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import math
 import os
 import pwd
 import socket
@@ -20,12 +21,15 @@ __all__ = [
     "caller",
     "duration",
     "environment_variable",
+    "line_count",
     "port",
+    "positive_number",
     "workspace_of",
 ]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+MOST: Final = 1e9
 WORKSPACE_VARIABLE: Final = "CONTROLLED_ROLLOUT_WORKSPACE"
 
 
@@ -129,3 +133,29 @@ def environment_variable(text: str) -> tuple[str, str]:
     if name not in os.environ:
         raise argparse.ArgumentTypeError(f"{name} is not set here: give {name}=VALUE, or export it")
     return name, os.environ[name]
+
+
+def line_count(text: str) -> int:
+    """Parse an option's value as a number of lines, 1 to 100000 (argparse type).
+
+    Raises:
+        argparse.ArgumentTypeError: The text is not such a number.
+    """
+    if not text.isdigit() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines, from 1 to 100000")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Parse an option's value as a number above 0 and at most a thousand million (argparse type).
+
+    Raises:
+        argparse.ArgumentTypeError: The text is not such a number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to {MOST:,.0f}")
+    return value

@@ -4,12 +4,11 @@ import argparse
 import asyncio
 
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, workspace_of
+from controlled_rollout.cli.exit_codes import ExitCode
+from controlled_rollout.cli.output import add_output_option, show
 from controlled_rollout.cli.registry_users import registry_users
-from controlled_rollout.cli.view import print_json, print_line
 
 __all__ = ["add_to"]
-
-EXIT_FAILED = 1
 
 
 def add_to(commands: Commands) -> None:
@@ -32,7 +31,7 @@ def add_to(commands: Commands) -> None:
         default=[],
         help="a server that a script calls, as https://host/path or tcp://host:port; may be repeated",
     )
-    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_output_option(check)
     add_workspace_options(check)
     check.set_defaults(run=_run_check)
 
@@ -45,11 +44,8 @@ def _run_check(options: argparse.Namespace) -> int:
     workspace = workspace_of(options)
     question = Question(options.endpoint, options.version, tuple(options.to))
     results = asyncio.run(check_connectivity(workspace, registry_users(), question))
-    if options.json:
-        print_json(as_json(results))
-    else:
-        for line in results_table(results).splitlines():
-            print_line(line)
-        if workspace.target == "kubernetes" and not options.endpoint:
-            print_line("not checked from the pods: name an endpoint for that")
-    return EXIT_FAILED if failures(results) else 0
+    lines = results_table(results).splitlines()
+    if workspace.target == "kubernetes" and not options.endpoint:
+        lines.append("not checked from the pods: name an endpoint for that")
+    show(options, as_json(results), lines)
+    return ExitCode.FAILED if failures(results) else ExitCode.DONE

@@ -18,9 +18,7 @@ def add_to(commands: Commands) -> None:
     data = commands.add_parser("data", help="write what versions have collected into a file, inputs beside predictions")
     data.add_argument("endpoint")
     data.add_argument("versions", nargs="+", metavar="version")
-    data.add_argument(
-        "--output", type=_output, required=True, metavar="FILE", help="the file: .csv, .jsonl or .parquet"
-    )
+    data.add_argument("--file", type=_file, required=True, metavar="FILE", help="the file: .csv, .jsonl or .parquet")
     data.add_argument(
         "--since", type=duration, default=timedelta(days=1), metavar="TIME",
         help="requests of so long ago and later (default 1 d)",
@@ -39,7 +37,7 @@ def add_to(commands: Commands) -> None:
     data.set_defaults(run=_run_data)
 
 
-def _output(text: str) -> Path:
+def _file(text: str) -> Path:
     """Return the path of the file to write.
 
     Raises:
@@ -66,6 +64,6 @@ def _run_data(options: argparse.Namespace) -> int:
         collections=options.collection or ("inputs", "predictions"),
         columns=options.column,
     ) as rows:
-        count = write_rows(rows, options.output)
-    print_line(f"{count:,} rows in {options.output}")
+        count = write_rows(rows, options.file)
+    print_line(f"{count:,} rows in {options.file}")
     return 0

@@ -4,12 +4,21 @@ import argparse
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.addresses import is_this_machine, transport_for
-from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, duration, workspace_of
+from controlled_rollout.cli.arguments import (
+    Commands,
+    add_workspace_options,
+    caller,
+    duration,
+    line_count,
+    workspace_of,
+)
 from controlled_rollout.cli.collected import with_collected
-from controlled_rollout.cli.view import endpoint_as_json, print_answer, print_endpoint, print_json, print_line
+from controlled_rollout.cli.output import add_output_option, is_table, show
+from controlled_rollout.cli.view import endpoint_as_json, endpoint_lines, print_answer, print_line
+from controlled_rollout.cli.watch import WATCH_INTERVAL, watch
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
 from controlled_rollout.errors import ArgumentError, ControlledRolloutError, DamagedFileError, TargetUnavailableError
@@ -36,14 +45,22 @@ def add_to(commands: Commands) -> None:
     """Add the parsers of the commands `status`, `logs`, `keys`, `delete` and `endpoint`."""
     status = commands.add_parser("status", help="show endpoints, versions, traffic and replicas")
     status.add_argument("endpoint", nargs="?", help="only this endpoint")
-    status.add_argument("--json", action="store_true", help="for programs: everything that is known")
+    status.add_argument("--watch", action="store_true", help="show it again whenever it changes, until Ctrl-C")
+    status.add_argument(
+        "--interval",
+        type=duration,
+        default=WATCH_INTERVAL,
+        metavar="DURATION",
+        help=f"with --watch: the time between two looks (default {format_duration(WATCH_INTERVAL)})",
+    )
+    add_output_option(status)
     add_workspace_options(status)
     status.set_defaults(run=_run_status)
 
     logs = commands.add_parser("logs", help="print the last lines of a version's log")
     logs.add_argument("endpoint")
     logs.add_argument("version")
-    logs.add_argument("--tail", type=_line_count, default=200, metavar="LINES", help="how many (default %(default)s)")
+    logs.add_argument("--tail", type=line_count, default=200, metavar="LINES", help="how many (default %(default)s)")
     add_workspace_options(logs)
     logs.set_defaults(run=_run_logs)
 
@@ -65,7 +82,7 @@ def add_to(commands: Commands) -> None:
     keys.add_argument(
         "--regenerate", choices=["primary", "secondary"], help="replace this one first; the other keeps working"
     )
-    keys.add_argument("--json", action="store_true", help="for programs")
+    add_output_option(keys)
     add_workspace_options(keys)
     keys.set_defaults(run=_run_keys)
 
@@ -82,10 +99,10 @@ def _add_endpoint_command(commands: Commands) -> None:
     """Add the parser of `endpoint` with its actions `show` and `score`."""
     endpoint = commands.add_parser("endpoint", help="look at an endpoint, or call it")
     actions = endpoint.add_subparsers(title="actions", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="show an endpoint's newest revision and how it is, as JSON")
-    show.add_argument("endpoint", metavar="name")
-    add_workspace_options(show)
-    show.set_defaults(run=_run_status, json=True)
+    shown = actions.add_parser("show", help="show an endpoint's newest revision and how it is, as JSON")
+    shown.add_argument("endpoint", metavar="name")
+    add_workspace_options(shown)
+    shown.set_defaults(run=_run_status, output="json", watch=False)
     score = actions.add_parser(
         "score", help="send one request to an endpoint, with a key or a token, and print the answer"
     )
@@ -105,29 +122,26 @@ def _connect_target(options: argparse.Namespace) -> "AbstractAsyncContextManager
 
 def _run_status(options: argparse.Namespace) -> int:
     """Run `controlled-rollout status`: print endpoints, versions and traffic; return the exit code."""
+    if options.watch:
+        asyncio.run(watch(options, lambda: _read_status(options), interval=options.interval))
+    document, lines = asyncio.run(_read_status(options))
+    show(options, document, lines)
+    return 0
+
+
+async def _read_status(options: argparse.Namespace) -> tuple[Any, list[str]]:
+    """Read the endpoints and their status from the target; return them as JSON values and as lines of text."""
     from controlled_rollout.checks.certificate import with_certificate
 
     workspace = workspace_of(options)
-
-    async def print_endpoints() -> None:
-        """Read the endpoints and their status from the target, and print them as a table or as JSON."""
-        async with _connect_target(options) as target:
-            names = [options.endpoint] if options.endpoint else await target.endpoints()
-            known = [(await readable_endpoint(target, name), await target.status(name)) for name in names]
-        known = [(endpoint, await with_certificate(workspace, status)) for endpoint, status in known]
-        endpoints = [(endpoint, await with_collected(workspace, endpoint, status)) for endpoint, status in known]
-        if options.json:
-            documents = [endpoint_as_json(endpoint, status) for endpoint, status in endpoints]
-            print_json(documents[0] if options.endpoint else documents)
-        elif not endpoints:
-            print_line("there are no endpoints")
-        for number, (endpoint, status) in enumerate([] if options.json else endpoints):
-            if number:
-                print_line("")
-            print_endpoint(endpoint, status)
-
-    asyncio.run(print_endpoints())
-    return 0
+    async with _connect_target(options) as target:
+        names = [options.endpoint] if options.endpoint else await target.endpoints()
+        known = [(await readable_endpoint(target, name), await target.status(name)) for name in names]
+    known = [(endpoint, await with_certificate(workspace, status)) for endpoint, status in known]
+    endpoints = [(endpoint, await with_collected(workspace, endpoint, status)) for endpoint, status in known]
+    documents = [endpoint_as_json(endpoint, status) for endpoint, status in endpoints]
+    lines = [line for endpoint, status in endpoints for line in (*endpoint_lines(endpoint, status), "")]
+    return documents[0] if options.endpoint else documents, lines[:-1] or ["there are no endpoints"]
 
 
 async def readable_endpoint(target: "Target", name: str) -> "Endpoint | None":
@@ -172,10 +186,7 @@ def _run_keys(options: argparse.Namespace) -> int:
             return await target.keys(options.endpoint)
 
     keys = asyncio.run(read_keys())
-    if options.json:
-        print_json(keys.model_dump())
-    else:
-        print_line(f"primary    {keys.primary}\nsecondary  {keys.secondary}")
+    show(options, keys.model_dump(mode="json"), [f"primary    {keys.primary}", f"secondary  {keys.secondary}"])
     return 0
 
 
@@ -190,12 +201,10 @@ def _print_token(options: argparse.Namespace) -> int:
             return await target.token(options.endpoint, lifetime=lifetime)
 
     token = asyncio.run(read_token())
-    if options.json:
-        print_json(token.model_dump(mode="json"))
-    else:
-        # Only the token, so that a shell can put it into a header.
+    if is_table(options):
         sys.stderr.write(f"get another one by {token.refresh_by:%H:%M:%S %Z}; it expires at {token.expires:%H:%M:%S}\n")
-        print_line(token.token)
+    # As text only the token, so that a shell can put it into a header.
+    show(options, token.model_dump(mode="json"), [token.token])
     return 0
 
 
@@ -299,10 +308,3 @@ def _request_body(data: str) -> bytes:
         return Path(data[1:]).read_bytes()
     except OSError as error:
         raise ControlledRolloutError(f"the request's body cannot be read: {error}") from error
-
-
-def _line_count(text: str) -> int:
-    """Parse the value of `--tail` as a number of lines, 1 to 100000 (argparse type)."""
-    if not text.isdigit() or not 1 <= int(text) <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines, from 1 to 100000")
-    return int(text)

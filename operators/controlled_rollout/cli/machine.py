@@ -18,7 +18,8 @@ from controlled_rollout.cli.arguments import (
     workspace_of,
 )
 from controlled_rollout.cli.endpoint import readable_endpoint
-from controlled_rollout.cli.view import print_endpoint, print_line
+from controlled_rollout.cli.exit_codes import ExitCode
+from controlled_rollout.cli.view import endpoint_lines, print_line
 from controlled_rollout.errors import ImageError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.text_table import text_table
 from controlled_rollout.visible_text import visible_text
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 DEFAULT_ROUTER_PORT = 8088
-EXIT_REFUSED = 2
 
 
 def add_to(commands: Commands) -> None:
@@ -183,7 +183,8 @@ def _run_local_status(options: argparse.Namespace) -> int:
         """Read endpoints and processes from the supervisor and print them."""
         async with LocalTarget.open(workspace) as target:
             for name in await target.endpoints():
-                print_endpoint(await readable_endpoint(target, name), await target.status(name))
+                for line in endpoint_lines(await readable_endpoint(target, name), await target.status(name)):
+                    print_line(line)
                 print_line("")
             print_line(_process_table(await target.process_statuses()))
 
@@ -239,7 +240,7 @@ def _run_erase(options: argparse.Namespace) -> int:
         print_line(
             f"{unreadable} files could not be read and were left: see whether they are parts, and delete them if so"
         )
-    return EXIT_REFUSED if unreadable or (options.yes and new) else 0
+    return ExitCode.FAILED if unreadable or (options.yes and new) else 0
 
 
 def _run_clean(options: argparse.Namespace) -> int:
@@ -294,7 +295,7 @@ def _run_score(options: argparse.Namespace) -> int:
     except WorkspaceError as error:
         # A port that is in use has the same exit code in all commands that listen on one.
         sys.stderr.write(f"controlled-rollout: {visible_text(str(error))}\n")
-        return EXIT_REFUSED
+        return ExitCode.WRONG_ARGUMENTS
 
 
 def _run_telemetry_store(options: argparse.Namespace) -> int:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, workspace_of
-from controlled_rollout.cli.view import print_line
+from controlled_rollout.cli.exit_codes import ExitCode
+from controlled_rollout.cli.output import add_output_option, is_table, show
+from controlled_rollout.cli.view import print_progress
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.text_table import text_table
 
@@ -36,6 +38,7 @@ def _add_record_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which record is read, and of which version."""
     parser.add_argument("record", help="a file of a record, or an endpoint's name for the workspace's record of it")
     parser.add_argument("--version", help="only the looks at this version")
+    add_output_option(parser)
     add_workspace_options(parser)
 
 
@@ -79,13 +82,26 @@ def _run_replay(options: argparse.Namespace) -> int:
             f"the record {options.record!r} has no look at {of}: there is nothing to judge again. Correct the name; "
             "steps by hand have no looks"
         )
-    for look in looks:
-        if look.difference:
-            print_line(f"{_format_look_time(look)}  {look.decision.version}  {look.difference}")
-    _print_outcome_counts(looks)
     different = sum(bool(look.difference) for look in looks)
-    print_line(f"{len(looks)} looks, {different} of them differ" if different else f"{len(looks)} looks, all the same")
-    return 1 if different else 0
+    lines = [
+        f"{_format_look_time(look)}  {look.decision.version}  {look.difference}" for look in looks if look.difference
+    ]
+    lines += _outcome_counts(looks)
+    lines.append(
+        f"{len(looks)} looks, {different} of them differ" if different else f"{len(looks)} looks, all the same"
+    )
+    document = [
+        {
+            "time": look.decision.time.isoformat(),
+            "version": look.decision.version,
+            "who": look.decision.who,
+            "outcome": look.decision.outcome,
+            "difference": look.difference or None,
+        }
+        for look in looks
+    ]
+    show(options, document, lines)
+    return ExitCode.FAILED if different else ExitCode.DONE
 
 
 def _run_report(options: argparse.Namespace) -> int:
@@ -97,25 +113,26 @@ def _run_report(options: argparse.Namespace) -> int:
 
     decisions = [decision for part in _record_parts(options) for decision in read_part(part)]
     of_version = [decision for decision in decisions if options.version in (None, decision.version)]
-    if options.picture is None and of_version and all(decision.step != "look" for decision in of_version):
-        print_line(text_of_steps(of_version))
-        return 0
-    summary = summarize(decisions, version=options.version)
-    print_line(text_report(summary).rstrip("\n"))
+    has_looks = any(decision.step == "look" for decision in of_version)
+    if not is_table(options):
+        # The evidence is large, and `replay` reads it.
+        lines: list[str] = []
+    elif of_version and not has_looks and options.picture is None:
+        lines = text_of_steps(of_version).splitlines()
+    else:
+        lines = text_report(summarize(decisions, version=options.version)).rstrip("\n").splitlines()
+    show(options, [decision.model_dump(mode="json", exclude={"evidence"}) for decision in of_version], lines)
     if options.picture is not None:
-        draw(summary, options.picture)
-        print_line(f"\ndrawn: {options.picture}")
-    return 0
+        draw(summarize(decisions, version=options.version), options.picture)
+        print_progress(f"drawn: {options.picture}")
+    return ExitCode.DONE
 
 
-def _print_outcome_counts(looks: "list[ReplayedLook]") -> None:
-    """Print a table of how many looks had each outcome, by version and author."""
-    counted: Counter[tuple[str, str, str]] = Counter(
-        (look.decision.version, look.decision.who, look.decision.outcome or "") for look in looks
-    )
-    if counted:
-        rows = ((*key, str(number)) for key, number in counted.items())
-        print_line(text_table([("version", "who", "outcome", "looks"), *rows]))
+def _outcome_counts(looks: "list[ReplayedLook]") -> list[str]:
+    """Return a table of how many looks had each outcome, by version and author, as lines."""
+    counted = Counter((look.decision.version, look.decision.who, look.decision.outcome or "") for look in looks)
+    rows = ((*key, str(number)) for key, number in counted.items())
+    return text_table([("version", "who", "outcome", "looks"), *rows]).splitlines()
 
 
 def _format_look_time(look: "ReplayedLook") -> str:

@@ -15,7 +15,8 @@ from controlled_rollout.cli.arguments import (
     environment_variable,
     workspace_of,
 )
-from controlled_rollout.cli.view import print_line
+from controlled_rollout.cli.output import add_output_option, is_table, show
+from controlled_rollout.cli.view import print_line, print_progress
 from controlled_rollout.defaults import (
     CONFLICT_TIMEOUT,
     READY_TIMEOUT,
@@ -25,7 +26,7 @@ from controlled_rollout.defaults import (
     SILENCE,
 )
 from controlled_rollout.duration import format_duration
-from controlled_rollout.endpoint import Auth
+from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ControlledRolloutError, EndpointNotFoundError
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.tokens import TokenIssuer
@@ -67,6 +68,7 @@ def _add_step_command(
         metavar="DURATION",
         help=f"how long to wait until it is done, such as '5 min' (default {format_duration(timeout)})",
     )
+    add_output_option(parser)
     add_workspace_options(parser)
     parser.set_defaults(run=run)
     return parser
@@ -177,45 +179,65 @@ def _run_deploy(options: argparse.Namespace) -> int:
         conflict_timeout=options.conflict_timeout if options.on_conflict == "wait" else timedelta(0),
         **step_options,
     )
-    asyncio.run(deployed)
-    return 0
+    return _show_step(options, "deploy", asyncio.run(deployed))
 
 
 def _run_shift(options: argparse.Namespace) -> int:
     """Run `controlled-rollout shift`: set a version's per cent of the traffic; return the exit code."""
     from controlled_rollout import steps
 
-    asyncio.run(steps.shift(*_step_arguments(options), percentile=options.percentile, **_step_options(options)))
-    return 0
+    shifted = steps.shift(*_step_arguments(options), percentile=options.percentile, **_step_options(options))
+    return _show_step(options, "shift", asyncio.run(shifted))
 
 
 def _run_promote(options: argparse.Namespace) -> int:
     """Run `controlled-rollout promote`: make a version control with all the traffic; return the exit code."""
     from controlled_rollout import steps
 
-    asyncio.run(steps.promote(*_step_arguments(options), **_step_options(options)))
-    return 0
+    promoted = steps.promote(*_step_arguments(options), **_step_options(options))
+    return _show_step(options, "promote", asyncio.run(promoted))
 
 
 def _run_rollback(options: argparse.Namespace) -> int:
     """Run `controlled-rollout rollback`: set a version to 0 %; return the exit code, raise if it does not exist."""
     from controlled_rollout import steps
 
-    if asyncio.run(steps.roll_back(*_step_arguments(options), to=options.to, **_step_options(options))) is None:
+    rolled_back = asyncio.run(steps.roll_back(*_step_arguments(options), to=options.to, **_step_options(options)))
+    if rolled_back is None:
         # For a task this is no error; a person may have mistyped a name.
         raise EndpointNotFoundError(
             f"there is no version {options.version!r} of an endpoint {options.endpoint!r} to roll back: "
             "`controlled-rollout status` lists them"
         )
-    return 0
+    return _show_step(options, "roll_back", rolled_back)
 
 
 def _run_retire(options: argparse.Namespace) -> int:
     """Run `controlled-rollout retire`: delete a version without traffic; return the exit code."""
     from controlled_rollout import steps
 
-    if asyncio.run(steps.retire(*_step_arguments(options), by_hand=True, **_step_options(options))) is None:
+    retired = asyncio.run(steps.retire(*_step_arguments(options), by_hand=True, **_step_options(options)))
+    if retired is None and is_table(options):
         print_line(f"there is no endpoint {options.endpoint!r}: nothing to delete")
+    return _show_step(options, "retire", retired)
+
+
+def _show_step(options: argparse.Namespace, step: str, stored: Endpoint | None) -> int:
+    """Print the endpoint after a step as a document; a table has said in sentences what happened. Return exit code 0.
+
+    Args:
+        options: The command's options.
+        step: The step, as the record calls it.
+        stored: The endpoint as stored; None if there is none.
+    """
+    document = {
+        "step": step,
+        "endpoint": options.endpoint,
+        "version": options.version,
+        "revision": stored.revision if stored else None,
+        "traffic": stored.effective_traffic() if stored else {},
+    }
+    show(options, document, [])
     return 0
 
 
@@ -229,7 +251,8 @@ def _step_options(options: argparse.Namespace) -> dict[str, Any]:
     from controlled_rollout.target.protocol import Change
 
     change = Change(who=caller(workspace_of(options)), reason=options.reason)
-    return {"change": change, "timeout": options.timeout, "progress": print_line}
+    progress = print_line if is_table(options) else print_progress
+    return {"change": change, "timeout": options.timeout, "progress": progress}
 
 
 def _authentication(text: str) -> Auth | TokenIssuer:

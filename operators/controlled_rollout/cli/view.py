@@ -1,18 +1,30 @@
-"""Prints what commands show: sentences, JSON documents, and endpoints as tables."""
+"""What commands show: sentences, and endpoints as lines and as JSON values."""
 
-import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.duration import format_duration
 from controlled_rollout.text_table import text_table
 from controlled_rollout.visible_text import visible_text
 
 if TYPE_CHECKING:
-    from controlled_rollout.endpoint import Endpoint
-    from controlled_rollout.target.protocol import EndpointStatus
+    from collections.abc import Sequence
 
-__all__ = ["endpoint_as_json", "print_answer", "print_endpoint", "print_json", "print_line"]
+    from controlled_rollout.endpoint import Endpoint
+    from controlled_rollout.target.protocol import EndpointStatus, VersionStatus
+
+__all__ = [
+    "WIDTH",
+    "endpoint_as_json",
+    "endpoint_lines",
+    "folded_table",
+    "print_answer",
+    "print_line",
+    "print_progress",
+]
+
+# What a terminal has at least.
+WIDTH: Final = 80
 
 
 def print_line(sentence: str) -> None:
@@ -24,17 +36,18 @@ def print_line(sentence: str) -> None:
     sys.stdout.flush()
 
 
+def print_progress(sentence: str) -> None:
+    """Print a line to stderr: what goes on while the result, on stdout, is a document for programs."""
+    sys.stderr.write(f"{visible_text(sentence)}\n")
+    sys.stderr.flush()
+
+
 def print_answer(text: str) -> None:
     """Print what a model has answered: as it is into a pipe or a file, and on a terminal as a line that is safe."""
     if sys.stdout.isatty():
         print_line(text)
     else:
         sys.stdout.write(f"{text}\n")
-
-
-def print_json(content: Any) -> None:
-    """Print a value to stdout as indented JSON."""
-    print_line(json.dumps(content, indent=2))
 
 
 def endpoint_as_json(endpoint: "Endpoint | None", status: "EndpointStatus") -> dict[str, Any]:
@@ -49,55 +62,90 @@ def endpoint_as_json(endpoint: "Endpoint | None", status: "EndpointStatus") -> d
     }
 
 
-def print_endpoint(endpoint: "Endpoint | None", status: "EndpointStatus") -> None:
-    """Print an endpoint's state and a table of its versions; only the state if its revision cannot be read."""
+def endpoint_lines(endpoint: "Endpoint | None", status: "EndpointStatus") -> list[str]:
+    """Return an endpoint's state and a table of its versions as lines; only the state if its revision is unreadable."""
     behind = "" if status.served_revision == status.revision else f", served {status.served_revision}"
-    print_line(f"{status.name}  {status.url}  revision {status.revision}{behind}")
+    lines = [f"{status.name}  {status.url}  revision {status.revision}{behind}"]
     if status.trouble or status.waiting_for:
-        print_line(f"trouble: {status.trouble}" if status.trouble else f"waiting: {status.waiting_for}")
+        lines.append(f"trouble: {status.trouble}" if status.trouble else f"waiting: {status.waiting_for}")
     if status.certificate_ends:
-        print_line(f"certificate: ends on {status.certificate_ends:%Y-%m-%d %H:%M %Z}")
-    for warning in status.warnings:
-        print_line(f"warning: {warning}")
+        lines.append(f"certificate: ends on {status.certificate_ends:%Y-%m-%d %H:%M %Z}")
+    lines += [f"warning: {warning}" for warning in status.warnings]
     if endpoint is None:
-        return
+        return lines
     if endpoint.rollout:
         from controlled_rollout.target.silence import unattended_rollout
 
-        print_line(f"{endpoint.rollout.version} is being rolled out by {endpoint.rollout.owner}")
+        lines.append(f"{endpoint.rollout.version} is being rolled out by {endpoint.rollout.owner}")
         if unattended_rollout(endpoint):
             silence = format_duration(endpoint.rollout.silence)
-            print_line(f"if nobody looks for {silence}, the supervisor, or the cluster's agent, takes it back")
+            lines.append(f"if nobody looks for {silence}, the supervisor, or the cluster's agent, takes it back")
         if held := endpoint.rollout.held:
-            print_line(f"it is on hold since {held:%Y-%m-%d %H:%M:%S %Z}: a person has to promote it or roll it back")
-    headings = ("version", "role", "set", "traffic", "replicas", "state", "requests", "active")
-    print_line(text_table([headings, *(_version_row(endpoint, name, status) for name in endpoint.versions)]))
+            lines.append(f"it is on hold since {held:%Y-%m-%d %H:%M:%S %Z}: a person has to promote it or roll it back")
+    headings = ("version", "role", "traffic", "replicas", "state", "requests", "active")
+    lines += folded_table([headings, *(_version_row(endpoint, name, status) for name in endpoint.versions)])
     for name, version in status.versions.items():
+        if version.cause and name in endpoint.versions:
+            lines.append(f"{name}: {_state(version)}: {version.cause}")
         if version.scaling:
-            print_line(f"{name}: {version.scaling}")
+            lines.append(f"{name}: {version.scaling}")
         if collected := version.collected:
-            print_line(
+            lines.append(
                 f"{name} has captured {collected.captured:,} requests; dropped {collected.dropped:,}, unreadable "
                 f"{collected.unreadable:,}; {collected.pending_bytes:,} bytes are not in the storage yet"
             )
+    return lines
+
+
+def folded_table(rows: "Sequence[Sequence[str]]", *, width: int = WIDTH) -> list[str]:
+    """Return rows as the lines of a table; where it would be wider, the first cells have lines of their own.
+
+    Args:
+        rows: The cells, the headings first.
+        width: The most characters of a line, so that it fits a terminal.
+    """
+    lines = text_table(rows).splitlines()
+    if max(map(len, lines)) <= width:
+        return lines
+    heading, *others = text_table([row[1:] for row in rows]).splitlines()
+    folded = [f"  {heading}"]
+    for row, rest in zip(rows[1:], others, strict=True):
+        folded += [row[0], f"  {rest}"]
+    return folded
 
 
 def _version_row(endpoint: "Endpoint", name: str, status: "EndpointStatus") -> tuple[str, ...]:
     """Return the table row of one version: name, role, traffic, replicas, state and request counts."""
     version = endpoint.versions[name]
-    role = version.type.value + (", default" if version.is_default else "")
-    shares = (f"{version.traffic_percentile:g} %", f"{endpoint.effective_traffic()[name]:g} %")
+    role = version.type.value.lower() + (", default" if version.is_default else "")
+    traffic = _traffic(version.traffic_percentile, endpoint.effective_traffic()[name])
     version_status = status.versions.get(name)
     if version_status is None:
-        return (name, role, *shares, "", "not there yet", "", "")
+        return (name, role, traffic, "", "missing", "", "")
     ready = sum(replica.state == "ready" for replica in version_status.replicas)
-    state = "ready" if version_status.ready else "failed" if version_status.failed else "not ready"
     return (
         name,
         role,
-        *shares,
+        traffic,
         f"{ready} of {max(version_status.wanted_replicas, len(version_status.replicas))}",
-        f"{state}: {version_status.cause}" if version_status.cause else state,
+        _state(version_status),
         str(version_status.requests),
         str(version_status.active),
     )
+
+
+def _traffic(percentile: float, effective: float) -> str:
+    """Return a version's per cent of the requests; the default's own and the rest, which no other version has, apart.
+
+    Args:
+        percentile: What is set for it.
+        effective: What it gets.
+    """
+    if effective == percentile:
+        return f"{effective:g} %"
+    return f"{effective:g} % ({percentile:g} + rest)" if percentile else f"{effective:g} % (rest)"
+
+
+def _state(version: "VersionStatus") -> str:
+    """Return in a word or two whether a version answers."""
+    return "ready" if version.ready else "failed" if version.failed else "not ready"

@@ -38,7 +38,7 @@ def chosen(workspace: Path | None = None, root: Path | None = None) -> Workspace
         ["endpoint", "show", "digits"],
         ["endpoint", "score", "digits", "--data", "{}"],
         ["status"],
-        ["status", "digits", "--json"],
+        ["status", "digits", "--output", "json"],
         ["logs", "digits", "one"],
         ["keys", "digits"],
         ["keys", "token", "digits"],

@@ -82,7 +82,7 @@ def test_the_picture_is_drawn(
 
     assert main(["report", "digits", "--root", str(workspace.root), "--picture", str(file)]) == 0
 
-    assert "drawn: " in capsys.readouterr().out
+    assert "drawn: " in capsys.readouterr().err
     head = file.read_bytes()[:300]
     assert head.startswith(b"\x89PNG") if ending == ".png" else b"<svg" in file.read_bytes()[:1000]
 

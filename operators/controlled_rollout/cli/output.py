@@ -1,0 +1,56 @@
+"""How a command prints its result: as text for a person, or as one JSON or YAML document for a program."""
+
+import argparse
+import json
+import math
+from collections.abc import Iterable
+from typing import Any, Final
+
+import yaml
+
+from controlled_rollout.cli.view import print_line
+
+__all__ = ["add_output_option", "is_table", "show"]
+
+FORMATS: Final = ("table", "json", "yaml")
+
+
+def add_output_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--output` to a command's parser."""
+    parser.add_argument(
+        "--output",
+        choices=FORMATS,
+        default="table",
+        help="how the result is printed: as text, or as one document for programs (default %(default)s)",
+    )
+
+
+def is_table(options: argparse.Namespace) -> bool:
+    """Return whether the command prints its result as text."""
+    return bool(options.output == "table")
+
+
+def show(options: argparse.Namespace, document: Any, lines: Iterable[str]) -> None:
+    """Print a command's result in the format that `--output` names.
+
+    Args:
+        options: The command's options.
+        document: The result as JSON values.
+        lines: The result as text, line by line; read only for a table.
+    """
+    if options.output == "json":
+        print_line(json.dumps(_finite(document), indent=2, ensure_ascii=False))
+    elif options.output == "yaml":
+        print_line(yaml.safe_dump(_finite(document), sort_keys=False, allow_unicode=True).removesuffix("\n"))
+    else:
+        for line in lines:
+            print_line(line)
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON values in which numbers that JSON does not have, such as an infinite e-value, are text."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
