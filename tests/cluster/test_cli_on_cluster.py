@@ -37,10 +37,8 @@ def test_a_rollout_by_hand_on_a_cluster(
     assert (code, json.loads(out)["version"]) == (0, "steady2")
 
     # The node's processes reach the registry on loopback; in a pod that address is the pod's own.
-    registry = f"tcp://{sandbox.lab.registry}"
-    code, out, _ = run(
-        "check", name, "--version", "two", "--to", registry, "--to", f"http://{name}.invalid", "--output", "json"
-    )
+    to = ("--to", f"tcp://{sandbox.lab.registry}", "--to", f"http://{name}.invalid")
+    code, out, _ = run("check", name, "--version", "two", *to, "--output", "json")
     checked = {(each["origin"], each["name"]): each for each in json.loads(out)}
     own, unknown = sandbox.lab.registry, f"{name}.invalid:80"
     assert {each["outcome"] for each in checked.values() if each["name"] not in (own, unknown)} <= {"works", "closed"}
@@ -66,7 +64,7 @@ def test_a_rollout_by_hand_on_a_cluster(
     assert run("retire", name, "one")[0] == 0
     lines = run("status", name)[1].splitlines()
     assert lines[0].startswith(f"{name}  {sandbox.url}  revision ")
-    assert [line.split()[:2] for line in lines[1:]] == [["version", "role"], ["two", "Control,"]]
+    assert [line.split()[:2] for line in lines[1:]] == [["version", "role"], ["two", "control,"]]
     document = json.loads(run("status", name, "--output", "json")[1])
     assert document["status"]["revision"] == document["status"]["served_revision"]
 
