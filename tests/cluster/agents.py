@@ -23,10 +23,21 @@ from controlled_rollout.agent.namespace_work import work_for
 from controlled_rollout.cluster.api import Api
 from controlled_rollout.cluster.pod_client import open_pod_client
 from controlled_rollout.target.kubernetes.permissions import agent_as_yaml
+from tests.agent_image import agent_image
+from tests.cluster.agent_callers import LONG_S, kubectl
 from tests.cluster.sandbox import Sandbox
-from tests.polling import wait_until
+from tests.polling import until, wait_until
 
-__all__ = ["ACCOUNT", "Agent", "Line", "agent_roles", "recorded_agent", "running_agent"]
+__all__ = [
+    "ACCOUNT",
+    "Agent",
+    "Line",
+    "agent_pods",
+    "agent_roles",
+    "lease_holder",
+    "recorded_agent",
+    "running_agent",
+]
 
 ACCOUNT = "controlled-rollout-agent"
 START_S = 90
@@ -66,6 +77,33 @@ def agent_roles(sandbox: Sandbox) -> Iterator[None]:
         yield
     finally:
         sandbox.lab.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", input=roles)
+
+
+@asynccontextmanager
+async def agent_pods(sandbox: Sandbox) -> AsyncIterator[str]:
+    """Run the agent's pods as they are shipped, until the test's namespace is deleted; give the name of who leads."""
+    image = await asyncio.to_thread(agent_image, sandbox.lab.registry)
+    text = (Path(__file__).parents[2] / "docs" / "aks" / "agent.yaml").read_text()
+    for shipped, here in (
+        ("registry.example/agent@sha256:" + 64 * "0", image),
+        ("gateway: gateway/models", f"gateway: {sandbox.lab.gateway}"),
+        ("namespace: models", f"namespace: {sandbox.namespace}"),
+        ("--namespace=models", f"--namespace={sandbox.namespace}"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, here)
+    with agent_roles(sandbox):
+        await kubectl(sandbox, "apply", "-f", "-", input=text)
+        deployment = "deployment/controlled-rollout-agent"
+        await kubectl(sandbox, "wait", "--for=condition=Available", deployment, f"--timeout={LONG_S}s")
+        leads = partial(lease_holder, sandbox)
+        yield await until(leads, "one of them has the Lease", timeout_s=LONG_S, interval_s=1.0)
+
+
+async def lease_holder(sandbox: Sandbox) -> str:
+    """Return who has the agents' Lease; empty if nobody has it."""
+    lease = ("lease", "controlled-rollout-agent", "--ignore-not-found", "-o=jsonpath={.spec.holderIdentity}")
+    return await kubectl(sandbox, "get", *lease)
 
 
 @contextmanager

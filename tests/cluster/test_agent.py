@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from controlled_rollout.target.kubernetes.names import version_object_name
-from tests.agent_image import agent_image
 from tests.cluster.agent_callers import LONG_S, deployment, has_replicas, kubectl, open_requests, replicas
-from tests.cluster.agents import Line, agent_roles, running_agent
+from tests.cluster.agents import Line, agent_pods, agent_roles, lease_holder, running_agent
 from tests.cluster.lab import Lab
 from tests.cluster.sandbox import Sandbox
 from tests.polling import until
@@ -151,37 +150,18 @@ async def test_an_agent_that_is_cut_off_from_the_api_server_gives_up_and_acts_no
 
 
 async def test_the_shipped_pods_run_in_a_restricted_namespace_and_one_of_them_is_at_work(
-    sandbox: Sandbox, lab: Lab
+    sandbox: Sandbox,
 ) -> None:
-    image = await asyncio.to_thread(agent_image, lab.registry)
-    text = (Path(__file__).parents[2] / "docs" / "aks" / "agent.yaml").read_text()
-    for shipped, here in (
-        ("registry.example/agent@sha256:" + 64 * "0", image),
-        ("gateway: gateway/models", f"gateway: {lab.gateway}"),
-        ("namespace: models", f"namespace: {sandbox.namespace}"),
-        ("--namespace=models", f"--namespace={sandbox.namespace}"),
-    ):
-        assert shipped in text
-        text = text.replace(shipped, here)
     await kubectl(sandbox, "label", "namespace", sandbox.namespace, "pod-security.kubernetes.io/enforce=restricted")
-    with agent_roles(sandbox):
-        await kubectl(sandbox, "apply", "-f", "-", input=text)
-        name = "deployment/controlled-rollout-agent"
-        await kubectl(sandbox, "wait", "--for=condition=Available", name, f"--timeout={LONG_S}s")
-
-        async def holder() -> str:
-            lease = ("lease", "controlled-rollout-agent", "--ignore-not-found", "-o=jsonpath={.spec.holderIdentity}")
-            return await kubectl(sandbox, "get", *lease)
-
-        first = await until(holder, "one of them has the Lease", timeout_s=LONG_S, interval_s=1.0)
+    async with agent_pods(sandbox) as first:
         pod = first.rpartition("-")[0]
         await kubectl(sandbox, "delete", "pod", pod, "--wait=false")
 
         async def other() -> bool:
-            now = await holder()
+            now = await lease_holder(sandbox)
             return bool(now) and not now.startswith(pod)
 
         await until(other, "the other one has taken over", timeout_s=LONG_S, interval_s=1.0)
-        said = await kubectl(sandbox, "logs", name)
+        said = await kubectl(sandbox, "logs", "deployment/controlled-rollout-agent")
         assert "Traceback" not in said
         assert "is not followed" not in said

@@ -8,6 +8,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import patch
 
 
 def main() -> None:
@@ -21,11 +22,47 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         os.environ.update(request["environment"])
-        print(json.dumps(_run(bag.dags[request["dag"]], request["conf"], request["done_by_hand"])), file=answers)
+        dag = bag.dags[request["dag"]]
+        run = _go_on(dag, request["run_id"]) if request.get("run_id") else _run(dag, request)
+        print(json.dumps(_answer(run)), file=answers)
 
 
-def _run(dag: Any, conf: dict[str, Any], done_by_hand: str | None) -> dict[str, Any]:
-    run = dag.test(run_conf=conf, logical_date=datetime.now(UTC), mark_success_pattern=done_by_hand)
+def _run(dag: Any, request: dict[str, Any]) -> Any:
+    """Run a DAG to its end."""
+    done_by_hand = request["done_by_hand"]
+    return dag.test(run_conf=request["conf"], logical_date=datetime.now(UTC), mark_success_pattern=done_by_hand)
+
+
+def _go_on(dag: Any, run_id: str) -> Any:
+    """Let a run go on that a killed process has left: what was at work then begins anew, as a scheduler lets it."""
+    from airflow.models import dagrun
+    from airflow.serialization.definitions.dag import SerializedDAG
+    from airflow.utils.session import create_session
+    from airflow.utils.state import State
+    from sqlalchemy import select
+
+    def find(session: Any) -> Any:
+        """Return the run."""
+        return session.scalar(select(dagrun.DagRun).where(dagrun.DagRun.run_id == run_id))
+
+    def found(*, dag: Any, session: Any, **_created: Any) -> Any:
+        """Return the run in the place of a new one."""
+        run = find(session)
+        run.dag = dag
+        return run
+
+    with create_session() as session:
+        run = find(session)
+        logical_date = run.logical_date
+        for task in run.get_task_instances(session=session):
+            if task.state not in State.finished:
+                task.state = task.next_method = task.next_kwargs = None
+    with patch.object(dagrun, "get_or_create_dagrun", found), patch.object(SerializedDAG, "clear_dags"):
+        return dag.test(logical_date=logical_date)
+
+
+def _answer(run: Any) -> dict[str, Any]:
+    """Return how a run has ended."""
     return {
         "run_id": run.run_id,
         "state": str(run.state),

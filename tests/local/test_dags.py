@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -43,9 +44,9 @@ QUICK: dict[str, Any] = {
 
 @dataclass
 class Dags:
-    """A process that runs DAGs."""
+    """A process that runs DAGs, and those that it starts, in a process group of their own."""
 
-    stdin: IO[str]
+    process: "subprocess.Popen[str]"
     answers: IO[str]
     loaded: dict[str, Any]
 
@@ -54,9 +55,23 @@ class Dags:
     ) -> dict[str, Any]:
         """Run a DAG to its end; tasks whose names match `done_by_hand` count as done without being run."""
         request = {"dag": dag, "conf": conf, "environment": dict(environment or {}), "done_by_hand": done_by_hand}
-        print(json.dumps(request), file=self.stdin, flush=True)
-        answer: dict[str, Any] = json.loads(self.answers.readline())
+        return self._ask(request)
+
+    def go_on(self, dag: str, run_id: str) -> dict[str, Any]:
+        """Let a run that another process has begun, and that was killed, go on to its end."""
+        return self._ask({"dag": dag, "run_id": run_id, "environment": {}})
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request; return the answer, which is empty if the process has been killed."""
+        assert self.process.stdin
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer: dict[str, Any] = json.loads(self.answers.readline() or "{}")
         return answer
+
+    def kill(self) -> None:
+        """Kill the whole process group."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=30)
 
 
 @cache
@@ -70,21 +85,24 @@ def migrate_database() -> None:
 
 
 @contextmanager
-def dag_runner(root: Path, log: Path) -> Iterator[Dags]:
+def dag_runner(root: Path, log: Path, folder: Path = DAGS) -> Iterator[Dags]:
+    """Start a process that runs the DAGs of a folder."""
     migrate_database()
     environment = os.environ | {"CONTROLLED_ROLLOUT_HOME": str(root), "AIRFLOW_HOME": str(HOME)}
-    with log.open("wb") as output:
+    environment["AIRFLOW__CORE__DAGS_FOLDER"] = str(folder)
+    with log.open("ab") as output:
         read, write = os.pipe()
         os.set_inheritable(write, True)
         script = f'exec 3>&{write} {write}>&-; exec "$0" "$1"'
         process = subprocess.Popen(
             ["/bin/bash", "-c", script, sys.executable, run_dags.__file__],
             env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=[write], text=True,
+            process_group=0,
         )  # fmt: skip
         os.close(write)
         with os.fdopen(read) as answers, process:
             assert process.stdin
-            yield Dags(process.stdin, answers, json.loads(answers.readline()))
+            yield Dags(process, answers, json.loads(answers.readline()))
             process.stdin.close()
 
 

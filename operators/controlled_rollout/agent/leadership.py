@@ -14,6 +14,7 @@ from controlled_rollout.cluster.kinds import LEASE
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.target.kubernetes import agent_lease
 from controlled_rollout.target.kubernetes.agent_lease import LEASE_NAME, Sighting
+from controlled_rollout.target.silence import Watched
 
 __all__ = ["RENEW_DEADLINE_S", "RETRY_S", "Leadership"]
 
@@ -28,7 +29,8 @@ RELEASE_TIMEOUT_S: Final = 3.0
 # After work that failed, before the Lease is sought again.
 FAILED_PAUSE_S: Final = 5.0
 
-Work = Callable[[], Awaitable[None]]
+# Is given since when an agent has been at work without a gap, this one or others before it.
+Work = Callable[[datetime], Awaitable[None]]
 
 
 class Leadership:
@@ -45,6 +47,7 @@ class Leadership:
         self._namespace = namespace
         self._identity = identity
         self._seen: Sighting | None = None
+        self._watched: Watched | None = None
         self._held_until_s = 0.0
         self._last_error = ""
 
@@ -73,7 +76,8 @@ class Leadership:
 
     async def _work_while_held(self, work: Work) -> None:
         """Run the work and renew the Lease beside it; return when the work has failed or the Lease is lost."""
-        working = asyncio.ensure_future(work())
+        self._watched = Watched.after(self._watched, datetime.now(UTC))
+        working = asyncio.ensure_future(work(self._watched.begun))
         try:
             while True:
                 done, _ = await asyncio.wait({working}, timeout=RETRY_S)
@@ -121,7 +125,10 @@ class Leadership:
             lease = agent_lease.new_lease(self._namespace, self._identity, now)
             return await self._api.create(LEASE.path(self._namespace), lease) is not None
         now_s = time.monotonic()
-        self._seen = agent_lease.sighted(lease, self._seen, now_s)
+        before, self._seen = self._seen, agent_lease.sighted(lease, self._seen, now_s)
+        if self._seen is not before and self._seen.holder:
+            # Somebody renews it, so somebody is at work; the clock is the own one.
+            self._watched = Watched.after(self._watched, now)
         change = agent_lease.claimed(lease, self._seen, self._identity, now=now, now_s=now_s)
         if change is None:
             return False

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from datetime import datetime
 from typing import Any, Final
 
 from controlled_rollout.agent.autoscaler import Autoscaler
@@ -41,11 +42,12 @@ log = logging.getLogger(__name__)
 FIRST_LISTS_S: Final = 60.0
 
 
-async def work_for(workspace: Workspace) -> None:
+async def work_for(workspace: Workspace, watched_since: datetime) -> None:
     """Look after the endpoints of a workspace's namespace until this is cancelled.
 
     Args:
         workspace: The workspace; its connection sends nothing any more when this agent may not act.
+        watched_since: Since when an agent has been at work for the namespace without a gap, this one or others before.
     """
     state, changed = NamespaceState(), set[str]()
     followed = _followed(workspace, state, changed)
@@ -61,7 +63,7 @@ async def work_for(workspace: Workspace) -> None:
             log.warning("namespace %s: its objects are not all known yet", workspace.namespace)
         tasks.create_task(Autoscaler(api, workspace, state, is_current).run())
         tasks.create_task(Repair(api, workspace, state, changed).run())
-        tasks.create_task(UnattendedRollouts(api, workspace, state).run())
+        tasks.create_task(UnattendedRollouts(api, workspace, state, watched_since).run())
 
 
 def _followed(workspace: Workspace, state: NamespaceState, changed: set[str]) -> list[Followed[Any]]:

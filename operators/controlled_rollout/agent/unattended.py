@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.agent.namespace_state import NamespaceState
@@ -29,9 +30,11 @@ class UnattendedRollouts:
         api: The cluster.
         workspace: The workspace of the namespace.
         state: What is known of the namespace, kept up to date by others.
+        watched_since: Since when an agent has been at work there without a gap.
     """
 
-    def __init__(self, api: Api, workspace: Workspace, state: NamespaceState) -> None:
+    def __init__(self, api: Api, workspace: Workspace, state: NamespaceState, watched_since: datetime) -> None:
+        self._watched_since = watched_since
         self._target = KubernetesTarget(workspace, api)
         self._workspace = workspace
         self._state = state
@@ -69,5 +72,5 @@ class UnattendedRollouts:
         if self._watch is None:
             from controlled_rollout.steps.silence import SilenceWatch
 
-            self._watch = SilenceWatch(self._workspace)
+            self._watch = SilenceWatch(self._workspace, watched_since=self._watched_since)
         return self._watch

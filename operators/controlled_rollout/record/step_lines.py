@@ -5,7 +5,7 @@ revision says who made it and why, so whoever appends next appends the missing l
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Self
 
@@ -47,7 +47,8 @@ def lines_with(decision: Decision, history: Sequence[Revision], recorded: Sequen
     """Return what to append so that the record has a decision and all steps before it, oldest first.
 
     The decision itself is left out if it is a step that the record has already: its task was killed after it had
-    appended the line, or somebody else has made the line from the revision.
+    appended the line, or somebody else has made the line from the revision. If somebody else has taken that very step,
+    it is in the record as theirs.
 
     Args:
         decision: The decision.
@@ -61,6 +62,9 @@ def lines_with(decision: Decision, history: Sequence[Revision], recorded: Sequen
     present = _of_this_endpoint(history, recorded)
     if any((mark.revision, mark.step, mark.version) == (one.revision, one.step, one.version) for one in present):
         return missing
+    # The step has found everything done, such as a roll-back what was taken back before: it is whose revision it is.
+    done = [line for line in missing if StepMark.of(line) == replace(mark, time=line.time)]
+    decision = next((line for line in done if line.who != decision.who), decision)
     # Its own line says more exactly which step it was than one that is made from the revision.
     older = [line for line in missing if (line.revision or 0) < mark.revision]
     newer = [line for line in missing if (line.revision or 0) > mark.revision]

@@ -38,10 +38,12 @@ class SilenceWatch:
 
     Args:
         workspace: Where endpoints and records are.
+        watched_since: Since when others have been watching before this process without a gap; None for nobody.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, *, watched_since: datetime | None = None) -> None:
         self._workspace = workspace
+        self._watched_since = watched_since
         self._observations: dict[str, Observation] = {}
         self._failed: dict[str, FailedTries] = {}
 
@@ -75,7 +77,7 @@ class SilenceWatch:
             return
         signs = Signs(newest, await target.last_look(name))
         now = datetime.now(UTC)
-        check = check_silence(signs, self._observations.get(name), now=now)
+        check = check_silence(signs, self._observations.get(name), now=now, watched_since=self._watched_since)
         self._observations[name] = check.observation
         failed, order = self._failed.get(name), check.take_back
         if order is None or (failed is not None and failed.is_too_soon(order, now)):

@@ -16,7 +16,16 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.rollout import OnSilence, Rollout
 from controlled_rollout.target.protocol import LookNote, Revision
 
-__all__ = ["FailedTries", "Observation", "Signs", "SilenceCheck", "TakeBack", "check_silence", "unattended_rollout"]
+__all__ = [
+    "FailedTries",
+    "Observation",
+    "Signs",
+    "SilenceCheck",
+    "TakeBack",
+    "Watched",
+    "check_silence",
+    "unattended_rollout",
+]
 
 # Who has begun to watch just now, or was suspended with the whole machine, gives everybody else this time to look too.
 GRACE: Final = timedelta(minutes=2)
@@ -74,6 +83,31 @@ class Observation:
     since: datetime
     begun: datetime
     checked: datetime
+
+
+class Watched(BaseModel):
+    """Since when somebody has been watching without a gap, whoever it was: a watcher that takes over goes on with it.
+
+    Attributes:
+        begun: Since when.
+        checked: When it was last known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    begun: AwareDatetime
+    checked: AwareDatetime
+
+    @classmethod
+    def after(cls, before: "Watched | None", now: datetime) -> "Watched":
+        """Return what is known once somebody watches now: it begins anew after a gap, or where a clock was set back.
+
+        Args:
+            before: What was known before; None for nothing.
+            now: The time by the clock of who knew that.
+        """
+        goes_on = before is not None and timedelta(0) <= now - before.checked <= GAP
+        return cls(begun=before.begun if before is not None and goes_on else now, checked=now)
 
 
 class TakeBack(BaseModel):
@@ -185,7 +219,9 @@ def unattended_rollout(endpoint: Endpoint) -> Rollout | None:
     return rollout if endpoint.effective_traffic()[treatment.name] > 0 else None
 
 
-def check_silence(signs: Signs, before: Observation | None, *, now: datetime) -> SilenceCheck:
+def check_silence(
+    signs: Signs, before: Observation | None, *, now: datetime, watched_since: datetime | None = None
+) -> SilenceCheck:
     """Return whether a treatment is to be taken back now because nobody has looked, or when it would be.
 
     Signs carry the time of whoever gave them, whose clock may be wrong. A sign that is new to the watcher was given
@@ -196,10 +232,11 @@ def check_silence(signs: Signs, before: Observation | None, *, now: datetime) ->
         signs: What shows that somebody is there.
         before: What the last check has returned; None for the first.
         now: The time by the watcher's clock.
+        watched_since: For the first check: since when others have been watching before without a gap; None for nobody.
     """
     begun = now
     if before is None:
-        since = signs.at
+        since, begun = signs.at, min(watched_since or now, now)
     else:
         since = before.since if signs.key == before.key else max(signs.at, before.checked)
         if timedelta(0) <= now - before.checked <= GAP:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -12,6 +13,7 @@ from controlled_rollout.agent.fence import fenced
 from controlled_rollout.agent.leadership import Leadership
 from controlled_rollout.cluster.api import Api
 from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.target import silence
 from controlled_rollout.target.kubernetes import agent_lease
 from controlled_rollout.workspace import Workspace
 from tests.polling import until
@@ -68,11 +70,13 @@ class Agent:
         self.api = ApiOfOne(cluster)
         self.leadership = Leadership(cast(Api, self.api), "models", name)
         self.begun = self.ended = 0
+        self.watched_since: datetime | None = None
         self.fails = False
         self.task: asyncio.Task[None] | None = None
 
-    async def work(self) -> None:
+    async def work(self, watched_since: datetime) -> None:
         self.begun += 1
+        self.watched_since = watched_since
         try:
             if self.fails:
                 self.fails = False
@@ -157,6 +161,26 @@ async def test_an_agent_that_ends_gives_its_lease_up_so_that_the_other_one_need_
     assert released["spec"]["holderIdentity"] == ""
 
 
+@pytest.mark.parametrize("gap_s", [60.0, 0.0], ids=["at once", "after a gap"])
+async def test_an_agent_that_takes_over_goes_on_since_when_it_has_seen_the_other_one_at_work(
+    monkeypatch: pytest.MonkeyPatch, gap_s: float
+) -> None:
+    async with two_agents() as (first, second):
+
+        def has_seen() -> bool:
+            watched = second.leadership._watched
+            return watched is not None and watched.checked > watched.begun
+
+        await until(has_seen, "the second agent has seen a renewal", timeout_s=LONG_S)
+        known = datetime.now(UTC)
+        monkeypatch.setattr(silence, "GAP", timedelta(seconds=gap_s))
+        first.api.is_cut = True
+        await until(lambda: second.is_working, "the second agent works", timeout_s=LONG_S)
+
+    assert second.watched_since is not None
+    assert (second.watched_since < known) == (gap_s > 0)
+
+
 async def test_work_that_fails_is_begun_again_by_whoever_gets_the_lease() -> None:
     cluster = Cluster()
     agent = Agent(cluster, "first")
@@ -172,7 +196,7 @@ async def test_an_agent_ends_also_while_work_that_lost_the_lease_takes_long_to_s
     agent = Agent(Cluster(), "first")
     stopping, may_stop = asyncio.Event(), asyncio.Event()
 
-    async def work() -> None:
+    async def work(_watched_since: datetime) -> None:
         try:
             await asyncio.Event().wait()
         finally:

@@ -61,7 +61,7 @@ async def test_every_canary_that_is_not_to_be_kept_is_asked_about_whatever_becom
         ("kept", OnSilence.KEEP),
     ):
         state.revisions[name] = canary(name, what)
-    rollouts = UnattendedRollouts(cast(Api, None), WORKSPACE, state)
+    rollouts = UnattendedRollouts(cast(Api, None), WORKSPACE, state, datetime.now(UTC))
     monkeypatch.setattr(rollouts, "_watch", Watch())
     running = asyncio.create_task(rollouts.run())
     await until(lambda: asked.count("away") > 2, "it is asked again and again", timeout_s=60)

@@ -71,11 +71,11 @@ def names(decisions: list[Decision]) -> list[tuple[str, str]]:
     return [(decision.step, decision.version) for decision in decisions]
 
 
-def own_line(revision: int, step: str = "shift", version: str = "two") -> Decision:
+def own_line(revision: int, step: str = "shift", version: str = "two", who: str = f"{RUN}/task") -> Decision:
     """Return the line that a step appends itself, a moment after its revision."""
     state = STATES[revision - 1].model_copy(update={"revision": revision})
     at = T0 + revision * MINUTE + timedelta(seconds=2)
-    return Decision.about(state, version, step=step, who="somebody", time=at)  # type: ignore[arg-type]
+    return Decision.about(state, version, step=step, who=who, time=at)  # type: ignore[arg-type]
 
 
 def test_every_step_of_a_rollout_is_recognised_in_the_revisions() -> None:
@@ -128,7 +128,17 @@ def test_whatever_steps_are_killed_and_called_again_each_is_in_the_record_once(c
 def test_the_own_line_of_a_step_takes_the_place_of_the_one_that_is_made_from_its_revision() -> None:
     lines = lines_with(own_line(4), HISTORY, marks(missing_lines(HISTORY, [])[:2]))
     assert names(lines) == NAMES[2:]
-    assert [line.who for line in lines[:2]] == [f"{RUN}/task", "somebody"]
+    # It is written a moment after its revision.
+    assert [line.time - T0 for line in lines[:2]] == [3 * MINUTE, 4 * MINUTE + timedelta(seconds=2)]
+
+
+def test_a_step_that_finds_everything_done_is_recorded_as_whose_it_was() -> None:
+    recorded = marks(missing_lines(HISTORY, [])[:8])
+    step, version = NAMES[8]
+    [line] = lines_with(own_line(9, step, version, who="Ada"), HISTORY, recorded)
+    assert (line.who, line.reason) == (f"{RUN}/task", "reason 9")
+    [line] = lines_with(own_line(9, step, version, who="Ada"), HISTORY[:8], recorded)
+    assert line.who == "Ada", "the revision is its own"
 
 
 def test_a_look_comes_after_the_missing_lines() -> None:

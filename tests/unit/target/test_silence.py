@@ -17,6 +17,7 @@ from controlled_rollout.target.silence import (
     Observation,
     Signs,
     TakeBack,
+    Watched,
     check_silence,
     unattended_rollout,
 )
@@ -74,11 +75,14 @@ def test_a_rollout_that_was_stored_without_the_setting_is_kept() -> None:
 class Watcher:
     """Checks every ten seconds, as the supervisor and the agent do."""
 
-    def __init__(self) -> None:
+    def __init__(self, watched_since: datetime | None = None) -> None:
         self.before: Observation | None = None
+        self.watched_since = watched_since
 
     def check(self, at_s: float, found: Signs) -> TakeBack | None:
-        result = check_silence(found, self.before, now=BEGIN + timedelta(seconds=at_s))
+        result = check_silence(
+            found, self.before, now=BEGIN + timedelta(seconds=at_s), watched_since=self.watched_since
+        )
         self.before = result.observation
         return result.take_back
 
@@ -161,6 +165,34 @@ def test_a_watcher_that_begins_takes_nothing_back_before_others_could_look_too(b
             assert due <= second < due + 10
             return
     raise AssertionError("it is never taken back")
+
+
+@given(stops_s=st.integers(0, 7200), away_s=st.integers(0, 60), silence_s=st.integers(1, 7200))
+def test_a_watcher_that_takes_over_takes_back_in_time_and_not_earlier(
+    stops_s: int, away_s: int, silence_s: int
+) -> None:
+    """The one before has watched since long before the rollout, and has stopped so many seconds after its shift."""
+    found = signs(endpoint=changed(silence=timedelta(seconds=silence_s)))
+    watched = Watched(begun=BEGIN - GRACE, checked=BEGIN + timedelta(seconds=stops_s))
+    begins_s = stops_s + away_s
+    watcher = Watcher(Watched.after(watched, BEGIN + timedelta(seconds=begins_s)).begun)
+    due = max(silence_s, begins_s)
+    for second in range(begins_s, begins_s + silence_s + 200, 10):
+        if watcher.check(second, found) is not None:
+            assert due <= second < due + 10
+            return
+    raise AssertionError("it is never taken back")
+
+
+@pytest.mark.parametrize(
+    ("away", "goes_on"),
+    [(timedelta(0), True), (GAP, True), (GAP * 1.1, False), (-timedelta(seconds=1), False)],
+    ids=["at once", "within a minute", "later", "with a clock that was set back"],
+)
+def test_who_takes_over_goes_on_if_nobody_was_missing_for_more_than_a_minute(away: timedelta, goes_on: bool) -> None:
+    before = Watched(begun=BEGIN - SILENCE, checked=BEGIN)
+    after = Watched.after(before, BEGIN + away)
+    assert after == Watched(begun=before.begun if goes_on else BEGIN + away, checked=BEGIN + away)
 
 
 def test_a_machine_that_was_suspended_gives_everybody_time_to_look_first() -> None:

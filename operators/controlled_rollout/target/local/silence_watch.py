@@ -14,6 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
+
+from controlled_rollout.target.local import atomic_files
 from controlled_rollout.target.local.child_process import (
     RUNTIME_VARIABLE,
     ChildProcess,
@@ -28,9 +31,11 @@ from controlled_rollout.target.silence import (
     Observation,
     Signs,
     TakeBack,
+    Watched,
     check_silence,
     unattended_rollout,
 )
+from controlled_rollout.text_file import read_regular_file
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["SilenceWatch"]
@@ -40,6 +45,7 @@ log = logging.getLogger(__name__)
 MODULE: Final = "controlled_rollout.steps.silence"
 INTERVAL_S: Final = 2.0
 STOP_GRACE_S: Final = 5.0
+WATCHED_FILE: Final = "watched.json"
 # Of how many lines of the log the last one about an endpoint is taken.
 REASON_LINES: Final = 50
 
@@ -65,6 +71,9 @@ class SilenceWatch:
         runtime: Path,
         credentials: Mapping[str, str],
     ) -> None:
+        self._watched_file = workspace.root / WATCHED_FILE
+        self._watched: Watched | None = None
+        self._watched_since = datetime.now(UTC)
         self._settings = {
             "root": str(workspace.root),
             "cache_folder": str(workspace.cache_folder),
@@ -83,7 +92,10 @@ class SilenceWatch:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the asyncio task that checks."""
+        """Start the asyncio task that checks; it goes on where a supervisor has stopped a moment ago."""
+        with contextlib.suppress(OSError, ValidationError):
+            self._watched = Watched.model_validate_json(read_regular_file(self._watched_file))
+        self._watched_since = Watched.after(self._watched, datetime.now(UTC)).begun
         self._task = asyncio.create_task(self._keep_checking(), name="silence")
 
     async def stop(self) -> None:
@@ -114,7 +126,19 @@ class SilenceWatch:
                 if problem and self._problems.get(name) != problem:
                     log.error("whether somebody looks after endpoint %s cannot be checked: %s", name, problem)
                 self._problems[name] = problem
+            self._note_watched()
             await asyncio.sleep(INTERVAL_S)
+
+    def _note_watched(self) -> None:
+        """Write down that somebody watches, while there is anything to watch."""
+        self._watched = Watched.after(self._watched, datetime.now(UTC))
+        if self._observations:
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk: the next supervisor gives more time, and takes nothing back
+                atomic_files.write_atomically(
+                    self._watched_file, self._watched.model_dump_json().encode(), durable=False
+                )
 
     def _endpoints(self) -> list[str]:
         """Return all endpoints; those with a treatment that is known already while their folder cannot be listed."""
@@ -138,7 +162,7 @@ class SilenceWatch:
             return
         signs = Signs(newest, self.notes.read(name))
         now = datetime.now(UTC)
-        check = check_silence(signs, self._observations.get(name), now=now)
+        check = check_silence(signs, self._observations.get(name), now=now, watched_since=self._watched_since)
         self._observations[name] = check.observation
         failed, order = self._failed.get(name), check.take_back
         if order is None:

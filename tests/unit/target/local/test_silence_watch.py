@@ -59,6 +59,27 @@ class Canary(RevisionStore):
     shifted = datetime.now(UTC) - timedelta(days=1)
 
 
+async def test_a_supervisor_that_takes_over_goes_on_where_the_one_before_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence_watch, "INTERVAL_S", 0.01)
+    file = tmp_path / silence_watch.WATCHED_FILE
+    sinces = []
+    for damaged in (False, False, True):
+        if damaged:
+            file.write_text("{")
+        watch = SilenceWatch(Workspace.local(tmp_path), Canary(tmp_path), runtime=tmp_path, credentials={})
+        begun = datetime.now(UTC)
+        watch.start()
+        await until(lambda: bool(watch._observations), "it has checked", timeout_s=60)  # noqa: B023 - awaited here
+        await until(lambda: file.exists() and file.read_text() != "{", "it is written down", timeout_s=60)
+        await watch.stop()
+        sinces.append((watch._watched_since, begun))
+    assert sinces[0][0] >= sinces[0][1]
+    assert sinces[1][0] < sinces[1][1], "another one has watched until a moment ago"
+    assert sinces[2][0] >= sinces[2][1]
+
+
 @pytest.mark.parametrize(
     ("program", "problem"),
     [
