@@ -64,6 +64,10 @@ Name = Annotated[str, Field(strict=True), AfterValidator(check_name)]
 Percentile = Annotated[float, BeforeValidator(not_a_bool), Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 
 
+# A day at most: replicas that are replaced wait that long for their requests.
+Milliseconds = Annotated[PositiveInt, Field(le=86_400_000)]
+
+
 class VersionType(StrEnum):
     """The role of a version in the comparison."""
 
@@ -129,9 +133,9 @@ class Version(Value):
     autoscale_refresh_seconds: PositiveInt = 1
     autoscale_target_utilization: Annotated[int, Field(gt=0, le=100)] = 70
 
-    scoring_timeout_ms: PositiveInt = 60_000
+    scoring_timeout_ms: Milliseconds = 60_000
     replica_max_concurrent_requests: PositiveInt = 1
-    max_request_wait_time: PositiveInt = 500
+    max_request_wait_time: Milliseconds = 500
     worker_count: PositiveInt = 1
     environment_variables: EnvironmentVariables = Field(default_factory=dict)
 

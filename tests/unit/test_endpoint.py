@@ -233,6 +233,8 @@ def test_a_fixed_number_of_replicas_switches_the_autoscaler_off_and_both_are_ref
         {"memory_gb": 1, "memory_gb_limit": 0.5},
         {"gpu_cores": -1},
         {"scoring_timeout_ms": 0},
+        {"scoring_timeout_ms": 86_400_001},
+        {"max_request_wait_time": 86_400_001},
         {"autoscale_target_utilization": 500},
         {"unknown": 1},
     ],

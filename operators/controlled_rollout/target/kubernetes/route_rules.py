@@ -334,8 +334,14 @@ def _weights_rule(endpoint: Endpoint, current: Sequence[Object], weights: Mappin
         **rule,
         "filters": _request_filters(endpoint, WEIGHTS),
         "backendRefs": _weighted_backends(endpoint, current, weights),
-        "timeouts": {"request": f"{timeout_ms}ms"},
+        "timeouts": {"request": _duration(timeout_ms)},
     }
+
+
+def _duration(milliseconds: int) -> str:
+    """Return a time as the Gateway API writes it: of each unit at most five digits."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{milliseconds}ms" if milliseconds < 100_000 else f"{seconds // 3600}h{seconds % 3600}s{rest}ms"
 
 
 def _version_rule(endpoint: Endpoint, version: str) -> Object:
@@ -346,7 +352,7 @@ def _version_rule(endpoint: Endpoint, version: str) -> Object:
         "matches": [_endpoint_match(endpoint.name, {"type": "Exact", "value": version})],
         "filters": _request_filters(endpoint, "header"),
         "backendRefs": [_version_backend(endpoint.name, version, 1)],
-        "timeouts": {"request": f"{timeout_ms}ms"},
+        "timeouts": {"request": _duration(timeout_ms)},
     }
 
 

@@ -1,5 +1,6 @@
 """The provider's rules in a route, and rules of others."""
 
+import re
 from typing import Any
 
 import pytest
@@ -39,6 +40,26 @@ def written(desired: Endpoint, current: list[dict[str, Any]]) -> list[dict[str, 
         mark=route_rules.Mark(desired.revision),
     )
     return route_rules.merge_rules(current, rules)
+
+
+@pytest.mark.parametrize(
+    ("wait_ms", "scoring_ms", "written_as"),
+    [
+        (500, 60_000, "61500ms"),
+        (500, 98_499, "99999ms"),
+        (500, 98_500, "0h100s0ms"),
+        (60_000, 120_001, "0h181s1ms"),
+        (86_400_000, 86_400_000, "48h1s0ms"),
+    ],
+)
+def test_a_long_timeout_is_written_as_the_gateway_api_takes_it(wait_ms: int, scoring_ms: int, written_as: str) -> None:
+    settings: dict[str, Any] = {"max_request_wait_time": wait_ms, "scoring_timeout_ms": scoring_ms}
+    one = Endpoint(name="digits", revision=1).create_version("one", image=IMAGE, **settings)
+
+    timeouts = {rule["timeouts"]["request"] for rule in written(one, []) if "timeouts" in rule}
+
+    assert timeouts == {written_as}
+    assert re.fullmatch("([0-9]{1,5}(h|m|s|ms)){1,4}", written_as)
 
 
 def test_a_route_says_again_what_it_was_made_from() -> None:
