@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -42,20 +43,24 @@ async def has_replicas(sandbox: Sandbox, version: str, number: int) -> None:
 
 
 @asynccontextmanager
-async def open_requests(sandbox: Sandbox, number: int, seconds: float) -> AsyncIterator[None]:
-    """Keep so many requests open at the sandbox's endpoint at all times, each of `seconds`."""
+async def open_requests(sandbox: Sandbox, number: int, seconds: float) -> AsyncIterator["Counter[str]"]:
+    """Keep so many requests open at the sandbox's endpoint at all times, each of `seconds`; give how they ended."""
+    outcomes: Counter[str] = Counter()
     headers = {"Authorization": f"Bearer {await sandbox.key()}"}
     async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None)) as caller:
 
         async def ask() -> None:
             while True:
-                # A replica that is taken away under the load may break a request off: the next one counts.
-                with suppress(httpx.HTTPError):
-                    await caller.post(sandbox.url, json={"sleep_s": seconds}, headers=headers)
+                try:
+                    answer = await caller.post(sandbox.url, json={"sleep_s": seconds}, headers=headers)
+                    outcome = str(answer.status_code)
+                except httpx.HTTPError as error:
+                    outcome = f"{type(error).__name__}: {error}"
+                outcomes[outcome] += 1
 
         asking = [asyncio.create_task(ask()) for _ in range(number)]
         try:
-            yield
+            yield outcomes
         finally:
             for one in asking:
                 one.cancel()

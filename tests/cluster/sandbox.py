@@ -56,7 +56,7 @@ class Sandbox:
 
     @property
     def url(self) -> str:
-        return f"{self.lab.gateway_url}/api/v1/service/{self.endpoint}/score"
+        return f"{self.workspace.endpoint_url}/api/v1/service/{self.endpoint}/score"
 
     async def key(self) -> str:
         return (await self.target.keys(self.endpoint)).primary
