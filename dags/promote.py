@@ -21,6 +21,13 @@ with DAG(
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     params={
+        "conn_id": Param(
+            "controlled_rollout_default",
+            type="string",
+            pattern=r"^[\w.-]{1,250}$",
+            title="Workspace",
+            description="The connection of the workspace.",
+        ),
         "endpoint": Param("digits", title="Endpoint", **NAME),
         "version": Param(title="Version", description="Gets all the traffic.", **NAME),
         "reason": Param(type="string", minLength=1, title="Reason", description="For the endpoint's history."),
@@ -28,7 +35,12 @@ with DAG(
             "1 d", type="string", pattern=r"^(\d+(\.\d+)?\s*(s|min|h|d)|P.+)$", title="Keep the former control for"
         ),
     },
-    default_args={"retries": 3, "endpoint": "{{ params.endpoint }}", "own_rollout": False},
+    default_args={
+        "retries": 3,
+        "conn_id": "{{ params.conn_id }}",
+        "endpoint": "{{ params.endpoint }}",
+        "own_rollout": False,
+    },
     tags=["controlled-rollout"],
 ) as dag:
     BY = "{{ ' (' ~ dag_run.triggering_user_name ~ ')' if dag_run.triggering_user_name else '' }}"

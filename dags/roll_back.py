@@ -21,6 +21,13 @@ with DAG(
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     params={
+        "conn_id": Param(
+            "controlled_rollout_default",
+            type="string",
+            pattern=r"^[\w.-]{1,250}$",
+            title="Workspace",
+            description="The connection of the workspace.",
+        ),
         "endpoint": Param("digits", title="Endpoint", **NAME),
         "version": Param(title="Version", description="Goes to 0 %; its replicas stay, for inspection.", **NAME),
         "to": Param(
@@ -39,6 +46,7 @@ with DAG(
 
     RollBackOperator(
         task_id="roll_back",
+        conn_id="{{ params.conn_id }}",
         endpoint="{{ params.endpoint }}",
         version="{{ params.version }}",
         to="{{ params.to or '' }}",

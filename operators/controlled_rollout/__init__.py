@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from controlled_rollout.operators.approval import ApproveRolloutOperator
     from controlled_rollout.operators.collected_data import CollectedDataGateOperator
     from controlled_rollout.operators.connectivity import CheckConnectivityOperator
+    from controlled_rollout.operators.hold import HoldRolloutOperator
     from controlled_rollout.operators.image_build import BuildImageOperator
     from controlled_rollout.operators.image_scan import ScanImageOperator
     from controlled_rollout.operators.labels import JudgeByLabelsOperator
@@ -73,6 +74,7 @@ __all__ = [
     "EvidenceError",
     "EvidenceUnavailableError",
     "Gate",
+    "HoldRolloutOperator",
     "ImageError",
     "JudgeByLabelsOperator",
     "LabelMetric",
@@ -128,6 +130,7 @@ _MODULES = {
     "EvidenceError": "controlled_rollout.errors",
     "EvidenceUnavailableError": "controlled_rollout.errors",
     "Gate": "controlled_rollout.gate",
+    "HoldRolloutOperator": "controlled_rollout.operators.hold",
     "ImageError": "controlled_rollout.errors",
     "JudgeByLabelsOperator": "controlled_rollout.operators.labels",
     "LabelMetric": "controlled_rollout.labels.settings",

@@ -12,14 +12,7 @@ def get_provider_info() -> dict[str, Any]:
         "name": INTEGRATION,
         "description": "Rolls out machine-learning models safely: canary traffic, a statistical gate, "
         "promotion or roll-back.",
-        "integrations": [
-            {
-                "integration-name": INTEGRATION,
-                "external-doc-url": "https://pypi.org/project/airflow-provider-controlled-rollout/",
-                "how-to-guide": ["/docs/airflow.md"],
-                "tags": ["machine-learning", "software"],
-            }
-        ],
+        "integrations": [_integration()],
         "operators": [
             {
                 "integration-name": INTEGRATION,
@@ -27,6 +20,7 @@ def get_provider_info() -> dict[str, Any]:
                     "controlled_rollout.operators.approval",
                     "controlled_rollout.operators.collected_data",
                     "controlled_rollout.operators.connectivity",
+                    "controlled_rollout.operators.hold",
                     "controlled_rollout.operators.image_build",
                     "controlled_rollout.operators.image_scan",
                     "controlled_rollout.operators.labels",
@@ -63,7 +57,47 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "notifications": ["controlled_rollout.notifications.notifier.RolloutNotifier"],
         "connection-types": [_connection_type()],
+        "config": _config(),
     }
+
+
+def _integration() -> dict[str, Any]:
+    """Return what Airflow shows of the software that everything here belongs to."""
+    return {
+        "integration-name": INTEGRATION,
+        "external-doc-url": "https://pypi.org/project/airflow-provider-controlled-rollout/",
+        "how-to-guide": ["/docs/airflow.md"],
+        "tags": ["machine-learning", "software"],
+    }
+
+
+def _config() -> dict[str, Any]:
+    """Return the section `[controlled_rollout]` of Airflow's configuration: the settings of the page."""
+    workspaces = {
+        "description": "Connection ids of the workspaces that the page shows, separated by commas, 20 at most.",
+        "version_added": "0.1.0",
+        "type": "string",
+        "example": "models_dev,models_prod",
+        "default": "controlled_rollout_default",
+    }
+    dags = {
+        f"{action}_dag_id": {
+            "description": f"The DAG that the page triggers to {what}. It takes the params that the DAG `{action}` of "
+            "this provider's examples has.",
+            "version_added": "0.1.0",
+            "type": "string",
+            "example": f"models_{action}",
+            "default": action,
+        }
+        for action, what in (
+            ("promote", "promote a version"),
+            ("roll_back", "roll a version back"),
+            ("hold", "put a rollout on hold"),
+            ("shift", "shift traffic to a version"),
+        )
+    }
+    options = {"ui_workspaces": workspaces, **dags}
+    return {"controlled_rollout": {"description": "Settings of the page of endpoints.", "options": options}}
 
 
 def _connection_type() -> dict[str, Any]:

@@ -162,3 +162,66 @@ def test_no_answer_has_a_key_or_a_connection_s_password(here: Surroundings) -> N
     assert all(texts)
     for secret in (keys.primary, keys.secondary, "geheim-1", *PASSWORDS.values()):
         assert not any(secret in text for text in texts)
+
+
+def hold_preview(here: Surroundings) -> dict[str, Any]:
+    """Return what the page shows of a hold of the treatment."""
+    shown = here.get(f"{ENDPOINT}/actions?percentile=25").raise_for_status().json()["actions"]
+    [preview] = [one for one in shown if (one["action"], one["version"]) == ("hold", "v2a")]
+    return dict(preview)
+
+
+def runs_of(here: Surroundings, dag_id: str) -> list[dict[str, Any]]:
+    """Return the runs of a DAG."""
+    return list(here.get(f"api/v2/dags/{dag_id}/dagRuns", "admin").raise_for_status().json()["dag_runs"])
+
+
+def test_actions_show_what_they_would_do_and_refused_ones_why(here: Surroundings) -> None:
+    shown = here.get(f"{ENDPOINT}/actions?percentile=25").raise_for_status().json()["actions"]
+    found = {(one["action"], one["version"]): one for one in shown}
+
+    assert found["shift", "v2a"]["after"] == {"v1a": 75, "v2a": 25}
+    assert found["shift", "v2a"]["ends_rollout_of"] == RUN
+    assert found["promote", "v2a"]["conf"] == {"conn_id": "ml", "endpoint": "digits", "version": "v2a"}
+    assert (found["roll_back", "v1a"]["allowed"], found["roll_back", "v1a"]["after"]) == (False, None)
+    assert "first control" in found["roll_back", "v1a"]["refusal"]
+    assert here.get(f"{ENDPOINT}/actions?percentile=101").status_code == httpx.codes.UNPROCESSABLE_ENTITY
+
+
+def test_the_signed_in_user_triggers_the_dag_and_airflow_refuses_a_viewer(here: Surroundings) -> None:
+    preview = hold_preview(here)
+    body = {"conf": {**preview["conf"], "reason": "I want to look at it first"}, "logical_date": None}
+    path = f"api/v2/dags/{preview['dag_id']}/dagRuns"
+    with here.server.client("viewer") as viewer:
+        assert viewer.post(path, json=body).status_code == httpx.codes.FORBIDDEN
+    with here.server.client() as anonymous:
+        assert anonymous.post(path, json=body).status_code == httpx.codes.UNAUTHORIZED
+    assert runs_of(here, "hold") == []
+
+    with here.server.client("admin") as admin:
+        assert admin.post(
+            path, json={"conf": preview["conf"], "logical_date": None}
+        ).is_client_error  # without a reason
+        triggered = admin.post(path, json=body).raise_for_status().json()
+    assert triggered["conf"] == body["conf"]
+    assert triggered["triggering_user_name"] == "admin"
+
+
+def test_a_form_of_another_site_triggers_nothing(here: Surroundings) -> None:
+    preview = hold_preview(here)
+    body = json.dumps({"conf": {**preview["conf"], "reason": "not mine"}, "logical_date": None})
+    before = len(runs_of(here, "hold"))
+    with here.server.client() as browser:
+        # What a browser would send along, were the cookie not limited to its own site.
+        browser.cookies.set("_token", here.server.token("admin"))
+        assert browser.get(f"{API}/health").status_code == httpx.codes.OK
+        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+            headers = {"content-type": kind, "origin": "https://elsewhere.example"}
+            answer = browser.post(f"api/v2/dags/{preview['dag_id']}/dagRuns", content=body, headers=headers)
+            assert answer.is_client_error, kind
+        # The plugin's own API changes nothing whatever the method.
+        for path in ("overview", "workspaces/ml/endpoints/digits", "workspaces/ml/endpoints/digits/actions"):
+            for method in ("POST", "PUT", "PATCH", "DELETE"):
+                answer = browser.request(method, f"{API}/{path}", content=body)
+                assert answer.status_code == httpx.codes.METHOD_NOT_ALLOWED
+    assert len(runs_of(here, "hold")) == before

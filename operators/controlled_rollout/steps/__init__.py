@@ -24,6 +24,7 @@ from controlled_rollout.record.in_time import within_time
 from controlled_rollout.rollout import OnSilence, WaitingRun
 from controlled_rollout.steps import edits, permission, rules
 from controlled_rollout.steps.going_back import is_outage, rollback_step, try_until_done
+from controlled_rollout.steps.holding import hold
 from controlled_rollout.steps.retirement import former_control, retire, retire_former_control
 from controlled_rollout.steps.skeleton import Permit, Scale, Step, format_split, run_step
 from controlled_rollout.target.connect import connect
@@ -40,6 +41,7 @@ __all__ = [
     "deploy",
     "former_control",
     "has_held",
+    "hold",
     "promote",
     "reason_not_promoted",
     "retire",

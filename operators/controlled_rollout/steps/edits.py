@@ -16,7 +16,7 @@ from controlled_rollout.errors import (
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.version import Version, check_settings
 
-__all__ = ["deploy", "promote", "retire", "roll_back", "shift"]
+__all__ = ["deploy", "hold", "promote", "retire", "roll_back", "shift"]
 
 
 def deploy(
@@ -154,6 +154,31 @@ def roll_back(endpoint: Endpoint, version: str, *, owner: str | None) -> Endpoin
         # Somebody has ended the run's rollout since it looked, and has given the version this share.
         endpoint.check_holder(version, owner)
     return endpoint.roll_back(version).release(version)
+
+
+def hold(endpoint: Endpoint, version: str, *, at: datetime) -> Endpoint:
+    """Return the endpoint with its rollout on hold; the endpoint itself if it is already.
+
+    Args:
+        endpoint: The endpoint.
+        version: The treatment that is being rolled out.
+        at: The present.
+
+    Raises:
+        ConflictError: No run rolls the version out, or it has no traffic, so that no gate looks at it.
+        EndpointError: There is no such version.
+    """
+    endpoint.version(version)
+    if endpoint.rollout is None or endpoint.rollout.version != version:
+        raise ConflictError(
+            f"version {version!r} of endpoint {endpoint.name!r} is in no rollout: there is nothing to put on hold"
+        )
+    if not endpoint.effective_traffic()[version]:
+        raise ConflictError(
+            f"version {version!r} of endpoint {endpoint.name!r} has no traffic, so no gate looks at it: "
+            "roll it back to end its rollout"
+        )
+    return endpoint.hold(version, owner=None, at=at)
 
 
 def retire(endpoint: Endpoint, version: str) -> Endpoint:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from controlled_rollout import __version__
 from controlled_rollout.errors import ControlledRolloutError, EndpointError, EndpointNotFoundError
+from controlled_rollout.view.actions import DEFAULT_PERCENTILE
 from controlled_rollout.view.models import Overview
 from controlled_rollout_ui.api.conditional import conditional_answer
 from controlled_rollout_ui.api.watched_workspace import POLL_S
@@ -75,6 +76,16 @@ def create_app() -> "FastAPI":
     ) -> Response:
         """Return the last lines of a version's log."""
         return conditional_answer(await workspaces.log_tail(workspace, endpoint, version, tail=tail), known)
+
+    @app.get("/workspaces/{workspace}/endpoints/{endpoint}/actions")
+    async def actions(
+        workspace: Name,
+        endpoint: Name,
+        percentile: Annotated[float, Query(ge=0, le=100, allow_inf_nan=False)] = DEFAULT_PERCENTILE,
+        known: Known = None,
+    ) -> Response:
+        """Return what may be done to an endpoint now, and what it would do."""
+        return conditional_answer(await workspaces.actions(workspace, endpoint, percentile=percentile), known)
 
     @app.get("/runs/{dag_id}/{run_id:path}")
     async def run(dag_id: Name, run_id: Annotated[str, Path(max_length=250)], known: Known = None) -> Response:

@@ -1,8 +1,10 @@
 """The workspaces that the page shows, each read in the background."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from controlled_rollout.errors import (
     ControlledRolloutError,
@@ -11,11 +13,13 @@ from controlled_rollout.errors import (
     WorkspaceError,
 )
 from controlled_rollout.target.connect import connect
-from controlled_rollout.view.models import EndpointDetail, LogTail, WorkspaceOverview
+from controlled_rollout.target.protocol import Target
+from controlled_rollout.view.actions import actions
+from controlled_rollout.view.models import Actions, EndpointDetail, LogTail, WorkspaceOverview
 from controlled_rollout.view.reading import read_log_tail
 from controlled_rollout.workspace import Workspace
 from controlled_rollout_ui.api.background import BackgroundLoop
-from controlled_rollout_ui.api.settings import workspace_names
+from controlled_rollout_ui.api.settings import dag_ids, workspace_names
 from controlled_rollout_ui.api.watched_workspace import WatchedWorkspace
 
 __all__ = ["UnknownWorkspaceError", "Workspaces"]
@@ -23,7 +27,9 @@ __all__ = ["UnknownWorkspaceError", "Workspaces"]
 # How long a request waits for the very first reading of a workspace, and for a log.
 FIRST_WAIT_S: Final = 0.15
 FIRST_DETAIL_WAIT_S: Final = 2.5
-LOG_DEADLINE_S: Final = 15.0
+DEADLINE_S: Final = 15.0
+
+Result = TypeVar("Result")
 
 
 class UnknownWorkspaceError(ControlledRolloutError):
@@ -75,20 +81,42 @@ class Workspaces:
             EndpointError: It has no such version.
             TargetUnavailableError: The workspace does not answer.
         """
+        return await self._opened(
+            workspace, lambda opened, target: read_log_tail(opened, target, endpoint, version, tail=tail)
+        )
+
+    async def actions(self, workspace: str, endpoint: str, *, percentile: float) -> Actions:
+        """Return what may be done to an endpoint now, from its newest revision.
+
+        Raises:
+            UnknownWorkspaceError: The page does not show such a workspace.
+            EndpointNotFoundError: There is no such endpoint.
+            TargetUnavailableError: The workspace does not answer.
+        """
+
+        async def read(_: Workspace, target: Target) -> Actions:
+            """Read history and status, and preview the actions."""
+            history, status = await target.history(endpoint), await target.status(endpoint, inspect=False)
+            return actions(workspace, history, status, dag_ids(), percentile=percentile, at=datetime.now(UTC))
+
+        return await self._opened(workspace, read)
+
+    async def _opened(self, workspace: str, read: Callable[[Workspace, Target], Awaitable[Result]]) -> Result:
+        """Return what is read from a workspace with a connection of its own, within a deadline."""
         watched = self._one(workspace)
 
-        async def read() -> LogTail:
-            """Read it with a connection of its own."""
+        async def read_in_time() -> Result:
+            """Read in the background's thread."""
             opened = await watched.open_workspace()
             try:
-                async with asyncio.timeout(LOG_DEADLINE_S), connect(opened) as target:
-                    return await read_log_tail(opened, target, endpoint, version, tail=tail)
+                async with asyncio.timeout(DEADLINE_S), connect(opened) as target:
+                    return await read(opened, target)
             except TimeoutError as error:
                 raise TargetUnavailableError(
-                    f"workspace {workspace} does not answer within {LOG_DEADLINE_S:g} s: ask for the log again"
+                    f"workspace {workspace} does not answer within {DEADLINE_S:g} s: ask again"
                 ) from error
 
-        return await self._background.run(read())
+        return await self._background.run(read_in_time())
 
     async def _overviews(self, wait_s: float = FIRST_WAIT_S) -> tuple[WorkspaceOverview, ...]:
         """Return every workspace; none waits for another."""

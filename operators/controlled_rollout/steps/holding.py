@@ -1,0 +1,96 @@
+"""The step that puts a rollout on hold by hand: its gate goes on looking, and a person decides."""
+
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Final
+
+from controlled_rollout import record
+from controlled_rollout.defaults import SERVED_TIMEOUT
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ConflictError
+from controlled_rollout.evaluation.judgements import record_answer
+from controlled_rollout.record.in_time import within_time
+from controlled_rollout.steps import edits
+from controlled_rollout.target.connect import connect
+from controlled_rollout.target.protocol import Change, Target
+from controlled_rollout.target.waiting import Progress, retry_until_available
+from controlled_rollout.workspace import Workspace
+
+__all__ = ["hold"]
+
+# A look may mark the endpoint at the same moment; more conflicts than this are not met.
+TRIES: Final = 5
+# After one of these the gate that has looked is done: the next task is not bound by a hold.
+GATE_IS_DONE: Final = ("go_on", "approve")
+
+
+async def hold(
+    workspace: Workspace,
+    endpoint: str,
+    version: str,
+    *,
+    change: Change,
+    timeout: timedelta = SERVED_TIMEOUT,
+    progress: Progress = print,
+) -> Endpoint:
+    """Put the rollout of a version on hold: the gate that looks at it does not let it go on by itself any more.
+
+    An alarm still rolls it back. A person ends the hold: promote, roll back, shift, or clear the gate's task.
+
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name.
+        version: The treatment.
+        change: Who does it and why, for history and record.
+        timeout: How long to wait for a target that does not answer.
+        progress: Called with a sentence when something changes.
+
+    Returns:
+        The endpoint as stored.
+
+    Raises:
+        ConflictError: No run rolls the version out, it has no traffic, or its gate has let it go on already.
+        EndpointError: There is no such version.
+        RecordUnavailableError: The record cannot be read or appended to.
+        TargetUnavailableError: The target did not answer in time.
+    """
+    change = change.with_default(f"{version} is on hold: a person decides")
+    async with connect(workspace) as target:
+        present = await retry_until_available(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+        held = present.rollout is not None and present.rollout.version == version and present.rollout.held is not None
+        if not held:
+            await _check_gate_looks(workspace, endpoint, version)
+        stored = await _apply(target, endpoint, version, change)
+    await record_answer(
+        workspace, endpoint, version, step="hold", who=change.who, reason=change.reason, progress=progress
+    )
+    progress(f"{version!r} is on hold: promote it or roll it back, or clear its gate")
+    return stored
+
+
+async def _apply(target: Target, endpoint: str, version: str, change: Change) -> Endpoint:
+    """Store the endpoint with its rollout on hold; try again if another writer was faster."""
+    for attempt in range(TRIES):
+        newest = await target.endpoint(endpoint)
+        wanted = edits.hold(newest, version, at=datetime.now(UTC))
+        if wanted is newest:
+            return newest
+        try:
+            return await target.apply(wanted, change)
+        except ConflictError:
+            if attempt == TRIES - 1:
+                raise
+    raise AssertionError
+
+
+async def _check_gate_looks(workspace: Workspace, endpoint: str, version: str) -> None:
+    """Raise ConflictError if the gate of the present share has let the rollout go on: nothing would heed the hold."""
+    newest = await within_time(
+        record.storage_of(workspace, endpoint).name, partial(record.last, workspace, endpoint, version)
+    )
+    if newest is not None and newest.step in GATE_IS_DONE:
+        raise ConflictError(
+            f"version {version!r} of endpoint {endpoint!r} cannot be put on hold now: its gate has let it go on "
+            f"({newest.step.replace('_', ' ')} at {newest.time:%H:%M:%S %Z}), and the next task is under way; try "
+            "again once the next gate looks, or roll it back"
+        )

@@ -1,0 +1,115 @@
+"""A hold by hand: the gate that looks heeds it, the record has it, and where no gate would heed it, it is refused."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import record, steps
+from controlled_rollout.errors import ConflictError, EndpointError
+from controlled_rollout.record import Decision
+from controlled_rollout.steps import Change, holding
+from controlled_rollout.target import connect as connect_module
+from controlled_rollout.target import waiting
+from controlled_rollout.target.protocol import Change as StoredChange
+from controlled_rollout.workspace import Workspace
+from tests.unit.steps.memory_target import MemoryTarget
+
+RUN = "weekly/run-2"
+PERSON = Change(who="hold/manual/hold", reason="I want to look at it first")
+
+
+def quiet(sentence: str) -> None:
+    """Take a progress message."""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.local(tmp_path)
+
+
+@pytest.fixture
+async def target(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> MemoryTarget:
+    """A target with a treatment at 10 % of the traffic."""
+    target = MemoryTarget()
+    for module in (steps, connect_module, holding):
+        monkeypatch.setattr(module, "connect", target.open)
+    monkeypatch.setattr(waiting, "RETRY_S", 0.001)
+    for version in ("old", "new"):
+        await steps.deploy(
+            workspace, "digits", version, image="a@sha256:1", owner=RUN if version == "new" else "weekly/run-1",
+            change=Change(who=f"{RUN}/deploy"), progress=quiet,
+        )  # fmt: skip
+    shift = Change(who=f"{RUN}/shift")
+    await steps.shift(workspace, "digits", "new", percentile=10, change=shift, owner=RUN, progress=quiet)
+    return target
+
+
+async def hold(workspace: Workspace, version: str = "new") -> None:
+    await steps.hold(workspace, "digits", version, change=PERSON, progress=quiet)
+
+
+def lines(workspace: Workspace) -> list[tuple[str, str, str]]:
+    return [(one.step, one.who, one.reason) for one in record.read(workspace, "digits") if one.step == "hold"]
+
+
+async def test_the_endpoint_says_that_it_is_on_hold_and_the_record_by_whom_and_why(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await hold(workspace)
+    newest = target.newest("digits")
+    assert newest.rollout is not None
+    assert newest.rollout.held is not None
+    assert newest.effective_traffic()["new"] == 10
+    assert lines(workspace) == [("hold", PERSON.who, PERSON.reason)]
+    assert (await target.history("digits"))[-1].change == StoredChange(who=PERSON.who, reason=PERSON.reason)
+
+
+async def test_a_task_that_was_killed_and_runs_again_changes_nothing_more(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    await hold(workspace)
+    revision = target.newest("digits").revision
+    await hold(workspace)
+    assert target.newest("digits").revision == revision
+
+
+async def test_another_writer_who_is_faster_does_not_fail_it(workspace: Workspace, target: MemoryTarget) -> None:
+    tries: list[int] = []
+
+    def another_writer() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise ConflictError("another writer was faster")
+
+    target.before["apply"] = another_writer
+    await hold(workspace)
+    assert len(tries) == 2
+    rollout = target.newest("digits").rollout
+    assert rollout is not None
+    assert rollout.held is not None
+
+
+async def test_where_writers_are_always_faster_the_conflict_is_said(workspace: Workspace, target: MemoryTarget) -> None:
+    def another_writer() -> None:
+        raise ConflictError("another writer was faster")
+
+    target.before["apply"] = another_writer
+    with pytest.raises(ConflictError, match="faster"):
+        await hold(workspace)
+
+
+async def test_what_no_gate_would_heed_is_refused_and_nothing_is_changed(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    revision = target.newest("digits").revision
+    with pytest.raises(ConflictError, match="in no rollout"):
+        await hold(workspace, "old")
+    with pytest.raises(EndpointError, match="no version 'gone'"):
+        await hold(workspace, "gone")
+    went_on = Decision(time=datetime.now(UTC), endpoint="digits", version="new", step="go_on", who=f"{RUN}/gate")
+    record.append(workspace, went_on)
+    with pytest.raises(ConflictError, match="its gate has let it go on"):
+        await hold(workspace)
+    assert target.newest("digits").revision == revision
+    assert lines(workspace) == []
