@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["format_duration", "parse_duration"]
+__all__ = ["format_duration", "format_elapsed", "parse_duration"]
 
 SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 NUMBER_AND_UNIT: Final = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(SECONDS)})?")
@@ -58,3 +58,16 @@ def format_duration(length: timedelta) -> str:
         if seconds and seconds % unit_seconds == 0:
             return f"{seconds / unit_seconds:.0f} {unit}"
     return f"{seconds:f}".rstrip("0").rstrip(".") + " s"
+
+
+def format_elapsed(length: timedelta) -> str:
+    """Return a measured length of time in its two largest units, such as `40 s`, `5 min`, `1 h 12 min`, `2 d 3 h`."""
+    seconds = round(length.total_seconds())
+    sign, seconds = ("-" if seconds < 0 else ""), abs(seconds)
+    parts = []
+    for unit, unit_seconds in reversed(SECONDS.items()):
+        parts.append((seconds // unit_seconds, unit))
+        seconds %= unit_seconds
+    first = next((number for number, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    shown = [f"{count} {unit}" for count, unit in parts[first : first + 2] if count]
+    return sign + (" ".join(shown) or "0 s")

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from airflow.sdk import BaseNotifier, BaseOperator, TaskGroup, TriggerRule, chain
 
+from controlled_rollout.checks.plan import check_steps
 from controlled_rollout.defaults import (
     BAKE,
     CONFLICT_TIMEOUT,
@@ -27,7 +28,6 @@ from controlled_rollout.operators.group_arguments import (
     check_fixed_arguments,
     check_looks_in_time,
     check_run_has_no_timeout,
-    check_steps,
 )
 from controlled_rollout.operators.group_tasks import create_task, execution_timeout_above, own_defaults
 from controlled_rollout.operators.image_scan import ScanImageOperator

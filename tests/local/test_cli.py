@@ -159,6 +159,44 @@ def test_score_uses_the_key_of_the_endpoint_until_it_is_replaced(lab: Lab, shell
     assert shell("endpoint", "score", name, "--data", "{}")[0] == 0
 
 
+def test_plan_and_gate_of_a_treatment_show_and_change_nothing(lab: Lab, shell: Shell) -> None:
+    name = "planned"
+    assert shell("plan", name, "one")[::2] == (0, "")
+    assert shell("deploy", name, "one", "--image", image(lab), *ONE_REPLICA)[0] == 0
+    assert shell("gate", name, "one")[0] == 6
+    assert shell("gate", name, "typo")[0] == 1
+    planned = json.loads(shell("plan", name, "two", "--steps", "20", "--output", "json")[1])
+    assert shell("deploy", name, "two", "--image", image(lab, "second"), *ONE_REPLICA)[0] == 0
+    assert shell("shift", name, "two", "20")[0] == 0
+    before = asyncio.run(lab.target.history(name))
+
+    code, out, _ = shell("gate", name, "two", "--output", "json")
+    changed = json.loads(shell("history", name, "--tail", "1", "--output", "json")[1])
+
+    assert planned["changes"] == ["version 'two' is created at 0 %"]
+    assert "shift 20 % of the traffic to it" in planned["steps"][1]
+    assert planned["forecast"][0].startswith("Forecast: ")
+    assert (code, json.loads(out)["action"]) == (4, "wait")
+    assert asyncio.run(lab.target.history(name)) == before
+    assert changed[0]["changes"] == ["one 100 → 80 %", "two 0 → 20 %"]
+    assert "two 0 → 20 %" in shell("history", name)[1]
+    assert {entry.step for entry in record.read(lab.workspace, name)} == {"deploy", "shift", "look"}
+
+
+def test_build_prints_the_reference_of_a_folder_s_image_and_finds_it_again(
+    lab: Lab, shell: Shell, tmp_path: Path
+) -> None:
+    (tmp_path / "score.py").write_text("def init(): pass\ndef run(data): return 1\n")
+    (tmp_path / "requirements.txt").write_text("")
+
+    code, out, err = shell("build", str(tmp_path), "--name", "built")
+
+    assert (code, bool(err)) == (0, True)
+    assert re.fullmatch(r"local/built@sha256:[0-9a-f]{64}\n", out)
+    assert json.loads(shell("build", str(tmp_path), "--name", "built", "--output", "json")[1]) == {"image": out.strip()}
+    assert shell("build", str(tmp_path / "nowhere"), "--name", "built")[0] == 1
+
+
 def test_tokens_are_printed_for_a_shell_used_by_score_and_rotated_and_the_hook_gives_the_same(
     lab: Lab, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlled_rollout.duration import format_duration, parse_duration
+from controlled_rollout.duration import format_duration, format_elapsed, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,14 @@ def test_a_length_of_time_is_written_in_its_largest_whole_unit(length: timedelta
 def test_a_duration_is_written_without_an_exponent(length: timedelta, expected: str) -> None:
     assert format_duration(length) == expected
     assert parse_duration(expected) == length
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"), (0.4, "0 s"), (59.6, "1 min"), (65, "1 min 5 s"), (3600, "1 h"), (3605, "1 h"),
+        (86_399, "23 h 59 min"), (183_600, "2 d 3 h"), (-5, "-5 s"),
+    ],
+)  # fmt: skip
+def test_a_measured_time_has_its_two_largest_units(seconds: float, text: str) -> None:
+    assert format_elapsed(timedelta(seconds=seconds)) == text

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Final, Literal
 
 from controlled_rollout.duration import format_duration
-from controlled_rollout.endpoint import MAX_VERSIONS, Endpoint
+from controlled_rollout.endpoint import LEAST_SHARE, MAX_VERSIONS, Endpoint
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.rollout import LEAST_SILENCE, OnSilence
 
-__all__ = ["RolloutPlan", "contradictions", "looks_too_rarely", "room_for"]
+__all__ = ["RolloutPlan", "check_steps", "contradictions", "looks_too_rarely", "room_for"]
 
 WITHOUT_DECISION: Final = {
     "hold": "it holds, and a person decides",
@@ -164,3 +165,26 @@ def room_for(endpoint: Endpoint, version: str) -> tuple[str, str]:
             f"possible: the next rollout has no room as long as they stay: {advice}"
         )
     return "", ""
+
+
+def check_steps(steps: Sequence[float]) -> None:
+    """Raise ValueError unless the steps are ascending percentiles that a router can tell apart, up to 100.
+
+    Raises:
+        ValueError: There are none, or they are not numbers, not ascending, not between 0 and 100, or nearer to 0, to
+            100 or to each other than `LEAST_SHARE`.
+    """
+    numbers = isinstance(steps, Sequence) and all(
+        isinstance(step, (int, float)) and not isinstance(step, bool) for step in steps
+    )
+    if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
+        raise ValueError(
+            f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50); there is "
+            "a task for each, so they can be no template and not mapped"
+        )
+    shares = [0.0, *steps, *([] if steps[-1] == 100 else [100.0])]
+    if any(after - before < LEAST_SHARE - 1e-9 for before, after in pairwise(shares)):
+        raise ValueError(
+            f"steps={steps!r}: give percentiles that differ from each other, from 0 and from 100 by {LEAST_SHARE:g} or "
+            "more: that is the least share of the traffic that a step can move"
+        )

@@ -10,6 +10,7 @@ from controlled_rollout.cli import (
     completion,
     data,
     endpoint,
+    gate,
     history,
     image,
     machine,
@@ -70,6 +71,7 @@ def command_parser() -> argparse.ArgumentParser:
     rollout.add_to(commands)
     endpoint.add_to(commands)
     secret.add_to(commands)
+    gate.add_to(commands)
     record.add_to(commands)
     image.add_to(commands)
     data.add_to(commands)

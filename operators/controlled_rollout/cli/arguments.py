@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 from controlled_rollout.cli.workspace_file import read_workspace
 from controlled_rollout.duration import parse_duration
+from controlled_rollout.errors import ImageError
 from controlled_rollout.workspace import Workspace
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "duration",
     "environment_variable",
     "line_count",
+    "model_name_and_path",
     "port",
     "positive_number",
     "workspace_of",
@@ -159,3 +161,16 @@ def positive_number(text: str) -> float:
     if not 0 < value <= MOST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to {MOST:,.0f}")
     return value
+
+
+def model_name_and_path(text: str) -> tuple[str, Path | str]:
+    """Parse the value of `--model`, `NAME=PATH`, into name and path or remote address (argparse type)."""
+    from controlled_rollout.image.inputs.remote_models import resolve_model_path
+
+    name, separator, path = text.partition("=")
+    if not (name and separator and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=PATH")
+    try:
+        return name, resolve_model_path(path, Path())
+    except ImageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -1,12 +1,22 @@
-"""The command that scans an image before it is rolled out."""
+"""Commands that build an image, and scan it before it is rolled out."""
 
 import argparse
 import asyncio
+from pathlib import Path
 from typing import Final
 
-from controlled_rollout.cli.arguments import Commands, add_workspace_options, duration, workspace_of
+from controlled_rollout.cli.arguments import (
+    Commands,
+    add_workspace_options,
+    caller,
+    duration,
+    model_name_and_path,
+    workspace_of,
+)
+from controlled_rollout.cli.exit_codes import ExitCode
+from controlled_rollout.cli.output import add_output_option, show
 from controlled_rollout.cli.registry_users import registry_users
-from controlled_rollout.cli.view import print_line
+from controlled_rollout.cli.view import print_line, print_progress
 from controlled_rollout.defaults import MAX_DATABASE_AGE
 from controlled_rollout.duration import format_duration
 
@@ -16,7 +26,25 @@ SEVERITIES: Final = ("none", "negligible", "low", "medium", "high", "critical")
 
 
 def add_to(commands: Commands) -> None:
-    """Add the parser of the command `scan`."""
+    """Add the parsers of the commands `build` and `scan`."""
+    build = commands.add_parser(
+        "build", help="build a project folder's image, or find the one that exists, and print its reference"
+    )
+    build.add_argument("folder", type=Path, help="the folder with score.py and its environment file")
+    build.add_argument("--name", required=True, help="the image's name, such as models/digits")
+    build.add_argument(
+        "--model",
+        metavar="NAME=PATH",
+        type=model_name_and_path,
+        action="append",
+        default=[],
+        help="a model's files, or its address; may be repeated",
+    )
+    build.add_argument("--environment", metavar="FILE", help="environment file (default: the one in the folder)")
+    build.add_argument("--entry-script", default="score.py", help="entry script in the folder (default %(default)s)")
+    add_output_option(build)
+    add_workspace_options(build)
+    build.set_defaults(run=_run_build)
     scan = commands.add_parser(
         "scan", help="scan an image for known vulnerabilities; exit code 1 if it must not be rolled out"
     )
@@ -50,6 +78,28 @@ def add_to(commands: Commands) -> None:
     )
     add_workspace_options(scan)
     scan.set_defaults(run=_run_scan)
+
+
+def _run_build(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout build`: build the image, print its reference; return the exit code."""
+    from controlled_rollout.image import ModelSource, build_image
+
+    workspace = workspace_of(options)
+    built = build_image(
+        workspace,
+        options.folder,
+        name=options.name,
+        environment=options.environment,
+        entry_script=options.entry_script,
+        models=[ModelSource(name, path) for name, path in options.model],
+        credentials=registry_users() if workspace.registry else None,
+        owner=caller(workspace),
+        # A shell reads the reference from stdout.
+        progress=print_progress,
+    )
+    reference = str(asyncio.run(built))
+    show(options, {"image": reference}, [reference])
+    return ExitCode.DONE
 
 
 def _run_scan(options: argparse.Namespace) -> int:

@@ -14,13 +14,14 @@ from controlled_rollout.cli.arguments import (
     add_workspace_options,
     duration,
     environment_variable,
+    model_name_and_path,
     port,
     workspace_of,
 )
 from controlled_rollout.cli.endpoint import readable_endpoint
 from controlled_rollout.cli.exit_codes import ExitCode
 from controlled_rollout.cli.view import endpoint_lines, print_line
-from controlled_rollout.errors import ImageError, TargetUnavailableError, WorkspaceError
+from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.text_table import text_table
 from controlled_rollout.visible_text import visible_text
 from controlled_rollout.workspace import Workspace
@@ -110,7 +111,7 @@ def _add_score_command(commands: Commands) -> None:
     score.add_argument(
         "--model",
         metavar="NAME=PATH",
-        type=_model_name_and_path,
+        type=model_name_and_path,
         action="append",
         default=[],
         help="a model's files; may be repeated",
@@ -309,16 +310,3 @@ def _run_telemetry_store(options: argparse.Namespace) -> int:
         token_file=options.token_file,
         upload_token_file=options.upload_token_file,
     )
-
-
-def _model_name_and_path(text: str) -> tuple[str, Path | str]:
-    """Parse the value of `--model`, `NAME=PATH`, into name and path or remote address (argparse type)."""
-    from controlled_rollout.image.inputs.remote_models import resolve_model_path
-
-    name, separator, path = text.partition("=")
-    if not (name and separator and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=PATH")
-    try:
-        return name, resolve_model_path(path, Path())
-    except ImageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

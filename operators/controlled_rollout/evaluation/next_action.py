@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from controlled_rollout.errors import PROGRAMMING_ERRORS, ConflictError, EndpointError, EndpointNotFoundError
+from controlled_rollout.duration import format_elapsed
+from controlled_rollout.errors import (
+    PROGRAMMING_ERRORS,
+    ConflictError,
+    ControlledRolloutError,
+    EndpointError,
+    EndpointNotFoundError,
+)
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.workspace import Workspace
@@ -184,7 +191,7 @@ def decide(
             return result(
                 NextAction.FAIL,
                 f"on hold since {held:%Y-%m-%d %H:%M:%S}, and no look has seen the evidence for "
-                f"{_format_seconds(unseen_for)} (unseen_timeout {_format_seconds(terms.unseen_timeout)}): {missing}",
+                f"{format_elapsed(unseen_for)} (unseen_timeout {format_elapsed(terms.unseen_timeout)}): {missing}",
             )
         return result(NextAction.WAIT, _on_hold(held, missing or f"the gate would go on now: {verdict.reason}"))
     if not missing:
@@ -192,9 +199,9 @@ def decide(
     waited = now - terms.counted_from(look.document.rollout, now - look.since_shift)
     if waited < terms.decision_timeout:
         return result(NextAction.WAIT, missing)
-    timeout = _format_seconds(terms.decision_timeout)
+    timeout = format_elapsed(terms.decision_timeout)
     since = "the split was set" if waited == look.since_shift else "the last hold ended"
-    reason = f"no decision {_format_seconds(waited)} after {since} (decision_timeout {timeout}): {missing}"
+    reason = f"no decision {format_elapsed(waited)} after {since} (decision_timeout {timeout}): {missing}"
     evidence_was_seen = verdict.outcome in (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.PASS)
     if terms.on_deadline == "roll_back" and evidence_was_seen and not record_problem:
         return result(NextAction.FAIL, reason)
@@ -219,7 +226,7 @@ def _missing_to_go_on(look: "Look", terms: GateTerms) -> str:
         if claim.is_near
     ]
     if look.seen_at_share < terms.bake:
-        seen, bake = _format_seconds(look.seen_at_share), _format_seconds(terms.bake)
+        seen, bake = format_elapsed(look.seen_at_share), format_elapsed(terms.bake)
         missing.append(f"{seen} of {bake} seen at {look.share:g} %")
     # Time without a request shows nothing.
     if look.requests_at_share < max(1, terms.min_requests):
@@ -272,7 +279,7 @@ def decide_when_unreachable(terms: GateTerms, problem: str, *, now: datetime) ->
         return LookResult(NextAction.WAIT, f"cannot see: {problem}", Outcome.CANNOT_SEE.value)
     return LookResult(
         NextAction.ASK if terms.on_deadline == "ask" else NextAction.HOLD,
-        f"no decision {_format_seconds(waited)} after the task began to wait: cannot see: {problem}",
+        f"no decision {format_elapsed(waited)} after the task began to wait: cannot see: {problem}",
         Outcome.CANNOT_SEE.value,
     )
 
@@ -299,11 +306,13 @@ def decide_after_error(
     silent = now - max(terms.waiting_since, last_look or terms.waiting_since)
     if result.action is not NextAction.WAIT or terms.only_alarms or terms.held is not None or silent < FAULT_TIMEOUT:
         return result
-    reason = f"no look has worked for {_format_seconds(silent)}: cannot see: {problem}"
+    reason = f"no look has worked for {format_elapsed(silent)}: cannot see: {problem}"
     return LookResult(NextAction.HOLD, reason, Outcome.CANNOT_SEE.value)
 
 
-async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str], None]) -> LookResult:
+async def take_look(
+    workspace: Workspace, terms: GateTerms, log: Callable[[str], None], *, acts: bool = True
+) -> LookResult:
     """Look at the evidence once, log the claims as a table, and return the next action of the gate task.
 
     Whatever a target, a metric store or a record answers, or if they never do, this raises nothing: a look that failed
@@ -313,16 +322,20 @@ async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str],
         workspace: Where the endpoint, the evidence and the record are.
         terms: The gate's terms.
         log: Takes each sentence for the task's log.
+        acts: Whether the record learns that the rollout goes on, and the endpoint that it holds: False for a person who
+            asks what a gate would do.
     """
     from controlled_rollout.evaluation import hold
     from controlled_rollout.target.connect import connect
 
     try:
         async with asyncio.timeout(LOOK_TIMEOUT.total_seconds()) as limit, connect(workspace) as target:
-            result = await _look_and_decide(workspace, target, terms, log)
+            result = await _look_and_decide(workspace, target, terms, log, acts=acts)
     except Exception as error:  # whatever went wrong
-        log("".join(traceback.format_exception(error)).rstrip())
-        late = TimeoutError(f"the look took longer than {_format_seconds(LOOK_TIMEOUT)}") if limit.expired() else None
+        # What is away, or not allowed, is said in a sentence; where in the software it was found helps nobody.
+        if not isinstance(error, ControlledRolloutError):
+            log("".join(traceback.format_exception(error)).rstrip())
+        late = TimeoutError(f"the look took longer than {format_elapsed(LOOK_TIMEOUT)}") if limit.expired() else None
         last_look = await hold.last_look(workspace, terms) if isinstance(error, PROGRAMMING_ERRORS) else None
         result = decide_after_error(terms, late or error, now=datetime.now(UTC), last_look=last_look)
     log(f"{result.action.value.replace('_', ' ')}: {result.reason}")
@@ -330,7 +343,7 @@ async def take_look(workspace: Workspace, terms: GateTerms, log: Callable[[str],
 
 
 async def _look_and_decide(
-    workspace: Workspace, target: "Target", terms: GateTerms, log: Callable[[str], None]
+    workspace: Workspace, target: "Target", terms: GateTerms, log: Callable[[str], None], *, acts: bool
 ) -> LookResult:
     """Look at the evidence of a connected target; return the next action, also for a look that was refused."""
     from controlled_rollout.evaluation import hold
@@ -358,20 +371,17 @@ async def _look_and_decide(
     now = datetime.now(UTC)
     unseen_for = await hold.unseen_for(workspace, look, terms, now=now)
     result = decide(look, terms, now=now, table=table, unseen_for=unseen_for)
-    if result.action is NextAction.GO_ON and (
-        problem := await record_going_on(workspace, look.document, terms.version, look.verdict, who=terms.who)
+    if (
+        acts
+        and result.action is NextAction.GO_ON
+        and (problem := await record_going_on(workspace, look.document, terms.version, look.verdict, who=terms.who))
     ):
         result = decide(look, terms, now=now, table=table, record_problem=problem)
-    if result.action is not NextAction.FAIL and not terms.only_alarms:  # an alarm waits for no mark
+    if acts and result.action is not NextAction.FAIL and not terms.only_alarms:  # an alarm waits for no mark
         await hold.mark(target, look.document, terms, log)
     log(
-        f"{terms.version} at {look.share:g} % for {_format_seconds(look.since_shift)}, "
-        f"{_format_seconds(look.seen_at_share)} and {look.requests_at_share} requests of it seen: "
+        f"{terms.version} at {look.share:g} % for {format_elapsed(look.since_shift)}, "
+        f"{format_elapsed(look.seen_at_share)} and {look.requests_at_share} requests of it seen: "
         f"{look.verdict.outcome.value.replace('_', ' ')}\n{result.table}"
     )
     return result
-
-
-def _format_seconds(length: timedelta) -> str:
-    """Return a duration as text, rounded to seconds, such as `0:05:00`."""
-    return str(timedelta(seconds=round(length.total_seconds())))

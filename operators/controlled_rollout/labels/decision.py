@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from controlled_rollout.duration import format_elapsed
 from controlled_rollout.errors import EndpointError, NothingToDoError
 from controlled_rollout.gate import Outcome
 from controlled_rollout.target.history import promotion_of, shared_traffic
@@ -81,8 +82,7 @@ def decide(
     found = f"{outcome.value.replace('_', ' ')}: {reason}"
     if waited < decision_timeout:
         return LabelDecision(LabelAction.WAIT, found)
-    seconds = timedelta(seconds=round(waited.total_seconds()))
-    late = f"no decision after {seconds} (decision_timeout {decision_timeout}): {found}"
+    late = f"no decision after {format_elapsed(waited)} (decision_timeout {format_elapsed(decision_timeout)}): {found}"
     if on_deadline == "ask":
         return LabelDecision(LabelAction.ASK, late)
     if on_deadline == "roll_back" and outcome is Outcome.NOT_ENOUGH_EVIDENCE:

@@ -1,8 +1,7 @@
 """What a task group has to know when the DAG is parsed: the arguments that decide which tasks it has, and the DAG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any
 
 from airflow.sdk import DAG
@@ -10,10 +9,9 @@ from airflow.sdk import DAG
 from controlled_rollout.arguments import check_choice
 from controlled_rollout.checks.plan import looks_too_rarely
 from controlled_rollout.duration import parse_duration
-from controlled_rollout.endpoint import LEAST_SHARE
 from controlled_rollout.rollout import OnSilence
 
-__all__ = ["check_fixed_arguments", "check_looks_in_time", "check_run_has_no_timeout", "check_steps"]
+__all__ = ["check_fixed_arguments", "check_looks_in_time", "check_run_has_no_timeout"]
 
 WHY = "it is read when the DAG is parsed, so it can be no template, no other task's result and not mapped"
 
@@ -54,29 +52,6 @@ def check_run_has_no_timeout(dag: DAG) -> None:
         raise ValueError(
             f"the DAG has dagrun_timeout={dag.dagrun_timeout}, which would end a rollout without its roll-back and "
             "leave the treatment its traffic: leave it out; decision_timeout and on_deadline say how long a gate waits"
-        )
-
-
-def check_steps(steps: Sequence[float]) -> None:
-    """Raise ValueError unless the steps are ascending percentiles that a router can tell apart, up to 100.
-
-    Raises:
-        ValueError: There are none, or they are not numbers, not ascending, not between 0 and 100, or nearer to 0, to
-            100 or to each other than `LEAST_SHARE`.
-    """
-    numbers = isinstance(steps, Sequence) and all(
-        isinstance(step, (int, float)) and not isinstance(step, bool) for step in steps
-    )
-    if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
-        raise ValueError(
-            f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50); there is "
-            "a task for each, so they can be no template and not mapped"
-        )
-    shares = [0.0, *steps, *([] if steps[-1] == 100 else [100.0])]
-    if any(after - before < LEAST_SHARE - 1e-9 for before, after in pairwise(shares)):
-        raise ValueError(
-            f"steps={steps!r}: give percentiles that differ from each other, from 0 and from 100 by {LEAST_SHARE:g} or "
-            "more: that is the least share of the traffic that a step can move"
         )
 
 

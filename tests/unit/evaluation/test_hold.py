@@ -110,7 +110,7 @@ def test_hold_of_friday_that_is_cleared_on_monday_waits_another_whole_deadline()
     again = terms(waiting_since=monday + 22 * HOUR)
     late = decide(look("not_enough_evidence", resumed), again, now=monday + DAY)
     assert late.action is NextAction.HOLD
-    assert "no decision 1 day, 0:00:00 after the last hold ended" in late.reason
+    assert "no decision 1 d after the last hold ended" in late.reason
 
 
 def test_hold_of_an_earlier_step_does_not_lengthen_a_later_one() -> None:
@@ -128,7 +128,7 @@ def test_hold_that_nobody_sees_for_as_long_as_the_author_allows_is_rolled_back(
     blind = look("cannot_see", endpoint)
     ended = decide(blind, limited, now=NOW, unseen_for=2 * DAY)
     assert ended.action is NextAction.FAIL
-    assert "no look has seen the evidence for 2 days, 0:00:00 (unseen_timeout 2 days, 0:00:00)" in ended.reason
+    assert "no look has seen the evidence for 2 d (unseen_timeout 2 d)" in ended.reason
     for unseen_for in (2 * DAY - timedelta(seconds=1), None):
         assert decide(blind, limited, now=NOW, unseen_for=unseen_for).action is NextAction.WAIT
     assert decide(blind, held, now=NOW, unseen_for=300 * DAY).action is NextAction.WAIT, "None keeps it"

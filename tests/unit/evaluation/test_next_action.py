@@ -99,7 +99,7 @@ def test_an_intermediate_step_needs_no_pass_but_its_time_and_requests() -> None:
     assert decide(look("not_enough_evidence"), easy, now=NOW).action is NextAction.GO_ON
     early = decide(look("not_enough_evidence", since=4 * MINUTE, requests=7), easy, now=NOW)
     assert early.action is NextAction.WAIT
-    assert "0:04:00 of 0:10:00 seen" in early.reason
+    assert "4 min of 10 min seen" in early.reason
     assert "7 of 100 requests" in early.reason
 
 
@@ -109,7 +109,7 @@ def test_a_step_bakes_in_evidence_that_was_seen_not_in_time_that_passed() -> Non
     assert decide(look("not_enough_evidence", seen=2 * MINUTE, requests=7), easy, now=NOW).action is NextAction.GO_ON
     unseen = decide(look("not_enough_evidence", seen=MINUTE, requests=7), easy, now=NOW)
     assert unseen.action is NextAction.WAIT
-    assert "0:01:00 of 0:02:00 seen at 10 %" in unseen.reason
+    assert "1 min of 2 min seen at 10 %" in unseen.reason
 
 
 @pytest.mark.parametrize("outcome", ["pass", "not_enough_evidence"])

@@ -62,12 +62,17 @@ class Gates:
         self._patch = patch
 
     def take(
-        self, source: Source | None = None, *, fails: Exception | None = None, terms: GateTerms = TERMS
+        self,
+        source: Source | None = None,
+        *,
+        fails: Exception | None = None,
+        terms: GateTerms = TERMS,
+        acts: bool = True,
     ) -> LookResult:
         target = OneEndpoint(before=NOW - 5 * HOUR, created=NOW - 2 * HOUR, counted=dict, fails=fails)
         self._patch.setattr(connect_module, "connect", target.connect)
         self._patch.setattr(looks, "evidence_source", lambda workspace: source or Source())
-        return asyncio.run(take_look(self.workspace, terms, self.messages.append))
+        return asyncio.run(take_look(self.workspace, terms, self.messages.append, acts=acts))
 
 
 @pytest.fixture
@@ -80,11 +85,28 @@ def test_look_logs_share_time_requests_and_claims_and_is_recorded(gates: Gates) 
 
     assert (result.action, result.outcome) == (NextAction.FAIL, "fail")
     assert re.match(
-        r"v2a at 50 % for 2:\d\d:\d\d, 0:57:00 and 1000 requests of it seen: fail\nclaim ", gates.messages[0]
+        r"v2a at 50 % for 2 h( \d+ min)?, 57 min and 1000 requests of it seen: fail\nclaim ", gates.messages[0]
     )
     assert gates.messages[1].startswith("fail: errors are higher")
     [decision] = record.read(gates.workspace, "digits", step="look")
     assert (decision.step, decision.outcome, decision.who) == ("look", "fail", "dag/run/gate")
+
+
+@pytest.mark.parametrize("acts", [True, False])
+def test_a_look_of_a_person_who_asks_lets_no_run_go_on(gates: Gates, acts: bool) -> None:
+    terms = TERMS.model_copy(update={"require_pass": False})
+
+    assert gates.take(terms=terms, acts=acts).action is NextAction.GO_ON
+
+    steps = [decision.step for decision in record.read(gates.workspace, "digits") if decision.version == "v2a"]
+    assert steps[-2:] == (["look", "go_on"] if acts else ["deploy", "look"])
+
+
+def test_what_is_away_is_said_in_a_sentence_without_a_stack_trace(gates: Gates) -> None:
+    result = gates.take(fails=TargetUnavailableError("the supervisor does not answer"))
+
+    assert (result.action, result.reason) == (NextAction.WAIT, "cannot see: the supervisor does not answer")
+    assert gates.messages == ["wait: cannot see: the supervisor does not answer"]
 
 
 @pytest.mark.parametrize("fails", [None, TargetUnavailableError("the note is not taken")])
@@ -259,7 +281,7 @@ def test_look_that_never_ends_cannot_see(gates: Gates, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(next_action, "LOOK_TIMEOUT", timedelta(milliseconds=20))
     result = gates.take(Hanging())
-    assert (result.action, result.reason) == (NextAction.WAIT, "cannot see: the look took longer than 0:00:00")
+    assert (result.action, result.reason) == (NextAction.WAIT, "cannot see: the look took longer than 0 s")
 
 
 @pytest.mark.parametrize("error", [TypeError("NoneType"), AttributeError("x"), AssertionError()])

@@ -70,7 +70,7 @@ def test_without_a_decision_in_time_the_author_has_chosen(
     )
     assert early.action is LabelAction.WAIT
     assert late.action is action
-    assert "no decision after 14 days, 0:00:05" in late.reason
+    assert "no decision after 14 d (decision_timeout 14 d)" in late.reason
     assert "few labels" in late.reason
 
 
