@@ -1,0 +1,186 @@
+"""A workspace that is read in the background: bounded in time and memory, and one part that fails leaves the rest."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import steps
+from controlled_rollout.errors import EndpointNotFoundError, TargetUnavailableError, WorkspaceError
+from controlled_rollout.steps import Change
+from controlled_rollout.target import connect as connect_module
+from controlled_rollout.target.protocol import EndpointStatus
+from controlled_rollout.view.models import WorkspaceOverview
+from controlled_rollout.workspace import Workspace
+from controlled_rollout_ui.api import watched_workspace
+from controlled_rollout_ui.api.watched_workspace import MAX_DETAILS, WatchedWorkspace
+from tests.polling import until
+from tests.unit.steps.memory_target import MemoryTarget
+
+WAIT_S = 30.0
+
+
+def quiet(sentence: str) -> None:
+    """Take a progress message."""
+
+
+class SlowTarget(MemoryTarget):
+    """A target of which some endpoints do not answer, or fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hanging: set[str] = set()
+        self.broken: set[str] = set()
+        self.hangs = False
+        self.readings = 0
+
+    async def endpoints(self) -> list[str]:
+        self.readings += 1
+        if self.hangs:
+            await asyncio.Event().wait()
+        return await super().endpoints()
+
+    async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
+        if name in self.hanging:
+            await asyncio.Event().wait()
+        if name in self.broken:
+            raise RuntimeError("a token geheim-2 that nobody may see")
+        return await super().status(name, inspect=inspect)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.local(tmp_path)
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> SlowTarget:
+    target = SlowTarget()
+    for module in (steps, connect_module, watched_workspace):
+        monkeypatch.setattr(module, "connect", target.open)
+    monkeypatch.setattr(watched_workspace, "POLL_S", 0.01)
+    return target
+
+
+@pytest.fixture
+def watched(workspace: Workspace) -> WatchedWorkspace:
+    return WatchedWorkspace("ml", lambda: workspace)
+
+
+async def deploy(workspace: Workspace, *endpoints: str) -> None:
+    change = Change(who="weekly/run-1/deploy")
+    for endpoint in endpoints:
+        await steps.deploy(
+            workspace, endpoint, "v1a", image="a@sha256:1", owner="weekly/run-1", change=change, progress=quiet
+        )
+
+
+async def read(watched: WatchedWorkspace) -> WorkspaceOverview:
+    return await watched.overview(wait_s=WAIT_S)
+
+
+async def test_every_endpoint_is_a_row_and_the_first_answer_may_wait(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace
+) -> None:
+    assert (await watched.overview()).loading
+    await deploy(workspace, "digits", "prices")
+    shown = await until(lambda: is_complete(watched, 2), "both endpoints", timeout_s=WAIT_S)
+    assert [endpoint.name for endpoint in shown.endpoints] == ["digits", "prices"]
+    assert {endpoint.workspace for endpoint in shown.endpoints} == {"ml"}
+    assert not shown.loading
+
+
+async def is_complete(watched: WatchedWorkspace, number: int) -> WorkspaceOverview | None:
+    shown = await watched.overview()
+    return shown if len(shown.endpoints) == number else None
+
+
+async def test_an_endpoint_that_does_not_answer_or_fails_is_a_row_that_says_so(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deploy(workspace, "broken", "digits", "hanging")
+    monkeypatch.setattr(watched_workspace, "DEADLINE_S", 1.0)
+    target.hanging, target.broken = {"hanging"}, {"broken"}
+    shown = {endpoint.name: endpoint for endpoint in (await read(watched)).endpoints}
+    assert shown["digits"].problem is None
+    assert "does not answer within 1 s" in (shown["hanging"].problem or "")
+    assert "RuntimeError" in (shown["broken"].problem or "")
+    assert "geheim-2" not in (shown["broken"].problem or "")
+
+
+async def test_a_workspace_that_stops_answering_is_shown_as_it_was_last_seen_and_recovers(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deploy(workspace, "digits")
+    assert (await read(watched)).problem is None
+    monkeypatch.setattr(watched_workspace, "DEADLINE_S", 0.1)
+    target.hangs = True
+
+    async def problem(wanted: bool) -> WorkspaceOverview | None:
+        shown = await watched.overview()
+        return shown if (shown.problem is not None) is wanted else None
+
+    down = await until(lambda: problem(True), "the reason", timeout_s=WAIT_S)
+    assert "does not answer" in (down.problem or "")
+    assert [(one.name, one.state, len(one.versions)) for one in down.endpoints] == [("digits", "unknown", 1)]
+    monkeypatch.setattr(watched_workspace, "DEADLINE_S", 10.0)
+    target.hangs = False
+    back = await until(lambda: problem(False), "the workspace", timeout_s=WAIT_S)
+    assert back.endpoints[0].state == "steady"
+
+
+async def test_a_connection_that_cannot_be_read_is_said(target: SlowTarget) -> None:
+    def missing() -> Workspace:
+        raise WorkspaceError("there is no connection 'ml': create it")
+
+    shown = await read(WatchedWorkspace("ml", missing))
+    assert (shown.problem, shown.endpoints) == ("there is no connection 'ml': create it", ())
+    with pytest.raises(TargetUnavailableError, match="no connection"):
+        await WatchedWorkspace("ml", missing).detail("digits", wait_s=WAIT_S)
+
+
+async def test_pages_of_few_endpoints_are_kept_however_many_were_opened(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace
+) -> None:
+    names = [f"digits-{number:02}" for number in range(2 * MAX_DETAILS)]
+    await deploy(workspace, *names)
+    await read(watched)
+    for name in names:
+        assert (await watched.detail(name)).overview.name == name
+    assert list(watched._details) == names[-MAX_DETAILS:]
+
+    async def loaded() -> bool:
+        return not (await watched.detail(names[-1])).loading
+
+    await until(loaded, "the endpoint's page", timeout_s=WAIT_S)
+    detail = await watched.detail(names[-1])
+    assert (len(detail.history), detail.comparison, detail.record_problem) == (1, None, None)
+    with pytest.raises(EndpointNotFoundError, match="no endpoint 'nothing'"):
+        await watched.detail("nothing")
+
+
+async def test_more_endpoints_than_a_page_can_show_are_counted(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched_workspace, "MAX_ENDPOINTS", 2)
+    await deploy(workspace, "digits", "prices", "zebras")
+    shown = await read(watched)
+    assert ([one.name for one in shown.endpoints], shown.more) == (["digits", "prices"], 1)
+
+
+async def test_nothing_is_read_while_nobody_looks(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await read(watched)
+    monkeypatch.setattr(watched_workspace, "IDLE_S", 0.0)
+    task = watched._task
+    assert task is not None
+    await until(task.done, "the end of the readings", timeout_s=WAIT_S)
+    readings = target.readings
+    monkeypatch.setattr(watched_workspace, "IDLE_S", 30.0)
+    await until(lambda: begins_again(watched, target, readings), "a new reading", timeout_s=WAIT_S)
+
+
+async def begins_again(watched: WatchedWorkspace, target: SlowTarget, readings: int) -> bool:
+    await watched.overview()
+    return target.readings > readings
