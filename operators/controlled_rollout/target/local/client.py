@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from controlled_rollout import errors
 from controlled_rollout.endpoint import Endpoint
@@ -39,6 +39,8 @@ DELETE_TIMEOUT_S: Final = 900.0
 POLL_OFTEN_S: Final = 0.05
 POLL_RARELY_S: Final = 0.25
 POLL_OFTEN_FOR_S: Final = 5.0
+
+Answer = TypeVar("Answer")
 
 _HISTORY: Final = TypeAdapter(list[Revision])
 _PROCESSES: Final = TypeAdapter(list[ProcessStatus])
@@ -76,22 +78,24 @@ class LocalTarget:
 
     async def endpoint(self, name: str) -> Endpoint:
         """Return the newest revision of an endpoint."""
-        return Endpoint.model_validate_json((await self._request("GET", _endpoint_path(name))).content)
+        return self._read(Endpoint.model_validate_json, await self._request("GET", _endpoint_path(name)))
 
     async def history(self, name: str) -> list[Revision]:
         """Return all kept revisions of an endpoint, oldest first."""
-        return _HISTORY.validate_json((await self._request("GET", _endpoint_path(name, "history"))).content)
+        return self._read(_HISTORY.validate_json, await self._request("GET", _endpoint_path(name, "history")))
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
         """Store `endpoint` as the next revision and begin to serve it; see `Target.apply`."""
         if self._workspace.has_tls:
             await self._check_tls(endpoint)
         body = {"endpoint": endpoint.model_dump(mode="json"), "change": change.model_dump()}
-        return Endpoint.model_validate_json((await self._request("POST", "/endpoints", body)).content)
+        return self._read(Endpoint.model_validate_json, await self._request("POST", "/endpoints", body))
 
     async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
         """Return the state of the endpoint and its versions now; the supervisor has inspected its files anyway."""
-        return EndpointStatus.model_validate_json((await self._request("GET", _endpoint_path(name, "status"))).content)
+        return self._read(
+            EndpointStatus.model_validate_json, await self._request("GET", _endpoint_path(name, "status"))
+        )
 
     async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus, None]:
         """Yield the endpoint's status now, and again whenever something but its request counts has changed."""
@@ -107,7 +111,7 @@ class LocalTarget:
 
     async def load(self, name: str) -> Mapping[str, Load]:
         """Return the load of each version that the router knows, measured over the last seconds."""
-        return _LOADS.validate_json((await self._request("GET", _endpoint_path(name, "load"))).content)
+        return self._read(_LOADS.validate_json, await self._request("GET", _endpoint_path(name, "load")))
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         """Return the last `tail` lines of a version's log, also of one that is deleted or failed."""
@@ -119,16 +123,16 @@ class LocalTarget:
 
     async def keys(self, name: str) -> Keys:
         """Return the endpoint's two API keys, with which callers authenticate."""
-        return Keys.model_validate_json((await self._request("GET", _endpoint_path(name, "keys"))).content)
+        return self._read(Keys.model_validate_json, await self._request("GET", _endpoint_path(name, "keys")))
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
         """Replace one key; the other keeps working the whole time."""
-        return Keys.model_validate_json((await self._request("POST", _endpoint_path(name, "keys", which))).content)
+        return self._read(Keys.model_validate_json, await self._request("POST", _endpoint_path(name, "keys", which)))
 
     async def token(self, name: str, *, lifetime: timedelta = DEFAULT_LIFETIME) -> Token:
         """Return a new token for the endpoint's callers; see `Target.token`."""
         body = {"lifetime_s": check_lifetime(lifetime).total_seconds()}
-        return Token.model_validate_json((await self._request("POST", _endpoint_path(name, "token"), body)).content)
+        return self._read(Token.model_validate_json, await self._request("POST", _endpoint_path(name, "token"), body))
 
     async def rotate_signing_keys(self, name: str) -> None:
         """Rotate the endpoint's signing keys; no caller is interrupted."""
@@ -150,7 +154,7 @@ class LocalTarget:
 
     async def last_look(self, name: str) -> LookNote | None:
         """Return what `note_look` has written down last."""
-        return _LOOK.validate_json((await self._request("GET", _endpoint_path(name, "look"))).content)
+        return self._read(_LOOK.validate_json, await self._request("GET", _endpoint_path(name, "look")))
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete the endpoint, its versions and its keys; deleting what is not there is no error."""
@@ -167,7 +171,7 @@ class LocalTarget:
 
     async def process_statuses(self) -> list[ProcessStatus]:
         """Return the status of the supervisor, the router, the telemetry store and all replicas, running or not."""
-        return _PROCESSES.validate_json((await self._request("GET", "/processes")).content)
+        return self._read(_PROCESSES.validate_json, await self._request("GET", "/processes"))
 
     async def _check_tls(self, endpoint: Endpoint) -> None:
         """Raise WorkspaceError if a version would get more traffic by a router that speaks plain http."""
@@ -209,8 +213,38 @@ class LocalTarget:
             problem = f"does not answer ({str(error) or type(error).__name__})"
             raise self._unavailable_error(problem) from error
         if response.is_error:
-            raise _error_from_response(response)
+            raise self._error_from_response(response)
         return response
+
+    def _read(self, read: Callable[[bytes], Answer], response: "httpx.Response") -> Answer:
+        """Return what an answer of the supervisor means; raise WorkspaceError if it is one of another release."""
+        try:
+            return read(response.content)
+        except (ValidationError, errors.EndpointError) as error:
+            raise self._other_release_error(f"what it answers to {response.request.url.path} is not known") from error
+
+    def _error_from_response(self, response: "httpx.Response") -> ControlledRolloutError:
+        """Return the error that the supervisor has raised, as an exception of the same class."""
+        try:
+            document = response.json()
+            error_class = getattr(errors, document["error"], ControlledRolloutError)
+            return error_class(document["message"])
+        except (ValueError, KeyError, TypeError):
+            request = f"{response.request.method} {response.request.url.path}"
+            if response.is_client_error:
+                return self._other_release_error(f"it answered {response.status_code} to {request}")
+            return TargetUnavailableError(
+                f"the local supervisor answered {response.status_code} to {request}: {response.text[:500]}; "
+                "its log is supervisor.log in the workspace's logs folder"
+            )
+
+    def _other_release_error(self, found: str) -> WorkspaceError:
+        """Return the error for a supervisor that an earlier or later release of this package has started."""
+        return WorkspaceError(
+            f"the supervisor of the local workspace in {self._workspace.root} is of another release than this program: "
+            f"{found}; end it with `{self._workspace.local_command('down')}`, then start it with "
+            f"`{self._workspace.local_command('up')}`"
+        )
 
     def _client_of_running_supervisor(self) -> "httpx.AsyncClient":
         """Return the HTTP client for the supervisor that runs now; a restarted supervisor has another socket."""
@@ -252,17 +286,3 @@ def _without_requests(status: EndpointStatus) -> EndpointStatus:
 def _endpoint_path(name: str, *parts: str) -> str:
     """Return the API path of an endpoint, or of a part below it, such as `/endpoints/NAME/keys`."""
     return "/".join(["/endpoints", check_name(name), *parts])
-
-
-def _error_from_response(response: "httpx.Response") -> ControlledRolloutError:
-    """Return the error that the supervisor has raised, as an exception of the same class."""
-    try:
-        document = response.json()
-        error_class = getattr(errors, document["error"], ControlledRolloutError)
-        return error_class(document["message"])
-    except (ValueError, KeyError, TypeError):
-        return TargetUnavailableError(
-            f"the local supervisor answered {response.status_code} to {response.request.method} "
-            f"{response.request.url.path}: {response.text[:500]}; "
-            "its log is supervisor.log in the workspace's logs folder"
-        )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.supervisor_state import SupervisorState
 from controlled_rollout.workspace import Workspace
@@ -38,10 +38,11 @@ def write_state(workspace: Workspace, socket: Path) -> None:
 
 
 class Supervisor:
-    """Answers every request with the list of its own endpoints, and counts its connections."""
+    """Answers every request alike, with the list of its own endpoints by default, and counts its connections."""
 
-    def __init__(self, workspace: Workspace, name: str) -> None:
+    def __init__(self, workspace: Workspace, name: str, answer: tuple[int, str] | None = None) -> None:
         self._workspace = workspace
+        self._status, self._body = answer or (200, f'["{name}"]')
         self._name = name
         self.connections: list[asyncio.StreamWriter] = []
 
@@ -60,10 +61,10 @@ class Supervisor:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections.append(writer)
-        body = f'["{self._name}"]'.encode()
+        body = self._body.encode()
         try:
             while await reader.readuntil(b"\r\n\r\n"):
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+                writer.write(b"HTTP/1.1 %d -\r\ncontent-length: %d\r\n\r\n%b" % (self._status, len(body), body))
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
@@ -129,3 +130,29 @@ def test_importing_the_client_imports_no_server() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
 
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (422, '{"detail": [{"type": "extra_forbidden", "loc": ["body", "change", "reason"]}]}'),
+        (404, '{"detail": "Not Found"}'),
+        (405, '{"detail": "Method Not Allowed"}'),
+        (200, '[{"number": 1, "why": "a field that this release does not know"}]'),
+        (200, "no JSON"),
+    ],
+    ids=["field", "path", "method", "answer", "no-json"],
+)
+async def test_a_supervisor_of_another_release_is_said_at_once_and_not_waited_for(
+    workspace: Workspace, answer: tuple[int, str]
+) -> None:
+    async with Supervisor(workspace, "old", answer).running(), LocalTarget.open(workspace) as target:
+        with pytest.raises(WorkspaceError, match=r"another release than this program.*local down.*local up"):
+            await target.history("digits")
+
+
+async def test_a_supervisor_that_fails_is_tried_again(workspace: Workspace) -> None:
+    answer = (500, "Internal Server Error")
+    async with Supervisor(workspace, "one", answer).running(), LocalTarget.open(workspace) as target:
+        with pytest.raises(TargetUnavailableError, match="answered 500"):
+            await target.history("digits")
