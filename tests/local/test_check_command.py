@@ -50,6 +50,23 @@ def test_table_says_what_works_and_what_to_do_and_the_exit_code_whether_all_does
     assert line.endswith("start the server that should listen there")
 
 
+def test_a_name_that_the_local_target_does_not_look_at_is_not_taken_for_checked(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "nobody", "--root", str(root)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("endpoint and version were not looked at")
+
+
+def test_a_workspace_that_runs_at_another_port_than_is_asked_for_says_so(
+    root: Path, closed_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["local", "up", "--root", str(root)]) == 0
+    assert "already running" in capsys.readouterr().out
+
+    assert main(["local", "up", "--root", str(root), "--port", str(closed_port)]) == 2
+    assert f"was started with another port than {closed_port}" in capsys.readouterr().err
+
+
 def test_json_has_every_stage(root: Path, closed_port: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--root", str(root), "--to", f"http://127.0.0.1:{closed_port}", "--output", "json"]) == 1
     *_, router, _, _, _, own = json.loads(capsys.readouterr().out)

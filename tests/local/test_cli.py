@@ -285,6 +285,8 @@ def test_command_that_conflicts_with_the_state_is_refused_and_changes_nothing(la
         (["deploy", name, "two", "--image", image(lab), "--set", "cpu_cores=-1"], "cpu_cores = -1"),
         (["deploy", name, "one", "--image", image(lab, "second")], "already has a version 'one'"),
         (["status", "nobody"], "nobody"),
+        (["status", ""], "name '' is not valid"),
+        (["keys", "token"], "`keys token` needs the name of an endpoint after it"),
         (["promote", "nobody", "one"], "nobody"),
     ):
         code, _, err = shell(*command)

@@ -24,6 +24,7 @@ __all__ = [
     "environment_variable",
     "line_count",
     "model_name_and_path",
+    "not_blank",
     "port",
     "positive_number",
     "workspace_of",
@@ -108,6 +109,17 @@ def duration(text: str) -> timedelta:
         return parse_duration(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def not_blank(text: str) -> str:
+    """Return an option's value as it is, if it says anything (argparse type).
+
+    Raises:
+        argparse.ArgumentTypeError: The text is empty, or only spaces.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: the endpoint's history needs a reason")
+    return text
 
 
 def port(text: str) -> int:

@@ -47,5 +47,7 @@ def _run_check(options: argparse.Namespace) -> int:
     lines = results_table(results).splitlines()
     if workspace.target == "kubernetes" and not options.endpoint:
         lines.append("not checked from the pods: name an endpoint for that")
+    if workspace.target == "local" and (options.endpoint or options.version):
+        lines.append("a local version has the network of this machine: endpoint and version were not looked at")
     show(options, as_json(results), lines)
     return ExitCode.FAILED if failures(results) else ExitCode.DONE

@@ -21,7 +21,13 @@ from controlled_rollout.cli.view import endpoint_as_json, endpoint_lines, print_
 from controlled_rollout.cli.watch import WATCH_INTERVAL, watch
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
-from controlled_rollout.errors import ArgumentError, ControlledRolloutError, DamagedFileError, TargetUnavailableError
+from controlled_rollout.errors import (
+    ArgumentError,
+    ControlledRolloutError,
+    DamagedFileError,
+    EndpointNotFoundError,
+    TargetUnavailableError,
+)
 from controlled_rollout.tokens import DEFAULT_LIFETIME
 from controlled_rollout.visible_text import visible_text
 
@@ -39,6 +45,7 @@ __all__ = ["add_to", "readable_endpoint"]
 
 # A little more than a version's default scoring timeout, so that the router answers with 504 first.
 SCORE_TIMEOUT_S: Final = 70.0
+ACTIONS_OF_KEYS: Final = ("token", "rotate")
 
 
 def add_to(commands: Commands) -> None:
@@ -71,7 +78,7 @@ def add_to(commands: Commands) -> None:
         "token for callers of an endpoint whose auth is token. rotate: sign tokens with the next key; the key of "
         "before the last rotation is refused from now on, and nobody else is interrupted.",
     )
-    keys.add_argument("action", nargs="?", choices=["token", "rotate"], help="for an endpoint whose auth is token")
+    keys.add_argument("action", nargs="?", choices=ACTIONS_OF_KEYS, help="for an endpoint whose auth is token")
     keys.add_argument("endpoint")
     keys.add_argument(
         "--lifetime",
@@ -135,13 +142,14 @@ async def _read_status(options: argparse.Namespace) -> tuple[Any, list[str]]:
 
     workspace = workspace_of(options)
     async with _connect_target(options) as target:
-        names = [options.endpoint] if options.endpoint else await target.endpoints()
+        # Not `or`: an empty name is a mistake, such as a variable of a shell that is not set.
+        names = await target.endpoints() if options.endpoint is None else [options.endpoint]
         known = [(await readable_endpoint(target, name), await target.status(name)) for name in names]
     known = [(endpoint, await with_certificate(workspace, status)) for endpoint, status in known]
     endpoints = [(endpoint, await with_collected(workspace, endpoint, status)) for endpoint, status in known]
     documents = [endpoint_as_json(endpoint, status) for endpoint, status in endpoints]
     lines = [line for endpoint, status in endpoints for line in (*endpoint_lines(endpoint, status), "")]
-    return documents[0] if options.endpoint else documents, lines[:-1] or ["there are no endpoints"]
+    return documents if options.endpoint is None else documents[0], lines[:-1] or ["there are no endpoints"]
 
 
 async def readable_endpoint(target: "Target", name: str) -> "Endpoint | None":
@@ -185,7 +193,12 @@ def _run_keys(options: argparse.Namespace) -> int:
                 return await target.regenerate_key(options.endpoint, options.regenerate)
             return await target.keys(options.endpoint)
 
-    keys = asyncio.run(read_keys())
+    try:
+        keys = asyncio.run(read_keys())
+    except EndpointNotFoundError as error:
+        if options.endpoint in ACTIONS_OF_KEYS:
+            raise ArgumentError(f"`keys {options.endpoint}` needs the name of an endpoint after it: {error}") from error
+        raise
     show(options, keys.model_dump(mode="json"), [f"primary    {keys.primary}", f"secondary  {keys.secondary}"])
     return 0
 

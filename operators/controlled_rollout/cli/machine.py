@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
-DEFAULT_ROUTER_PORT = 8088
-
 
 def add_to(commands: Commands) -> None:
     """Add the parsers of the commands `local`, `score`, `telemetry-store`, `clean` and `erase`."""
@@ -49,7 +47,7 @@ def _add_local_command(commands: Commands) -> None:
     actions = local.add_subparsers(title="actions", metavar="ACTION", required=True)
     up = actions.add_parser("up", help="start it")
     add_root_option(up)
-    up.add_argument("--port", type=port, default=DEFAULT_ROUTER_PORT, help="the router's port (default %(default)s)")
+    up.add_argument("--port", type=port, help="the router's port (default 8088)")
     up.add_argument(
         "--storage",
         metavar="PLACE",

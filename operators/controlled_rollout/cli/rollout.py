@@ -13,6 +13,7 @@ from controlled_rollout.cli.arguments import (
     caller,
     duration,
     environment_variable,
+    not_blank,
     workspace_of,
 )
 from controlled_rollout.cli.output import add_output_option, is_table, show
@@ -60,7 +61,13 @@ def _add_step_command(
     parser = commands.add_parser(name, help=purpose)
     parser.add_argument("endpoint", help="the endpoint's name")
     parser.add_argument("version", help="the version's name")
-    parser.add_argument("--reason", default="", required=reason_required, help="the reason, for the endpoint's history")
+    parser.add_argument(
+        "--reason",
+        type=not_blank if reason_required else str,
+        default="",
+        required=reason_required,
+        help="the reason, for the endpoint's history",
+    )
     parser.add_argument(
         "--timeout",
         type=duration,

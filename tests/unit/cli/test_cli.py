@@ -92,6 +92,7 @@ def test_step_retries_until_its_timeout_and_reports_it_at_once(
         (["promote", "digits", "one", "--timeout", "nan"], "is not a length of time"),
         (["shift", "digits", "one"], "percentile"),
         (["rollback", "digits", "one"], "--reason"),
+        (["rollback", "digits", "one", "--reason", " "], "history needs a reason"),
         (["delete", "digits"], "--yes"),
         (["logs", "digits", "one", "--tail", "0"], "is not a number of lines"),
         (["keys", "digits", "--regenerate", "both"], "choose from"),

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -44,12 +45,12 @@ FAILED: Final = 1
 REFUSED: Final = 2
 
 
-def start_workspace(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: bool, host: str = "127.0.0.1") -> int:
+def start_workspace(workspace: Workspace, *, port: int | None = None, detach: bool, host: str = "127.0.0.1") -> int:
     """Start a local workspace, print the router's address, and return the exit code.
 
     Args:
         workspace: A workspace whose target is `local`.
-        port: The router's port; 0 for any free one.
+        port: The router's port; 0 for any free one; None for the one at which it runs, else 8088.
         detach: Whether to return once everything runs, and leave it running in the background.
         host: The router's address.
 
@@ -64,10 +65,17 @@ def start_workspace(workspace: Workspace, *, port: int = DEFAULT_PORT, detach: b
                 f"it was started without TLS: end it with `{workspace.local_command('down')}`, and start it again so"
             )
             return REFUSED
+        if port and port != urlsplit(state.router_url).port:
+            _print_error(
+                f"it was started with another port than {port}: to change it, end it with "
+                f"`{workspace.local_command('down')}`, and start it again"
+            )
+            return REFUSED
         problems = asyncio.run(_lasting_problems(workspace))
         for problem in problems:
             _print_error(problem)
         return FAILED if problems else OK
+    port = DEFAULT_PORT if port is None else port
     try:
         prepare_folder(workspace.root)
     except WorkspaceError as error:
