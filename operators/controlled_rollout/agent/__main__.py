@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import sys
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,15 @@ __all__ = ["main", "workspaces_of"]
 log = logging.getLogger(__name__)
 
 MAX_NAMESPACES: Final = 100
+# asyncio has a buffer of 256 KiB for each TLS connection, and each watch is one: 30 of them would take 8 MB.
+TLS_BUFFER_BYTES: Final = 65_536
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run an agent until SIGTERM or SIGINT; return the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    SSLProtocol.max_size = TLS_BUFFER_BYTES
     try:
         asyncio.run(_run(workspaces_of(options), options.health_port))
     except ControlledRolloutError as error:

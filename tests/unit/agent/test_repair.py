@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from controlled_rollout.agent import following
-from controlled_rollout.agent.__main__ import _parser, main, workspaces_of
+from controlled_rollout.agent.__main__ import TLS_BUFFER_BYTES, _parser, main, workspaces_of
 from controlled_rollout.agent.following import Followed
 from controlled_rollout.agent.health import serve_health
 from controlled_rollout.agent.namespace_state import NamespaceState, ObservedDeployment, ObservedRoute
@@ -329,7 +330,19 @@ async def test_the_liveness_probe_is_answered() -> None:
     assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
-def test_an_agent_has_a_workspace_for_each_namespace_and_refuses_other_targets(tmp_path: Path) -> None:
+def test_a_connection_of_an_agent_has_a_smaller_buffer_than_asyncio_gives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SSLProtocol, "max_size", before := SSLProtocol.max_size)
+    assert main(["--workspace", str(tmp_path / "nowhere.yaml")]) == 1
+
+    assert SSLProtocol.max_size == TLS_BUFFER_BYTES < before
+
+
+def test_an_agent_has_a_workspace_for_each_namespace_and_refuses_other_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SSLProtocol, "max_size", SSLProtocol.max_size)
     file = tmp_path / "workspace.yaml"
     file.write_text("target: kubernetes\ngateway: gateway/models\nnamespace: models\n")
 
