@@ -13,6 +13,7 @@ from controlled_rollout.cli import (
     gate,
     history,
     image,
+    import_aksendpoint,
     machine,
     record,
     replicas,
@@ -79,5 +80,6 @@ def command_parser() -> argparse.ArgumentParser:
     history.add_to(commands)
     replicas.add_to(commands)
     machine.add_to(commands)
+    import_aksendpoint.add_to(commands)
     completion.add_to(commands)
     return parser
