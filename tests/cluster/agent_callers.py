@@ -53,7 +53,8 @@ async def open_requests(sandbox: Sandbox, number: int, seconds: float) -> AsyncI
             while True:
                 try:
                     answer = await caller.post(sandbox.url, json={"sleep_s": seconds}, headers=headers)
-                    outcome = str(answer.status_code)
+                    reason = answer.headers.get("x-controlled-rollout-reason")
+                    outcome = f"{answer.status_code} {reason}" if reason else str(answer.status_code)
                 except httpx.HTTPError as error:
                     outcome = f"{type(error).__name__}: {error}"
                 outcomes[outcome] += 1

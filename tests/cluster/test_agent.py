@@ -3,6 +3,8 @@
 import asyncio
 import json
 import signal
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from tests.polling import until
 
 pytestmark = pytest.mark.timeout(900, func_only=True)
 
+# How long an agent is cut off from the API server.
+CUT_S = 60
 KEDA = """
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
@@ -39,6 +43,11 @@ async def status_says(sandbox: Sandbox, *parts: str) -> None:
         return all(part in said for part in parts)
 
     await until(does, f"status says {parts}", timeout_s=LONG_S, interval_s=1.0)
+
+
+def failed(outcomes: Counter[str]) -> list[str]:
+    """Return how requests have failed; not those that an overloaded version has refused itself."""
+    return [outcome for outcome in outcomes if outcome != "200" and not outcome.startswith("503 ")]
 
 
 async def status_is_silent(sandbox: Sandbox) -> None:
@@ -66,7 +75,7 @@ async def test_replicas_follow_the_load_whichever_agent_is_at_work_and_what_othe
         running_agent(sandbox, tmp_path / "first") as first,
         running_agent(sandbox, tmp_path / "second", wait=False) as second,
     ):
-        async with open_requests(sandbox, 2, 2.0):
+        async with open_requests(sandbox, 2, 2.0) as answers:
             await has_replicas(sandbox, "one", 3)
             said = (await deployment(sandbox, "one"))["metadata"]["annotations"]["controlled-rollout/autoscaled"]
             assert "1 → " in said or "→ 3 replicas" in said
@@ -75,6 +84,7 @@ async def test_replicas_follow_the_load_whichever_agent_is_at_work_and_what_othe
             first.kill()
             await until(second.is_at_work, "the second agent has taken over", timeout_s=LONG_S, interval_s=0.5)
             assert await replicas(sandbox, "one") == 3
+            assert answers["200"] > 0 and failed(answers) == []
 
             await kubectl(
                 sandbox, "create", "-f", "-", input=scaler_of(name, "HorizontalPodAutoscaler", "autoscaling/v2")
@@ -123,8 +133,12 @@ async def test_an_agent_that_is_cut_off_from_the_api_server_gives_up_and_acts_no
     if not lab.is_ours:
         pytest.skip("the certificate of another cluster's API server is not for an address of this machine")
     kubeconfig = yaml.safe_load(lab.kubeconfig.read_text())
-    await sandbox.deploy("one", autoscale_max_replicas=3, replica_max_concurrent_requests=1)
-    async with Line(kubeconfig["clusters"][0]["cluster"]["server"]).running() as line:
+    # Two replicas are enough for one request at a time.
+    await sandbox.deploy("one", autoscale_min_replicas=2, autoscale_max_replicas=3, replica_max_concurrent_requests=1)
+    async with (
+        open_requests(sandbox, 1, 0.1) as answers,
+        Line(kubeconfig["clusters"][0]["cluster"]["server"]).running() as line,
+    ):
         with (
             agent_roles(sandbox),
             running_agent(sandbox, tmp_path / "first", server=line.address, wait=False) as first,
@@ -132,13 +146,21 @@ async def test_an_agent_that_is_cut_off_from_the_api_server_gives_up_and_acts_no
             await until(first.is_at_work, "the first agent is at work", timeout_s=LONG_S, interval_s=0.2)
             with running_agent(sandbox, tmp_path / "second", wait=False) as second:
                 line.is_open.clear()
+                cut_s = time.monotonic()
                 await until(second.is_at_work, "the second agent has taken over", timeout_s=LONG_S, interval_s=0.2)
                 assert "stops its work" in first.log
-                line.is_open.set()
                 async with open_requests(sandbox, 2, 2.0):
                     await has_replicas(sandbox, "one", 3)
-                assert "→ 3 replicas" in second.log
+                    assert "→ 3 replicas" in second.log
+                    await until(
+                        lambda: time.monotonic() > cut_s + CUT_S,
+                        "it was cut off so long",
+                        timeout_s=LONG_S,
+                        interval_s=1.0,
+                    )
+                    line.is_open.set()
                 assert "replicas:" not in first.log
+                assert answers["200"] > CUT_S and failed(answers) == []
 
                 # Suspended in the middle of its work, and woken when another one has the Lease.
                 second.process.send_signal(signal.SIGSTOP)

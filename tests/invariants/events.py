@@ -1,6 +1,5 @@
 """Every event that may happen to a rollout, by name: `docs/what-can-decide.md` has a line for each."""
 
-import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Literal
@@ -9,10 +8,9 @@ from controlled_rollout import steps
 from controlled_rollout.errors import AccessError, TargetUnavailableError
 from tests.invariants.invariants import check, check_end, check_is_at_zero
 from tests.invariants.simulated_airflow import FINISHED, Options, State, TaskInstance
-from tests.invariants.simulated_target import NEVER
 from tests.invariants.world import World, image_of
 
-__all__ = ["CHOICES", "EVENTS", "OPTIONS", "VERSIONS", "Event", "apply", "random_event", "settle"]
+__all__ = ["EVENTS", "OPTIONS", "VERSIONS", "Event", "apply", "settle"]
 
 # The name of the event and its arguments: plain values, so that a sequence can be printed and repeated.
 Event = tuple[Any, ...]
@@ -35,7 +33,7 @@ DELAYS: Final = frozenset(
     {
         "scheduler_busy", "kill", "restart", "serving_lag", "starting", "down", "up", "quiet", "answers_lost",
         "record_conflicts", "record_answers_lost", "rows_back", "command_meanwhile", "answer", "endpoint_deleted",
-        "restart_in_look", "task_for_people", "another_endpoint", "start_mapped_run",
+        "restart_in_look", "airflow_gone", "task_for_people", "another_endpoint", "start_mapped_run",
     }
 )  # fmt: skip
 EVENTS: Final[dict[str, Callable[..., None]]] = {}
@@ -279,6 +277,18 @@ def restart_in_look(world: World, calls: int) -> None:
 
 
 @event
+def airflow_gone(world: World, seconds: float) -> None:
+    """All processes of Airflow are killed, and begin anew after so long."""
+    world.end_airflow(seconds)
+
+
+@event
+def agent_gone(world: World, seconds: float) -> None:
+    """What takes back what nobody looks at is killed, and another one begins after so long."""
+    world.agent.stop(seconds)
+
+
+@event
 def mark(world: World, run: int, name: str, state: State) -> None:
     """A person sets a task's state: it does not run."""
     found = _task(world, run, name)
@@ -414,86 +424,3 @@ def _arguments(name: str, argument: Any) -> dict[str, Any]:
     if name == "deploy":
         return {"image": image_of("by hand"), "owner": "Ada"}
     return {}
-
-
-_DURATIONS: Final = (5.0, 25.0, 90.0, 400.0)
-
-
-def random_event(world: World, chance: random.Random) -> Event:
-    """Return an event by chance: time passes at least half of the time."""
-    if chance.random() < 0.5:
-        return ("tick", chance.choice((1, 1, 1, 2, 3)))
-    if world.neighbour is not None and chance.random() < 0.3:
-        return ("elsewhere", *chance.choice(CHOICES)(world.neighbour, chance))
-    return chance.choice(CHOICES)(world, chance)
-
-
-def _seconds(chance: random.Random) -> float:
-    return chance.choice(_DURATIONS)
-
-
-def _version(chance: random.Random) -> str:
-    return chance.choice(("two", "two", "two", "three", "first"))
-
-
-def _name(world: World, chance: random.Random) -> tuple[int, str]:
-    """Return a run's number and the name of one of its tasks."""
-    run: int = chance.randrange(max(1, len(world.runs)))
-    names = [task.rpartition(".")[2] for task in world.runs[run].tasks] if world.runs else ["promote"]
-    gates = [name for name in names if name.startswith("gate_")]
-    return run, chance.choice(gates if gates and chance.random() < 0.4 else names)
-
-
-_COMMANDS: Final[tuple[tuple[Any, ...], ...]] = (
-    ("shift", "two", 30), ("shift", "two", 0), ("shift", "three", 20), ("promote", "two"), ("promote", "first"),
-    ("roll_back", "two"), ("roll_back", "two", "first"), ("retire", "two"), ("retire", "first"),
-    ("deploy", "three"), ("roll_back", "three"), ("promote", "three"),
-)  # fmt: skip
-# Those that are tasks too.
-_TASKS: Final = tuple(command for command in _COMMANDS if command[0] != "deploy")
-CHOICES: Final[tuple[Callable[[World, random.Random], Event], ...]] = (
-    lambda w, c: ("errors", _version(c), c.choice((0.0, 0.0, 1.0, 1.0, 0.5))),
-    lambda w, c: ("errors", "two", c.choice((0.0, 1.0, 1.0, 0.5))),
-    lambda w, c: ("errors", "two", c.choice((0.0, 1.0, 1.0, 0.5))),
-    lambda w, c: ("quiet", c.random() < 0.5),
-    lambda w, c: ("target_away", _seconds(c)),
-    lambda w, c: ("target_refuses", _seconds(c)),
-    lambda w, c: ("answers_lost", c.choice((1, 2))),
-    lambda w, c: ("serving_lag", c.choice((0.0, 3.0, 30.0))),
-    lambda w, c: ("starting", c.choice((2.0, 20.0, NEVER))),
-    lambda w, c: ("down", _version(c)),
-    lambda w, c: ("up", _version(c)),
-    lambda w, c: ("store_away", _seconds(c)),
-    lambda w, c: ("store_nonsense", _seconds(c)),
-    lambda w, c: ("rows_late", _seconds(c)),
-    lambda w, c: ("rows_lost", _version(c)),
-    lambda w, c: ("rows_back",),
-    lambda w, c: ("rows_forged", _version(c), c.choice((20, 400)), c.choice((0, 20))),
-    lambda w, c: ("rows_doubled", _version(c)),
-    lambda w, c: ("record_away", _seconds(c)),
-    lambda w, c: ("record_full", _seconds(c)),
-    lambda w, c: ("record_hangs", _seconds(c)),
-    lambda w, c: ("record_conflicts", c.choice((1, 3))),
-    lambda w, c: ("record_answers_lost", 1),
-    lambda w, c: ("record_part",),
-    lambda w, c: ("record_cut",),
-    lambda w, c: ("kill", c.randrange(12)),
-    lambda w, c: ("kill", c.randrange(12)),
-    lambda w, c: ("restart",),
-    lambda w, c: ("restart_in_look", c.randrange(6)),
-    lambda w, c: ("scheduler_busy", c.choice((10.0, 30.0))),
-    lambda w, c: ("mark", *_name(w, c), c.choice(("success", "failed", "skipped"))),
-    lambda w, c: ("clear", *_name(w, c)),
-    lambda w, c: ("mark", c.randrange(2), "promote", c.choice(("success", "failed"))),
-    lambda w, c: ("stop_run", c.randrange(2), c.choice(("success", "failed"))),
-    lambda w, c: ("answers_missing", c.randrange(2)),
-    lambda w, c: ("answer", c.choice(("Approve", "Reject", ""))),
-    lambda w, c: ("command", *c.choice(_COMMANDS)),
-    lambda w, c: ("command_meanwhile", c.randrange(8), *c.choice(_COMMANDS)),
-    lambda w, c: ("task_for_people", c.choice((None, 0, 0, 1)), *c.choice(_TASKS)),
-    lambda w, c: ("made_anew", c.choice(("two", "three"))),
-    lambda w, c: ("endpoint_deleted",),
-    lambda w, c: ("start_run", c.choice(VERSIONS), c.randrange(len(OPTIONS))),
-    lambda w, c: ("start_mapped_run", c.choice(VERSIONS), c.randrange(len(OPTIONS))),
-    lambda w, c: ("another_endpoint", c.choice(VERSIONS), c.randrange(len(OPTIONS))),
-)

@@ -7,8 +7,9 @@ from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.record import Decision
-from controlled_rollout.target.history import creation_of
+from controlled_rollout.target.history import ON_SILENCE, creation_of
 from controlled_rollout.target.protocol import Revision
+from controlled_rollout.target.silence import Signs, unattended_rollout
 from tests.invariants.simulated_airflow import FOR_PEOPLE, DagRun
 from tests.invariants.world import World
 
@@ -18,6 +19,8 @@ __all__ = ["Violation", "check", "check_end", "check_is_at_zero"]
 REACTION_S: Final = 60.0
 # So long after a shift requests may still come by the split before.
 GUARD_S: Final = 15.0
+# So long after `silence` at the latest a treatment that nobody looks at is taken back.
+AFTER_SILENCE_S: Final = 30.0
 SEEN: Final = ("pass", "not_enough_evidence")
 
 
@@ -38,6 +41,7 @@ def check(world: World) -> None:
     world.checked_decisions = len(world.decisions)
     _check_alarms(world)
     _check_somebody_looks(world)
+    _check_silence(world)
     _check_roll_back_tasks(world)
 
 
@@ -76,6 +80,8 @@ def _check_revision(world: World, life: list[Revision], index: int) -> None:
     if revision.created < before.created:
         raise Violation(f"history: revision {revision.number} is older than the one before")
     old, new = before.endpoint, revision.endpoint
+    if revision.change.who == ON_SILENCE:
+        _check_nobody_was_there(world, before, revision)
     if old.rollout and new.rollout and _holder(old) != _holder(new):
         raise Violation(f"two rollouts: {_holder(old)} and, without an end between them, {_holder(new)}")
     run = _run_of(world, revision.change.who)
@@ -113,7 +119,10 @@ def _check_not_ended(run: DagRun, life: list[Revision], revision: Revision) -> N
         if holds == run.owner:
             return
         if held == run.owner:
-            if not later.change.who.startswith(f"{run.owner}/") and not revision.change.who.endswith(".deploy"):
+            # What was taken back because nobody looked is the run's own all the same: it may delete it.
+            tidies_up = later.change.who == ON_SILENCE and revision.change.who.endswith(".retire_treatment")
+            is_own = later.change.who.startswith(f"{run.owner}/") or tidies_up
+            if not is_own and not revision.change.who.endswith(".deploy"):
                 raise Violation(
                     f"two owners: {later.change.who} has ended the rollout of {run.run_id} in revision {later.number}, "
                     f"and {revision.change.who} has stored revision {revision.number}"
@@ -279,6 +288,36 @@ def _check_somebody_looks(world: World) -> None:
         raise Violation(
             f"nobody looks: {rollout.version!r} has answered nothing but errors since {broken:g} s, at its present "
             f"share since {shifted:g} s, and has {_share(newest, rollout.version):g} % at {now:g} s"
+        )
+
+
+def _check_nobody_was_there(world: World, before: Revision, revision: Revision) -> None:
+    """Raise if a treatment was taken back before nobody had looked for `silence`, or that nobody has to look at."""
+    what = f"taken back: revision {revision.number} of {world.clock_seconds(revision.created):g} s"
+    rollout = unattended_rollout(before.endpoint)
+    if rollout is None:
+        raise Violation(f"{what}, although nobody had to look")
+    looks = (look.at for look in world.target.looks if look.version == rollout.version and look.at <= revision.created)
+    last = max([before.created, *looks])
+    if revision.created - last < rollout.silence:
+        raise Violation(f"{what}, although somebody was there at {world.clock_seconds(last):g} s")
+
+
+def _check_silence(world: World) -> None:
+    """Raise if a treatment that nobody has looked at for `silence` keeps its traffic, whatever else has happened."""
+    revisions, now = world.target.revisions, world.clock.seconds
+    rollout = unattended_rollout(revisions[-1].endpoint) if revisions else None
+    if rollout is None or world.agent.away_until > now:
+        return
+    signs = Signs(revisions[-1], world.target.looked)
+    silence_s = rollout.silence.total_seconds()
+    # After a gap everybody is given as much time to look again.
+    gap = max(world.agent.begun, world.agent.away_until, world.target.unavailable_until)
+    due = max(world.clock_seconds(signs.at), gap) + silence_s
+    if now > due + AFTER_SILENCE_S:
+        raise Violation(
+            f"silence: nobody has looked at {rollout.version!r} since {world.clock_seconds(signs.at):g} s, and it has "
+            f"{_share(revisions[-1].endpoint, rollout.version):g} % at {now:g} s"
         )
 
 

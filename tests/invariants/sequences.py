@@ -4,7 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.invariants.events import OPTIONS, VERSIONS, Event, apply, random_event, settle
+from tests.invariants.events import OPTIONS, VERSIONS, Event, apply, settle
+from tests.invariants.random_events import random_event
 from tests.invariants.world import World
 
 __all__ = ["Failure", "random_sequence", "replay_sequence", "shrink"]

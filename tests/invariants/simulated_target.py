@@ -70,6 +70,7 @@ class SimulatedTarget(KeylessTarget):
         lives: The revisions of all endpoints of that name, one list for each time it was created.
         split: What the router serves.
         looked: The last look that was noted.
+        looks: All looks that were noted, oldest first.
     """
 
     name: str
@@ -87,6 +88,7 @@ class SimulatedTarget(KeylessTarget):
     lives: list[list[Revision]] = field(default_factory=list)
     split: Split = CLOSED
     looked: LookNote | None = None
+    looks: list[LookNote] = field(default_factory=list)
     instances: dict[str, Instance] = field(default_factory=dict)
     _served_at: list[float] = field(default_factory=list)
     _served: tuple[int, set[str]] | None = None
@@ -149,7 +151,7 @@ class SimulatedTarget(KeylessTarget):
     def drop(self) -> None:
         """Delete the endpoint."""
         self.advance()
-        self.revisions = []
+        self.revisions, self.looked = [], None
         self.instances, self.split, self._served_at, self._served = {}, CLOSED, [], None
 
     # The protocol.
@@ -233,6 +235,7 @@ class SimulatedTarget(KeylessTarget):
         self._check()
         if self.revisions:
             self.looked = LookNote(version=version, at=self.clock.now())
+            self.looks.append(self.looked)
 
     async def last_look(self, name: str) -> LookNote | None:
         self._check()

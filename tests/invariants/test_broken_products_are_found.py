@@ -11,7 +11,8 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evaluation import conclusion, next_action
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.gate import Outcome, Verdict
-from controlled_rollout.steps import edits, permission, rules
+from controlled_rollout.steps import edits, permission, rules, silence
+from controlled_rollout.target.silence import Observation, Signs, SilenceCheck, check_silence
 from tests.invariants.events import Event
 from tests.invariants.invariants import Violation
 from tests.invariants.sequences import replay_sequence
@@ -28,6 +29,11 @@ def _without_failing(look: Any) -> Verdict:
 def _kept_share(endpoint: Endpoint, version: str, *, owner: str | None) -> Endpoint:
     """Release the endpoint, and leave the version its share."""
     return endpoint.release(version)
+
+
+def _nothing_due(signs: Signs, before: Observation | None, **arguments: Any) -> SilenceCheck:
+    """Check as the watch does, but never that a treatment is due."""
+    return SilenceCheck(check_silence(signs, before, **arguments).observation)
 
 
 def _never(*args: Any, **kwargs: Any) -> None:
@@ -58,6 +64,14 @@ CASES: dict[str, tuple[Any, str, Any, tuple[Event, ...], str]] = {
     ),
     "a look that never fails": (
         looks, "conclude_but_aggregates", _without_failing, BROKEN_FROM_THE_START, "nobody looks",
+    ),
+    "a watch that takes nothing back": (
+        silence, "check_silence", _nothing_due,
+        (("start_run", "two", 0), ("tick", 1), ("airflow_gone", 200.0), ("tick", 12)), "silence",
+    ),
+    "a watch that does not see looks": (
+        silence, "Signs", lambda newest, looked: Signs(newest),
+        (("start_run", "two", 0), ("tick", 1), ("quiet", True), ("tick", 9)), "taken back",
     ),
     "a roll-back that leaves the share": (edits, "roll_back", _kept_share, BROKEN_FROM_THE_START, "run-1/roll_back"),
 }  # fmt: skip

@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.invariants.events import CHOICES, EVENTS, OPTIONS, VERSIONS, Event, apply, settle
+from tests.invariants.events import EVENTS, OPTIONS, VERSIONS, Event, apply, settle
+from tests.invariants.random_events import CHOICES
 from tests.invariants.sequences import random_sequence, replay_sequence
 from tests.invariants.world import World
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.invariants.events import Event
+from tests.invariants.events import Event, apply
 from tests.invariants.sequences import replay_sequence
 from tests.invariants.simulated_airflow import State, next_state
 from tests.invariants.simulated_target import NEVER
@@ -57,6 +57,25 @@ def test_a_question_is_answered_by_a_person() -> None:
     world = replay_sequence(events)
     assert ends(world)["ask_50"] == "success"
     assert ends(world)["promote"] == "success"
+
+
+def test_treatment_of_an_airflow_that_is_gone_is_taken_back_and_its_run_ends_when_it_is_back() -> None:
+    events: list[Event] = [("start_run", "two", 0), ("tick", 1), ("airflow_gone", 200.0), ("tick", 3)]
+    traffic = []
+    for more in (0, 6):
+        world = World()
+        for event in [*events, ("tick", more)]:
+            apply(world, event)
+        assert world.newest is not None
+        traffic.append((world.newest.effective_traffic()["two"], world.runs[0].is_over))
+        world.close()
+    assert traffic == [(10, False), (0, False)]
+
+    world = replay_sequence([*events, ("agent_gone", 20.0), ("tick", 20)])
+    [back] = [decision for decision in world.decisions if decision.step == "roll_back"]
+    assert back.who == "on_silence"
+    assert (ends(world)["roll_back"], ends(world)["result"], world.runs[0].state) == ("success", "failed", "failed")
+    assert world.newest is not None and list(world.newest.versions) == ["first"]
 
 
 def test_a_task_that_is_killed_is_retried_and_the_rollout_goes_on() -> None:

@@ -21,6 +21,7 @@ from controlled_rollout.gate import Gate
 from controlled_rollout.record import Decision, tail
 from controlled_rollout.target.protocol import Change, Target
 from controlled_rollout.workspace import Workspace
+from tests.invariants.simulated_agent import IN_AGENT, SimulatedAgent
 from tests.invariants.simulated_airflow import IN_TRIGGER, DagRun, Killed, Options, TaskInstance, lone_task, task_group
 from tests.invariants.simulated_clock import START, SimulatedClock, SimulatedLoop
 from tests.invariants.simulated_record import SimulatedRecord
@@ -45,6 +46,7 @@ ARGUMENTS: Final[dict[str, Any]] = {
     "keep_warm": 0,
     "conflict_timeout": "60 s",
     "ready_timeout": "60 s",
+    "silence": "60 s",
 }
 LOOK_S: Final = 10.0
 GOOD: Final = 0.0
@@ -88,6 +90,8 @@ class World:
         broken_since: Since when a version answers nothing but errors.
         disturbed_at: When something last happened that delays a task or a look.
         known: By revision: how many decisions had been recorded when it was stored.
+        airflow_until: Until when, in seconds of the clock, no process of Airflow runs.
+        agent: What takes treatments back that nobody looks at; of the first world, for both.
         checked, checked_decisions, checked_tasks: Which revisions, decisions and roll-backs the invariants have been
             checked for.
     """
@@ -113,12 +117,14 @@ class World:
     failed_looks: list[tuple[datetime, str]] = field(default_factory=list)
     broken_since: dict[str, float] = field(default_factory=dict)
     disturbed_at: float = 0.0
+    airflow_until: float = 0.0
     known: dict[int, int] = field(default_factory=dict)
     checked: dict[int, int] = field(default_factory=dict)
     checked_decisions: int = 0
     checked_tasks: set[tuple[str, int]] = field(default_factory=set)
 
     loop: SimulatedLoop = field(init=False)
+    agent: SimulatedAgent = field(init=False)
 
     def __post_init__(self) -> None:
         if self.beside is None:
@@ -137,8 +143,9 @@ class World:
         if self.beside is None:
             self.store = SimulatedMetricStore(self.clock, {})
             self.reader = SharedReader(self.store, clock=self.clock.now)
+            self.agent = SimulatedAgent(self, WORKSPACE)
         else:
-            self.store = self.beside.store
+            self.store, self.agent = self.beside.store, self.beside.agent
         self.store.traffic[self.endpoint] = self.traffic
         if not self.first_version:
             first = Endpoint(name=self.endpoint).create_version(
@@ -215,6 +222,11 @@ class World:
 
     def runnable(self) -> list[TaskInstance]:
         """Return the tasks of all runs that can run now."""
+        if self.clock.seconds < self.airflow_until:
+            return []
+        if self.airflow_until:
+            self.airflow_until = 0.0
+            self.restart()
         return [task for run in self.runs for task in run.runnable()]
 
     def run_task(self, task: TaskInstance) -> None:
@@ -238,6 +250,8 @@ class World:
 
     async def interrupt(self, call: str) -> None:
         """Between two calls of a task: somebody's command, or the task's end."""
+        if IN_AGENT.get():
+            return
         if self.meanwhile is not None and self.in_task:
             self.meanwhile_in -= 1
             if self.meanwhile_in < 0:
@@ -252,6 +266,8 @@ class World:
 
     def interrupt_now(self, call: str) -> None:
         """Kill the running task, or the triggerer, if that is due."""
+        if IN_AGENT.get():
+            return
         if self.restart_in is not None and IN_TRIGGER.get():
             self.restart_in -= 1
             if self.restart_in < 0:
@@ -270,12 +286,22 @@ class World:
         """Let all processes begin anew, and all triggers with them."""
         world_in_use().forget_memory()
         for world in world_in_use().both:
-            for run in world.runs:
+            for run in world.runs if world.clock.seconds >= world.airflow_until else ():
                 for task in run.tasks.values():
                     if task.state == "deferred" and task.event is None and task.trigger is not None:
                         trigger = task.trigger
                         run.stop_trigger(task)
                         run.start_trigger(task, trigger)
+
+    def end_airflow(self, seconds: float) -> None:
+        """End all processes of Airflow for so long: no task runs, and no trigger looks."""
+        for world in world_in_use().both:
+            world.airflow_until = max(world.airflow_until, world.clock.seconds + seconds)
+            for run in world.runs:
+                for task in run.tasks.values():
+                    if task.watcher is not None:
+                        task.watcher.cancel()
+                        task.watcher = None
 
     def forget_memory(self) -> None:
         """Let all processes begin anew: nothing that they remember may decide."""
@@ -317,6 +343,8 @@ class World:
         """Let everything answer again, from now on."""
         self.target.advance()
         self.disturbed_at = self.clock.seconds
+        self.airflow_until = min(self.airflow_until, self.clock.seconds)
+        self.agent.come_back()
         self.target.unavailable_until = self.store.unavailable_until = self.store.nonsense_until = 0.0
         self.record.unavailable_until = self.record.full_until = self.record.hangs_until = 0.0
         self.record.conflicts = self.record.lost_answers = self.target.lost_answers = 0
@@ -335,7 +363,7 @@ class World:
         return max(
             self.target.unavailable_until, self.store.unavailable_until, self.store.nonsense_until,
             self.record.unavailable_until, self.record.full_until, self.record.hangs_until, self.traffic.late_until,
-            self.disturbed_at,
+            self.airflow_until, self.disturbed_at,
         )  # fmt: skip
 
     def is_asked(self, run: DagRun) -> bool:
