@@ -7,7 +7,7 @@ from typing import Final
 from controlled_rollout.gate import Bin, Claim, Counts, describe
 from controlled_rollout.record.decision import Decision
 from controlled_rollout.record.metrics import compared_metrics
-from controlled_rollout.record.summary import RolloutSummary, spans_of, without_repetitions
+from controlled_rollout.record.summary import END_WORDS, RolloutSummary, spans_of, without_repetitions
 from controlled_rollout.text_table import text_table
 
 __all__ = ["text_of_steps", "text_report"]
@@ -18,7 +18,8 @@ ROWS: Final = 24
 def text_report(summary: RolloutSummary) -> str:
     """Return a rollout's steps, traffic and e-values as text tables."""
     last = summary.looks[-1]
-    end = last.until or last.time
+    # Its end may be long after the last look, such as after one that nobody looked at any more.
+    end = max([last.until or last.time, *(step.time for step in summary.steps if step.label in END_WORDS)])
     title = (
         f"{summary.endpoint}: {summary.version} against {summary.control}, "
         f"{summary.started:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S} UTC, {summary.end}"

@@ -57,7 +57,7 @@ def test_the_summary_is_what_the_record_tells(workspace: Workspace) -> None:
 def test_the_text_has_steps_traffic_and_evidence_with_thresholds(workspace: Workspace) -> None:
     text = text_report(summarize(record.read(workspace, "digits")))
 
-    assert text.startswith("digits: v2a against v1a, 2026-01-05 12:00:00")
+    assert text.startswith("digits: v2a against v1a, 2026-01-05 12:00:00 to 12:44:00 UTC, rolled back\n")
     for words in ("because: roll_back", "10 %", "beyond p95", "cannot see", "threshold", "errors are higher", "fail: "):
         assert words in text
     assert max(map(len, text.splitlines()[:-1])) < 160
