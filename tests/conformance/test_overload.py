@@ -24,16 +24,19 @@ LONG_S = 20.0
 
 
 @asynccontextmanager
-async def busy_replica(lab: TargetLab, endpoint: Endpoint, key: str, version: str) -> AsyncIterator[None]:
-    """Keep one slot of a version busy for as long as the block runs, `LONG_S` at most."""
-    held = asyncio.create_task(lab.ask(endpoint, key=key, sleep_s=LONG_S))
+async def busy_replica(
+    lab: TargetLab, endpoint: Endpoint, key: str, version: str, longest_s: float = LONG_S, *, by_name: bool = False
+) -> AsyncIterator[asyncio.Task[Answer]]:
+    """Keep one slot of a version busy for as long as the block runs, and no longer than so many seconds."""
+    named = version if by_name else None
+    held = asyncio.create_task(lab.ask(endpoint, key=key, version=named, sleep_s=longest_s))
 
     async def is_busy() -> bool:
         return (await lab.target.status(endpoint.name)).versions[version].active == 1
 
     await until(is_busy, "a request is being scored", timeout_s=30)
     try:
-        yield
+        yield held
     finally:
         held.cancel()
         await asyncio.gather(held, return_exceptions=True)
@@ -88,7 +91,8 @@ async def test_each_refusal_tells_its_caller_and_telemetry_why(target_lab: Targe
     endpoint = await lab.serve(endpoint)
     url, key = (await lab.target.status(endpoint.name)).url, (await lab.target.keys(endpoint.name)).primary
 
-    async with busy_replica(lab, endpoint, key, "one"):
+    # The status counts requests that name their version as well.
+    async with busy_replica(lab, endpoint, key, "one", by_name=True):
         waited = await asyncio.to_thread(curl, url, key, "{}")
         again = await asyncio.to_thread(
             requests.post, url, data="{}", headers={"Authorization": f"Bearer {key}"}, timeout=60
@@ -108,8 +112,33 @@ async def test_each_refusal_tells_its_caller_and_telemetry_why(target_lab: Targe
 
     await until(are_counted, "the requests are in the store, with their reasons", timeout_s=90, interval_s=1)
     total, _ = await counted(lab, endpoint)
-    # The gate takes them for no errors of the model; the caller who has hung up is one.
-    assert total.errors <= 1
+    # The gate takes them for no errors of the model, and what names a version is no evidence.
+    assert total.errors == 0
+
+
+async def test_a_caller_who_hangs_up_in_the_queue_is_no_error_of_the_model(target_lab: TargetLab) -> None:
+    lab = target_lab
+    settings: dict[str, Any] = {"num_replicas": 1, "max_request_wait_time": 20_000, "scoring_timeout_ms": 30_000}
+    endpoint = await lab.serve(lab.with_version(lab.endpoint("hang-ups"), "one", **settings))
+    url, key = (await lab.target.status(endpoint.name)).url, (await lab.target.keys(endpoint.name)).primary
+
+    def hang_up(body: str) -> int:
+        command = ["curl", "--silent", "--max-time", "1", url, "--header", f"Authorization: Bearer {key}"]
+        return subprocess.run([*command, "--data", body], check=False, capture_output=True).returncode
+
+    async with busy_replica(lab, endpoint, key, "one", 6.0) as held:
+        in_the_queue = await asyncio.gather(*(asyncio.to_thread(hang_up, "{}") for _ in range(3)))
+        answer = await held
+    on_the_model = await asyncio.to_thread(hang_up, '{"sleep_s": 4}')
+
+    # 28: curl has waited for too long.
+    assert [*in_the_queue, on_the_model] == [28] * 4
+    assert (answer.status, answer.headers["x-controlled-rollout-left-queue"]) == (200, "3")
+
+    async def are_counted() -> bool:
+        return (await counted(lab, endpoint))[0] == Counts(requests=5, errors=1, overloaded=3)
+
+    await until(are_counted, "who left the queue found no room, who left the model is an error", timeout_s=90)
 
 
 async def test_a_version_that_takes_too_long_is_a_time_out_and_not_a_wait(target_lab: TargetLab) -> None:

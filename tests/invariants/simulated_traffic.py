@@ -162,7 +162,7 @@ class SimulatedMetricStore:
         return [
             {
                 "Bin": moment(begin), "Version": version, "Before": before, "Requests": total, "Errors": errors,
-                "Represented": total, "Overloaded": 0, "Timed": 0,
+                "Represented": total, "Overloaded": 0, "Timed": 0, "HungUp": 0, "LeftQueue": 0,
             }
             for (begin, version, before), (total, errors) in sums.items()
         ]  # fmt: skip

@@ -155,6 +155,8 @@ def export(*spans: dict[str, Any]) -> bytes:
             "sticky_key": fields.get("user"),
             "reason": fields.get("reason"),
             "scoring_ms": fields.get("scoring_ms"),
+            "left_queue": fields.get("left_queue"),
+            "response_flags": fields.get("response_flags"),
         }
         for key, value in tags.items():
             if value is not None:

@@ -125,6 +125,20 @@ def test_a_reason_without_its_status_is_none(store: Process) -> None:
     assert (counted.treatment.requests, counted.treatment.overloaded, counted.treatment.errors) == (4, 1, 2)
 
 
+def test_who_hangs_up_in_the_queue_is_no_error_and_who_hangs_up_on_the_model_is_one(store: Process) -> None:
+    """The version tells with a later answer how many left its queue; the router has only seen them hang up."""
+    hung_up = {"endpoint": "left", "version": "treatment", "code": "0", "response_flags": "DC", "at": STARTED + 90 * S}
+    # A row has the time at which its request began.
+    answer = {"endpoint": "left", "version": "treatment", "at": STARTED + 30 * S}
+    other = {"endpoint": "left", "version": "treatment", "at": STARTED + 130 * S}
+    store.send(*[hung_up] * 5, {**answer, "left_queue": "2"}, {**hung_up, "code": "200"})
+    store.send({**other, "left_queue": "1"}, {**other, "left_queue": "-"})
+
+    found = [one.treatment for one in read(store, "left", Gate(latency_quantiles=())).bins]
+
+    assert [(one.requests, one.errors, one.overloaded) for one in found] == [(1, 0, 0), (6, 2, 3), (2, 0, 0)]
+
+
 def test_how_long_requests_were_scored_is_read_where_some_were_refused(store: Process) -> None:
     """It says of the model what durations do not, while others wait in its queue."""
     first = {"endpoint": "timed", "version": "treatment", "ms": 700.0, "at": STARTED + 100 * S}

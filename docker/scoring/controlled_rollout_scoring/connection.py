@@ -109,6 +109,9 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Keep the connection open if an answer is still to be sent: the caller may have closed one direction only."""
         self._caller_ended = True
+        if self._current is not None and self._current.request is not None and self._current.request.by_router:
+            self._discarding = True  # the router closes both: its caller has hung up, and the connection is lost
+            return False
         if self._reading is not None and not self._ended:
             self._refuse_unreadable(malformed(400, "the caller closed its side before the end"))
         self._end_of_input()

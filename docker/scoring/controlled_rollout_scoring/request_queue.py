@@ -13,11 +13,23 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from controlled_rollout_scoring.responses import Response, close_body, queue_full, scored_in, timed_out, waited_too_long
+from controlled_rollout_scoring.responses import (
+    LEFT_QUEUE_HEADER,
+    SEND_AGAIN_HEADER,
+    Response,
+    close_body,
+    queue_full,
+    scored_in,
+    timed_out,
+    waited_too_long,
+)
 
 # When the router had the whole request: the second since 1970 in which it began, and the milliseconds that it took to
 # arrive. A request that another replica has refused comes with the same ones again.
 SENT_HEADER = "HTTP_X_CONTROLLED_ROLLOUT_SENT"
+# How the router chose this version; only what it split by weight is evidence, also of who hangs up.
+ROUTED_BY = "HTTP_X_CONTROLLED_ROLLOUT_ROUTED_BY"
+BY_WEIGHTS = "weights"
 # A request that is older than this part of the longest wait has waited at another replica, or as long on its way.
 WAITED_PART = 0.9
 # Sends a response to one caller; the first one counts, a later one ends a streamed one.
@@ -28,18 +40,25 @@ class Request:
     """One request: its WSGI environment, its body, the function that replies to its caller, and its times.
 
     Attributes:
+        by_router: Whether the router has sent it, which never closes one direction of a connection only.
+        by_weights: Whether the router split it by weight.
         has_waited: Whether it has waited at another replica before.
+        is_over: Whether it is answered, or its caller has hung up.
     """
 
-    __slots__ = ("arrived", "body", "deadline", "environ", "has_waited", "reply")
+    __slots__ = ("arrived", "body", "by_router", "by_weights", "deadline", "environ", "has_waited", "is_over", "reply")
 
     def __init__(self, environ: dict[str, Any], body: bytes, reply: Reply) -> None:
         self.environ = environ
         self.body = body
         self.reply = reply
         self.arrived = 0.0
+        routed_by = environ.get(ROUTED_BY)
+        self.by_router = routed_by is not None
+        self.by_weights = routed_by in (None, BY_WEIGHTS)
         self.deadline = 0.0
         self.has_waited = False
+        self.is_over = False
 
 
 class RequestQueue:
@@ -75,6 +94,8 @@ class RequestQueue:
         # One token for each request that began to wait (True), and one for each scoring thread to stop (False).
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._admitted = 0
+        # Callers who hung up while they waited for a slot, and whom no answer has told the router of.
+        self._left = 0
         # Requests that are being read; only the server's thread changes it. They take no place: slow callers would
         # keep others out.
         self.reading = 0
@@ -109,9 +130,9 @@ class RequestQueue:
         if not full:
             self._tokens.put(True)
         elif request.has_waited:
-            request.reply(waited_too_long(self._max_wait_s, before=True, hangs=hangs))
+            self._reply(request, waited_too_long(self._max_wait_s, before=True, hangs=hangs))
         else:
-            request.reply(queue_full(self._capacity, hangs=hangs))
+            self._reply(request, queue_full(self._capacity, hangs=hangs))
 
     def take(self) -> Request | None:
         """Wait for the next request to score and return it; None when the thread has to stop."""
@@ -129,7 +150,7 @@ class RequestQueue:
                     self._scoring.add(request)
                 hangs = self._hangs(now)
             if expired:
-                request.reply(waited_too_long(self._max_wait_s, before=request.has_waited, hangs=hangs))
+                self._reply(request, waited_too_long(self._max_wait_s, before=request.has_waited, hangs=hangs))
                 continue
             return request
         return None
@@ -144,7 +165,7 @@ class RequestQueue:
         if late:
             close_body(response.body)
         scored_s = now - (request.deadline - self._scoring_timeout_s)
-        request.reply(timed_out(self._scoring_timeout_s) if late else scored_in(response, scored_s))
+        self._reply(request, timed_out(self._scoring_timeout_s) if late else scored_in(response, scored_s))
         with self._lock:
             if request in self._scoring:
                 self._scoring.discard(request)
@@ -153,9 +174,12 @@ class RequestQueue:
     def cancel(self, request: Request) -> None:
         """Take a request whose caller has gone out of the queue, with its body; one that is being scored goes on."""
         with self._lock:
+            request.is_over = True
             if request in self._waiting:
                 self._waiting.remove(request)
                 self._admitted -= 1
+                # While a request that is timed out keeps a slot, it is the model that lets others wait.
+                self._left += request.by_weights and not self._hangs(self._clock())
 
     def stop(self, threads: int) -> None:
         """Make `take` return None in so many threads, once the queue is empty."""
@@ -180,10 +204,22 @@ class RequestQueue:
                 due_in.append(self._waiting[0].arrived + self._max_wait_s - now)
             due_in += [request.deadline - now for request in self._scoring if now < request.deadline]
         for request in expired:
-            request.reply(waited_too_long(self._max_wait_s, before=request.has_waited, hangs=bool(overdue)))
+            self._reply(request, waited_too_long(self._max_wait_s, before=request.has_waited, hangs=bool(overdue)))
         for request in overdue:
-            request.reply(timed_out(self._scoring_timeout_s))
+            self._reply(request, timed_out(self._scoring_timeout_s))
         return max(0.001, min(due_in))
+
+    def _reply(self, request: Request, response: Response) -> None:
+        """Answer a request; the answer also tells how many have left the queue, unless the router may not read it."""
+        if self._left and request.by_weights and not request.is_over:
+            names = {name for name, _ in response.headers}
+            if SEND_AGAIN_HEADER not in names:
+                with self._lock:
+                    left, self._left = self._left, 0
+                if left:
+                    response = response._replace(headers=[*response.headers, (LEFT_QUEUE_HEADER, str(left))])
+        request.is_over = True
+        request.reply(response)
 
     def _hangs(self, now: float) -> bool:
         """Return whether a request that is timed out keeps a slot; the lock is held. Then refusals are the model's."""

@@ -50,10 +50,13 @@ HOP_BY_HOP = frozenset(
 REASON_HEADER = "x-controlled-rollout-reason"
 # How many milliseconds a request was scored, any wait left out; the router puts it into telemetry.
 SCORING_HEADER = "x-controlled-rollout-scoring-ms"
+# How many callers have hung up while they waited for a slot, since the last answer that said so. The router has only
+# seen that they hung up: its telemetry is told with the next answer.
+LEFT_QUEUE_HEADER = "x-controlled-rollout-left-queue"
 # The request was certainly not scored, and another replica may take it: the router sends it there.
 SEND_AGAIN_HEADER = "x-controlled-rollout-send-again"
 # A script that sent them would hide its own failures, or have its requests scored twice.
-RUNTIMES_OWN = frozenset((REASON_HEADER, SCORING_HEADER, SEND_AGAIN_HEADER))
+RUNTIMES_OWN = frozenset((LEFT_QUEUE_HEADER, REASON_HEADER, SCORING_HEADER, SEND_AGAIN_HEADER))
 # Whole seconds are the shortest that HTTP knows.
 RETRY_AFTER_S = 1
 # Envoy takes no answer with more, by default.

@@ -9,9 +9,9 @@ import contextlib
 import inspect
 import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -21,7 +21,7 @@ from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import CONFIG_MAP, POD
 from controlled_rollout.cluster.pods import pod_problem
 from controlled_rollout.endpoint import Endpoint, Version
-from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
+from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError, WorkspaceError
 from controlled_rollout.polling import until
 from controlled_rollout.target.kubernetes.manifests import CONTAINER, deployment, owner_reference
 from controlled_rollout.target.kubernetes.names import (
@@ -43,6 +43,11 @@ POLL_S: Final = 0.2
 NEVER_READY: Final = "controlled-rollout/never-ready"
 PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 AUTHORITIES: Final = "/var/run/controlled-rollout/authorities"
+# Authorities of destinations come as an annotation that the pod sees as a file: one argument of a program is at most
+# 128 KB, all annotations of an object together 256 KB.
+TRUSTED: Final = "/var/run/controlled-rollout/trusted"
+TRUSTED_ANNOTATION: Final = "controlled-rollout/trusted"
+MAX_TRUSTED_BYTES: Final = 200_000
 
 
 def check_pod(
@@ -63,23 +68,17 @@ def check_pod(
         wanted: What is asked.
         owner: The endpoint's root object: the pod goes with it.
         seconds: How long all destinations together may take.
+
+    Raises:
+        WorkspaceError: The authorities that destinations are checked against are too large for a pod.
     """
+    trusted = _trusted(wanted)
     template = deployment(endpoint, version, workspace, owner=owner)["spec"]["template"]
     spec, [model] = template["spec"], template["spec"]["containers"]
     kept = ("securityContext", "serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets")
     labels = version_labels(endpoint.name, version.name)
-    asked = {"destinations": [asdict(destination) for destination in wanted], "seconds": seconds}
-    container: Object = {
-        "name": CONTAINER,
-        "image": version.image,
-        # Passed in: the pod has nothing of this package.
-        "command": ["python3", "-c", _unexpanded(inspect.getsource(probe_program)), _unexpanded(json.dumps(asked))],
-        # Of the model's variables only those that say which way requests take: no secret of the script.
-        "env": [each for each in model["env"] if each["name"].lower() in PROXIES],
-        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "128Mi"}},
-        "securityContext": dict(model["securityContext"]),
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-    }
+    asked = {"destinations": [asdict(_by_file(each, trusted)) for each in wanted], "seconds": seconds}
+    container = _container(version.image, model, asked)
     pod: Object = {key: spec[key] for key in kept if key in spec} | {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -93,6 +92,8 @@ def check_pod(
     }
     if workspace.collector_secret and version.collected is not None:
         _mount_authorities(pod, container, workspace.collector_secret)
+    if trusted:
+        _mount_trusted(pod, container, trusted.values())
     return {
         "apiVersion": POD.version,
         "kind": POD.name,
@@ -100,11 +101,59 @@ def check_pod(
             "name": endpoint_object_name(endpoint.name, f"check-{secrets.token_hex(4)}"),
             "namespace": workspace.namespace,
             "labels": template["metadata"]["labels"] | {CHECK_LABEL: "true"},
-            "annotations": {"azure.workload.identity/skip-containers": CONTAINER},
+            "annotations": {
+                "azure.workload.identity/skip-containers": CONTAINER,
+                **{f"{TRUSTED_ANNOTATION}-{name}": text for text, name in trusted.items()},
+            },
             "ownerReferences": [owner_reference(owner) | {"blockOwnerDeletion": False}],
         },
         "spec": pod,
     }
+
+
+def _container(image: str, model: Object, asked: Object) -> Object:
+    """Return the container that asks, with the model's image and the proxies of its container."""
+    return {
+        "name": CONTAINER,
+        "image": image,
+        # Passed in: the pod has nothing of this package.
+        "command": ["python3", "-c", _unexpanded(inspect.getsource(probe_program)), _unexpanded(json.dumps(asked))],
+        # Of the model's variables only those that say which way requests take: no secret of the script.
+        "env": [each for each in model["env"] if each["name"].lower() in PROXIES],
+        "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "128Mi"}},
+        "securityContext": dict(model["securityContext"]),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _by_file(destination: Destination, trusted: Mapping[str, str]) -> Destination:
+    """Return a destination with the pod's file of its authorities instead of their text."""
+    if not destination.authorities:
+        return destination
+    return replace(destination, authorities="", authorities_file=f"{TRUSTED}/{trusted[destination.authorities]}")
+
+
+def _trusted(wanted: Sequence[Destination]) -> dict[str, str]:
+    """Return the authorities that destinations are checked against, each once, with the name of its file."""
+    found = dict.fromkeys(each.authorities for each in wanted if each.authorities)
+    size = sum(len(text.encode()) for text in found)
+    if size > MAX_TRUSTED_BYTES:
+        raise WorkspaceError(
+            f"the file endpoint_ca has {size:,} bytes, and a pod is given {MAX_TRUSTED_BYTES:,} at most: write only "
+            "the authority of the endpoints' certificate into it"
+        )
+    return {text: str(number) for number, text in enumerate(found)}
+
+
+def _mount_trusted(pod: Object, container: Object, names: Iterable[str]) -> None:
+    """Mount the annotations with the authorities as files."""
+    items = [
+        {"path": name, "fieldRef": {"fieldPath": f"metadata.annotations['{TRUSTED_ANNOTATION}-{name}']"}}
+        for name in names
+    ]
+    pod["volumes"] = [*pod.get("volumes", []), {"name": "trusted", "downwardAPI": {"items": items}}]
+    mount = {"name": "trusted", "mountPath": TRUSTED, "readOnly": True}
+    container["volumeMounts"] = [*container.get("volumeMounts", []), mount]
 
 
 def _unexpanded(text: str) -> str:

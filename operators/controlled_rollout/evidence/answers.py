@@ -67,7 +67,9 @@ def count_rows(
             key = _bin_key(row, request, until=until, bin_width=bin_width)
             if key in found:
                 raise _unreadable("Bin", key[0], "each bin once for each version")
-            found[key] = CountRow(*key, _counts(row, len(request.thresholds_ms)))
+            counts = _counts(row, len(request.thresholds_ms))
+            hung_up = _whole_number(row, "HungUp", most=counts.errors)
+            found[key] = CountRow(*key, counts, hung_up=hung_up, left_queue=_whole_number(row, "LeftQueue"))
         return list(found.values())
 
     return _by_gate(rows, requests, counts)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from controlled_rollout.evidence.query import SplitChange
-from controlled_rollout.evidence.rows import CountRow
+from controlled_rollout.evidence.rows import CountRow, with_left_queue
 from controlled_rollout.gate import Bin, Counts
 
 __all__ = [
@@ -159,7 +159,7 @@ def bins_of(
         divided at that moment.
     """
     nothing = Counts(requests=0, errors=0, slow=(0,) * n_thresholds)
-    rows = list(rows)
+    rows = with_left_queue(rows)
     full = {row.start for row in rows if row.counts.overloaded}
     sides: dict[bool, dict[datetime, dict[str, Counts]]] = {True: {}, False: {}}
     for row in rows:

@@ -34,6 +34,8 @@ _IS_ERROR: Final = (
     " or Flags matches regex '(^|,)(UC|UPE|UR|LR|UT|UMSDR|SI)(,|$)')"
 )
 
+# The caller has hung up before there was an answer.
+_HUNG_UP: Final = "(ResultCode matches regex '^0([.]0*)?$' and Flags matches regex '(^|,)DC(,|$)')"
 # The version has refused the request without scoring it, because it had no room; the scoring runtime says so, with 503.
 _NO_ROOM: Final = (
     "(ResultCode matches regex '^503([.]0*)?$' and Reason in ('queue-full', 'waited-too-long', 'memory-full'))"
@@ -101,6 +103,7 @@ def counts_query(requests: Sequence[StoreRequest], *, bin_width: timedelta) -> s
         f"{_join_with_gates('TimeGenerated >= From')}"
         "| summarize Requests = count(), Represented = sum(ItemCount),\n"
         f"    Errors = countif({_IS_ERROR} and not({_NO_ROOM})), Overloaded = countif({_NO_ROOM}),\n"
+        f"    HungUp = countif({_HUNG_UP}), LeftQueue = sum(iff(isnull(LeftQueue), 0, LeftQueue)),\n"
         f"    Timed = countif(isnotnull(ScoringMs) and not({_NO_ROOM})){slow}{slow_by_scoring}\n"
         f"    by Gate, Version, Bin = bin(TimeGenerated, {_kql_timespan(bin_width)}), Before = TimeGenerated < Started"
     )
@@ -281,9 +284,10 @@ def _evidence_rows(start: str, end: str, *, with_user: bool = False) -> str:
         "| extend Endpoint = tostring(Properties.endpoint), Version = tostring(Properties.version)"
         ", Flags = tostring(Properties.response_flags), Reason = tostring(Properties.reason)"
         ", ScoringMs = todouble(tostring(Properties.scoring_ms))"
+        ", LeftQueue = toint(tostring(Properties.left_queue))"
         f"{user[0]}\n"
         "| distinct OperationId, Id, TimeGenerated, Endpoint, Version, ResultCode, Flags, Reason, DurationMs, ItemCount"
-        ", ScoringMs"
+        ", ScoringMs, LeftQueue"
         f"{user[1]}\n"
     )
 

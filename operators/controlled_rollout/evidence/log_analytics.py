@@ -79,18 +79,8 @@ class LogAnalyticsEvidence:
         query = kql.until_line(until) + kql.counts_query(requests, bin_width=bin_width)
         thresholds = range(max(len(request.thresholds_ms) for request in requests))
         slow = [f"{kind}{number}" for kind in ("Slow", "Scored") for number in thresholds]
-        columns = (
-            "Gate",
-            "Version",
-            "Bin",
-            "Before",
-            "Requests",
-            "Represented",
-            "Errors",
-            "Overloaded",
-            "Timed",
-            *slow,
-        )
+        counted = ("Requests", "Represented", "Errors", "Overloaded", "HungUp", "LeftQueue", "Timed", *slow)
+        columns = ("Gate", "Version", "Bin", "Before", *counted)
         return answers.count_rows(await self._query(query, *columns), requests, until=until, bin_width=bin_width)
 
     async def metrics(self, request: StoreRequest, *, until: datetime) -> list[MetricRow]:

@@ -1,22 +1,36 @@
 """Rows of counts and of the author's metrics as a metric store gives them, and how they are combined."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from controlled_rollout.gate import Counts, Moments, UserCounts
 
-__all__ = ["CountRow", "MetricRow", "UserRow", "inconsistency", "with_metrics", "with_users"]
+__all__ = ["CountRow", "MetricRow", "UserRow", "inconsistency", "with_left_queue", "with_metrics", "with_users"]
+
+
+# A version tells who has left its queue with one of its next answers: so far from them, at most.
+TOLD_WITHIN: Final = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True)
 class CountRow:
-    """One version's counts in one bin; `before`: whether they lie before the rollout began."""
+    """One version's counts in one bin; `before`: whether they lie before the rollout began.
+
+    Attributes:
+        hung_up: How many callers hung up before there was an answer; all are among the errors.
+        left_queue: How many callers have hung up while they waited for a slot, as the version told in this bin: then
+            or shortly before.
+    """
 
     start: datetime
     version: str
     before: bool
     counts: Counts
+    hung_up: int = 0
+    left_queue: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +119,44 @@ def with_users(rows: Iterable[CountRow], users: Iterable[UserRow]) -> list[Count
             counted = (*row.counts.users, user.counts)
             complete[key] = replace(row, counts=replace(row.counts, users=counted))
     return list(complete.values())
+
+
+def with_left_queue(rows: Iterable[CountRow]) -> list[CountRow]:
+    """Return the rows with callers who hung up in a version's queue as requests without room, not as errors. Pure.
+
+    The router only sees that they hung up. How many of them did so in the queue the version tells with its next answer,
+    so those that hung up nearest to it are taken for them. Rows are of the time at which a request began: the one
+    whose answer tells it may have begun before or after those that hung up.
+
+    Args:
+        rows: The counts, in any order.
+    """
+    result = list(rows)
+    may_be = [min(row.hung_up, row.counts.errors) for row in result]
+    left = [0] * len(result)
+    places: dict[str, list[tuple[datetime, int]]] = {}
+    for index in sorted(range(len(result)), key=lambda index: result[index].start):
+        if may_be[index]:
+            places.setdefault(result[index].version, []).append((result[index].start, index))
+    for told in sorted((row for row in result if row.left_queue), key=lambda row: row.start):
+        number, own = told.left_queue, places.get(told.version, [])
+        near = own[bisect_left(own, (told.start - TOLD_WITHIN, 0)) : bisect_left(own, (told.start + TOLD_WITHIN, 0))]
+        for _, index in sorted(near, key=lambda place: abs(place[0] - told.start)):
+            taken = min(number, may_be[index])
+            may_be[index] -= taken
+            left[index] += taken
+            number -= taken
+    return [
+        replace(row, counts=_left_the_queue(row.counts, number)) if number else row
+        for row, number in zip(result, left, strict=True)
+    ]
+
+
+def _left_the_queue(counts: Counts, left: int) -> Counts:
+    """Return counts with so many errors as requests that found no room; those are not slow either."""
+    return replace(
+        counts,
+        errors=counts.errors - left,
+        overloaded=counts.overloaded + left,
+        slow=tuple(max(0, slow - left) for slow in counts.slow),
+    )

@@ -1,6 +1,7 @@
 """The pod that checks the network as a version's pods see it. On a real cluster: tests/cluster/test_check_pod.py."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from controlled_rollout.checks.check_pod import _probes_of, _why_not, check_pod
 from controlled_rollout.checks.probe import Destination
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.kubernetes.manifests import deployment, service
 from controlled_rollout.target.kubernetes.names import replica_selector, version_labels
 from controlled_rollout.workspace import Workspace
@@ -59,6 +60,25 @@ def test_pod_has_the_network_identity_of_the_versions_own_pods(tmp_path: Path) -
         "no_proxy": "a.example",
     }
     assert "geheim" not in json.dumps(pod)
+
+
+def test_a_whole_bundle_of_authorities_is_a_file_and_no_argument(tmp_path: Path) -> None:
+    bundle = "-----BEGIN CERTIFICATE-----\n" + 150_000 * "A"
+    wanted = Destination("endpoints", "models.example", 443, authorities=bundle)
+
+    pod, _ = pod_for(tmp_path, wanted, collector_secret="storage")
+
+    [container] = pod["spec"]["containers"]
+    asked = json.loads(container["command"][-1])["destinations"][0]
+    [mount] = [each for each in container["volumeMounts"] if each["name"] == "trusted"]
+    [volume] = [each for each in pod["spec"]["volumes"] if each["name"] == "trusted"]
+    [item] = volume["downwardAPI"]["items"]
+    assert (asked["authorities"], asked["authorities_file"]) == ("", f"{mount['mountPath']}/{item['path']}")
+    name = item["fieldRef"]["fieldPath"].removeprefix("metadata.annotations['").removesuffix("']")
+    assert pod["metadata"]["annotations"][name] == bundle
+    assert sum(map(len, container["command"])) < 100_000
+    with pytest.raises(WorkspaceError, match="write only the authority of"):
+        pod_for(tmp_path, replace(wanted, authorities=2 * bundle))
 
 
 def test_nobody_takes_the_pod_for_a_replica(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def good_rows(gates: int = 1) -> dict[str, Rows]:
     bins = [STARTED - 60 * S, STARTED, STARTED + 60 * S]
     keys = [{"Version": version, "Bin": bin_, "Before": bin_ < STARTED} for bin_ in bins for version in ("one", "two")]
     counts = {"Requests": 50, "Represented": 50, "Errors": 1, "Overloaded": 2, "Slow0": 25, "Slow1": 3}
-    counts |= {"Timed": 40, "Scored0": 20, "Scored1": 2}
+    counts |= {"HungUp": 1, "LeftQueue": 0, "Timed": 40, "Scored0": 20, "Scored1": 2}
     return {
         "Bucket": [{"Gate": gate, "Bucket": float(b), "Requests": 200} for gate in range(gates) for b in (230, 250)],
         "Errors": [{"Gate": gate, **key, **counts} for gate in range(gates) for key in keys],
@@ -155,6 +155,16 @@ NONSENSE: dict[tuple[str, str], tuple[object, ...]] = {
     ("Errors", "Slow1"): (
         -1,
         49,
+        None,
+    ),
+    ("Errors", "HungUp"): (
+        -1,
+        2,
+        None,
+    ),
+    ("Errors", "LeftQueue"): (
+        -1,
+        0.5,
         None,
     ),
     ("Errors", "Timed"): (

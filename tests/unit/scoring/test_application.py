@@ -139,6 +139,7 @@ def test_headers_of_the_connection_and_of_the_runtime_are_left_out_and_others_ke
         ("X-Controlled-Rollout-Reason", "queue-full"),
         ("X-Controlled-Rollout-Send-Again", "1"),
         ("X-Controlled-Rollout-Scoring-Ms", "0.1"),
+        ("X-Controlled-Rollout-Left-Queue", "9"),
         ("X-A", " ä "),
         ("Set-Cookie", "a=1"),
         ("Set-Cookie", "b=2"),

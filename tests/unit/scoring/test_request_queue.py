@@ -70,6 +70,50 @@ def test_an_answer_says_how_long_its_request_was_scored_without_its_wait(clock: 
     assert [answer.headers for answer in answers] == [[("X-A", "a"), ("x-controlled-rollout-scoring-ms", "250.0")]]
 
 
+class Told:
+    """Counts how many callers its answers say have left the queue."""
+
+    def __init__(self) -> None:
+        self.left: list[str] = []
+
+    def __call__(self, response: Response) -> None:
+        self.left += [value for name, value in response.headers if name == "x-controlled-rollout-left-queue"]
+
+
+def test_who_hangs_up_in_the_queue_is_told_once_with_an_answer_that_reaches_a_caller(clock: Clock) -> None:
+    queue, told = RequestQueue(1, 9, 60, 60, clock), Told()
+    gone, second, third, *left = (Request({}, b"", told) for _ in range(5))
+    named = Request({"HTTP_X_CONTROLLED_ROLLOUT_ROUTED_BY": "other path"}, b"", told)
+    for request in (gone, second, third, *left, named):
+        queue.put(request)
+    assert queue.take() is gone
+    for request in (*left, named, gone):
+        queue.cancel(request)
+
+    queue.complete(gone, GOOD)
+    score_next(queue)
+    score_next(queue)
+
+    # One who named a version is no evidence, and the first one was being scored.
+    assert told.left == ["2"]
+
+
+def test_who_leaves_the_queue_of_a_model_that_hangs_is_not_told(clock: Clock) -> None:
+    queue, told = RequestQueue(1, 9, 60, 5, clock), Told()
+    hanging, waiting, refused = (Request({}, b"", told) for _ in range(3))
+    queue.put(hanging)
+    assert queue.take() is hanging
+    clock.now += 6
+    queue.expire()
+    queue.put(waiting)
+    queue.put(refused)
+    queue.cancel(waiting)
+    queue.complete(hanging, GOOD)
+    score_next(queue)
+
+    assert told.left == []
+
+
 def test_completed_request_frees_its_place(clock: Clock) -> None:
     queue = RequestQueue(1, 0, 0.5, 60, clock)
     _, first = arrive(queue)

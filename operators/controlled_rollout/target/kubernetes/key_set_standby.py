@@ -8,7 +8,7 @@ only. What connections of before have to be closed for is the next rotation: it 
 
 import asyncio
 import hashlib
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from controlled_rollout.cluster.api import Api, Object
@@ -18,7 +18,7 @@ from controlled_rollout.target.kubernetes import manifests
 from controlled_rollout.target.kubernetes.names import endpoint_object_name, selector
 from controlled_rollout.tokens import SigningKeys, key_set
 
-__all__ = ["STANDBY_LABEL", "keep", "wait_until_known"]
+__all__ = ["STANDBY_LABEL", "drains_for", "keep", "wait_until_known"]
 
 # Not the endpoint's own label: by that its one route is found.
 STANDBY_LABEL: Final = "controlled-rollout/standby"
@@ -58,9 +58,21 @@ async def keep(api: Api, namespace: str, endpoint: Endpoint, keys: SigningKeys, 
 async def wait_until_known(api: Api, namespace: str, endpoint: str, keys: SigningKeys) -> None:
     """Wait until no connection is left that was opened before Envoys knew an endpoint's next key set."""
     route = await api.find(HTTP_ROUTE.path(namespace, _name(endpoint, _key_sets(keys)[1])))
-    made = datetime.fromisoformat(route["metadata"]["creationTimestamp"]) if route else datetime.now(UTC)
-    left = made + DRAINED - datetime.now(UTC)
-    await asyncio.sleep(min(max(left, timedelta(0)), DRAINED).total_seconds())
+    await asyncio.sleep(drains_for(route, await api.server_time()).total_seconds())
+
+
+def drains_for(route: Object | None, now: datetime) -> timedelta:
+    """Return how long connections of before a key set's route may still be open; longest, without a route. Pure.
+
+    Args:
+        route: The route that holds the key set; None if there is none.
+        now: The API server's time: by its clock the route was made, and this machine's may be minutes off.
+    """
+    if route is None:
+        return DRAINED
+    # Both times are whole seconds.
+    left = datetime.fromisoformat(route["metadata"]["creationTimestamp"]) + DRAINED - now + timedelta(seconds=1)
+    return min(max(left, timedelta(0)), DRAINED)
 
 
 def _key_sets(keys: SigningKeys) -> tuple[str, str]:

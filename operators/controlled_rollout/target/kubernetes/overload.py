@@ -10,9 +10,9 @@ from controlled_rollout.cluster.api import Object
 from controlled_rollout.target.overload import (
     REASON_HEADER,
     RETRY_AFTER_S,
-    SCORING_HEADER,
     SEND_AGAIN_HEADER,
     SENT_HEADER,
+    TAGGED_HEADERS,
 )
 
 __all__ = ["reason_tags", "request_headers", "response_overrides", "retry"]
@@ -40,8 +40,8 @@ def request_headers() -> list[Object]:
 
 
 def reason_tags() -> Object:
-    """Return the attributes of spans: why a request was refused and how long it was scored, `-` where neither was."""
-    return {"reason": f"%RESP({REASON_HEADER.upper()})%", "scoring_ms": f"%RESP({SCORING_HEADER.upper()})%"}
+    """Return the attributes of spans that come from an answer's headers."""
+    return {tag: f"%RESP({header.upper()})%" for tag, header in TAGGED_HEADERS.items()}
 
 
 def response_overrides() -> list[Object]:

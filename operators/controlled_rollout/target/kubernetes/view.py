@@ -374,10 +374,11 @@ class EndpointView:
         """Return a version's status with its request counts; ready only if every Envoy reaches all replicas."""
         status = self._deployment_status(version, now)
         shared = [cluster for cluster, name in self.weight_clusters.items() if name == version]
+        named = [cluster for cluster, name in self.name_clusters.items() if name == version]
         changes: dict[str, int | bool | str] = {
             "requests": sum(map(self.envoys.requests, shared)),
             "unsent": sum(map(self.envoys.unsent, shared)),
-            "active": sum(map(self.envoys.active, shared)),
+            "active": sum(map(self.envoys.active, [*shared, *named])),
         }
         if status.ready and version not in self.ready:
             changes |= {"ready": False, "cause": "its replicas are ready, and not every Envoy reaches all of them yet"}

@@ -9,9 +9,9 @@ from typing import Any, Final
 from controlled_rollout.target.overload import (
     REASON_HEADER,
     RETRY_AFTER_S,
-    SCORING_HEADER,
     SEND_AGAIN_HEADER,
     SENT_HEADER,
+    TAGGED_HEADERS,
 )
 
 __all__ = [
@@ -99,9 +99,8 @@ def sent_header() -> Json:
 
 
 def tags() -> list[Json]:
-    """Return the span's attributes: why a request was refused and how long it was scored, `-` where neither was."""
-    headers = {"reason": REASON_HEADER, "scoring_ms": SCORING_HEADER}
-    return [{"tag": tag, "value": f"%RESP({header.upper()})%"} for tag, header in headers.items()]
+    """Return the span's attributes that come from an answer's headers."""
+    return [{"tag": tag, "value": f"%RESP({header.upper()})%"} for tag, header in TAGGED_HEADERS.items()]
 
 
 def retry_policy() -> Json:
