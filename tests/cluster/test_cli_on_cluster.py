@@ -66,7 +66,7 @@ def test_a_rollout_by_hand_on_a_cluster(
     assert lines[0].startswith(f"{name}  {sandbox.url}  revision ")
     assert [line.split()[:2] for line in lines[1:]] == [["version", "role"], ["two", "control,"]]
     document = json.loads(run("status", name, "--output", "json")[1])
-    assert document["status"]["revision"] == document["status"]["served_revision"]
+    assert document["revision"] == document["served_revision"]
 
     assert run("delete", name, "--yes") == (0, f"endpoint {name!r} is deleted\n", "")
     assert run("delete", name, "--yes") == (0, f"there is no endpoint {name!r}: nothing to delete\n", "")

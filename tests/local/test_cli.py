@@ -128,10 +128,11 @@ def test_status_is_a_table_of_one_line_a_version_in_a_pipe_and_a_document_for_pr
     assert name in shell("status")[1]
 
     status = json.loads(shell("status", name, "--output", "json")[1])
-    assert status["effective_traffic"] == {"one": 100.0}
-    assert status["status"]["versions"]["one"]["ready"] is True
-    assert json.loads(shell("endpoint", "show", name)[1])["endpoint"] == status["endpoint"]
-    assert name in [document["endpoint"]["name"] for document in json.loads(shell("status", "--output", "json")[1])]
+    assert (status["name"], status["state"], status["rollout"]) == (name, "steady", None)
+    [version] = status["versions"]
+    assert (version["name"], version["traffic"]["effective"], version["health"]) == ("one", 100.0, "ready")
+    assert json.loads(shell("endpoint", "show", name)[1])["endpoint"]["revision"] == status["revision"]
+    assert name in [document["name"] for document in json.loads(shell("status", "--output", "json")[1])]
 
 
 def test_score_uses_the_key_of_the_endpoint_until_it_is_replaced(lab: Lab, shell: Shell, tmp_path: Path) -> None:
@@ -170,6 +171,7 @@ def test_plan_and_gate_of_a_treatment_show_and_change_nothing(lab: Lab, shell: S
     assert shell("shift", name, "two", "20")[0] == 0
     before = asyncio.run(lab.target.history(name))
 
+    assert "at 20 % it waits for the first look at 20 %" in shell("status", name)[1]
     code, out, _ = shell("gate", name, "two", "--output", "json")
     changed = json.loads(shell("history", name, "--tail", "1", "--output", "json")[1])
 
@@ -180,7 +182,11 @@ def test_plan_and_gate_of_a_treatment_show_and_change_nothing(lab: Lab, shell: S
     assert asyncio.run(lab.target.history(name)) == before
     assert changed[0]["changes"] == ["one 100 → 80 %", "two 0 → 20 %"]
     assert "two 0 → 20 %" in shell("history", name)[1]
-    assert {entry.step for entry in record.read(lab.workspace, name)} == {"deploy", "shift", "look"}
+    assert json.loads(shell("status", name, "--output", "json")[1])["rollout"]["outcome"] == json.loads(out)["outcome"]
+    assert shell("hold", name, "one", "--reason", "let me look")[0] == 1, "nobody rolls it out"
+    assert shell("hold", name, "two", "--reason", "let me look")[0] == 0
+    assert "it is on hold since" in shell("status", name)[1]
+    assert {entry.step for entry in record.read(lab.workspace, name)} == {"deploy", "shift", "look", "hold"}
 
 
 def test_build_prints_the_reference_of_a_folder_s_image_and_finds_it_again(

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +18,7 @@ from controlled_rollout.cli.arguments import (
 )
 from controlled_rollout.cli.collected import with_collected
 from controlled_rollout.cli.output import add_output_option, is_table, show
-from controlled_rollout.cli.view import endpoint_as_json, endpoint_lines, print_answer, print_line
+from controlled_rollout.cli.view import endpoint_as_json, endpoint_lines, print_answer, print_line, unreadable_as_json
 from controlled_rollout.cli.watch import WATCH_INTERVAL, watch
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
@@ -33,13 +34,16 @@ from controlled_rollout.visible_text import visible_text
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Sequence
     from contextlib import AbstractAsyncContextManager
 
     import httpx
 
     from controlled_rollout.endpoint import Endpoint
-    from controlled_rollout.target.protocol import Keys, Target
+    from controlled_rollout.target.protocol import EndpointStatus, Keys, Revision, Target
     from controlled_rollout.tokens import Token
+    from controlled_rollout.view.models import EndpointOverview
+    from controlled_rollout.workspace import Workspace
 
 __all__ = ["add_to", "readable_endpoint"]
 
@@ -109,7 +113,7 @@ def _add_endpoint_command(commands: Commands) -> None:
     shown = actions.add_parser("show", help="show an endpoint's newest revision and how it is, as JSON")
     shown.add_argument("endpoint", metavar="name")
     add_workspace_options(shown)
-    shown.set_defaults(run=_run_status, output="json", watch=False)
+    shown.set_defaults(run=_run_show)
     score = actions.add_parser(
         "score", help="send one request to an endpoint, with a key or a token, and print the answer"
     )
@@ -144,12 +148,56 @@ async def _read_status(options: argparse.Namespace) -> tuple[Any, list[str]]:
     async with _connect_target(options) as target:
         # Not `or`: an empty name is a mistake, such as a variable of a shell that is not set.
         names = await target.endpoints() if options.endpoint is None else [options.endpoint]
-        known = [(await readable_endpoint(target, name), await target.status(name)) for name in names]
-    known = [(endpoint, await with_certificate(workspace, status)) for endpoint, status in known]
-    endpoints = [(endpoint, await with_collected(workspace, endpoint, status)) for endpoint, status in known]
-    documents = [endpoint_as_json(endpoint, status) for endpoint, status in endpoints]
-    lines = [line for endpoint, status in endpoints for line in (*endpoint_lines(endpoint, status), "")]
+        histories = [await _readable_history(target, name) for name in names]
+        statuses = [await target.status(name) for name in names]
+    documents, lines = [], []
+    for history, known in zip(histories, statuses, strict=True):
+        endpoint = history[-1].endpoint if history else None
+        status = await with_collected(workspace, endpoint, await with_certificate(workspace, known))
+        overview = await _overview(workspace, history, status) if history else None
+        documents.append(overview.model_dump(mode="json") if overview else unreadable_as_json(status))
+        lines += [*endpoint_lines(endpoint, status, overview), ""]
     return documents if options.endpoint is None else documents[0], lines[:-1] or ["there are no endpoints"]
+
+
+async def _readable_history(target: "Target", name: str) -> "Sequence[Revision]":
+    """Return an endpoint's revisions, oldest first; none if a file cannot be read, which the endpoint's status says."""
+    try:
+        return await target.history(name)
+    except DamagedFileError:
+        return []
+
+
+async def _overview(
+    workspace: "Workspace", history: "Sequence[Revision]", status: "EndpointStatus"
+) -> "EndpointOverview":
+    """Return what people see of an endpoint, as the page in Airflow does; without its record if that cannot be read."""
+    from controlled_rollout import record
+    from controlled_rollout.record.in_time import within_time
+    from controlled_rollout.view.overview import endpoint_overview
+    from controlled_rollout.view.reading import KnownEndpoint
+
+    known = KnownEndpoint()
+    known.keep(history)
+    if history[-1].endpoint.rollout is not None:
+        with suppress(ControlledRolloutError):
+            storage = record.storage_of(workspace, status.name)
+            await within_time(storage.name, lambda: known.follow(workspace, status.name))
+    return endpoint_overview(workspace.name, status, history[-1].endpoint, known.created, known.looks)
+
+
+def _run_show(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout endpoint show`: print an endpoint's newest revision and status as JSON."""
+
+    async def read() -> dict[str, Any]:
+        """Return both from the target."""
+        async with _connect_target(options) as target:
+            return endpoint_as_json(
+                await readable_endpoint(target, options.endpoint), await target.status(options.endpoint)
+            )
+
+    show(argparse.Namespace(output="json"), asyncio.run(read()), [])
+    return 0
 
 
 async def readable_endpoint(target: "Target", name: str) -> "Endpoint | None":

@@ -37,12 +37,16 @@ __all__ = ["add_to"]
 
 
 def add_to(commands: Commands) -> None:
-    """Add the parsers of the commands `deploy`, `shift`, `promote`, `rollback` and `retire`."""
+    """Add the parsers of the commands `deploy`, `shift`, `hold`, `promote`, `rollback` and `retire`."""
     _add_deploy_command(commands)
     shift = _add_step_command(
         commands, "shift", _run_shift, "set a version's per cent of the traffic", timeout=SERVED_TIMEOUT
     )
     shift.add_argument("percentile", type=float, help="per cent of the requests, 0 to 100")
+    _add_step_command(
+        commands, "hold", _run_hold, "put a rollout on hold: its gate lets it go on no more, a person decides",
+        timeout=SERVED_TIMEOUT, reason_required=True,
+    )  # fmt: skip
     promote = "make a version default and control with all the traffic"
     _add_step_command(commands, "promote", _run_promote, promote, timeout=SERVED_TIMEOUT)
     roll_back = "set a version to 0 %% at once and end its rollout"
@@ -195,6 +199,13 @@ def _run_shift(options: argparse.Namespace) -> int:
 
     shifted = steps.shift(*_step_arguments(options), percentile=options.percentile, **_step_options(options))
     return _show_step(options, "shift", asyncio.run(shifted))
+
+
+def _run_hold(options: argparse.Namespace) -> int:
+    """Run `controlled-rollout hold`: put the rollout of a version on hold; return the exit code."""
+    from controlled_rollout.steps.holding import hold
+
+    return _show_step(options, "hold", asyncio.run(hold(*_step_arguments(options), **_step_options(options))))
 
 
 def _run_promote(options: argparse.Namespace) -> int:

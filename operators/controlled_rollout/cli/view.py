@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.target.protocol import EndpointStatus, VersionStatus
+    from controlled_rollout.view.models import EndpointOverview
 
 __all__ = [
     "WIDTH",
@@ -21,6 +22,7 @@ __all__ = [
     "print_answer",
     "print_line",
     "print_progress",
+    "unreadable_as_json",
 ]
 
 # What a terminal has at least.
@@ -62,8 +64,21 @@ def endpoint_as_json(endpoint: "Endpoint | None", status: "EndpointStatus") -> d
     }
 
 
-def endpoint_lines(endpoint: "Endpoint | None", status: "EndpointStatus") -> list[str]:
-    """Return an endpoint's state and a table of its versions as lines; only the state if its revision is unreadable."""
+def unreadable_as_json(status: "EndpointStatus") -> dict[str, Any]:
+    """Return what is known of an endpoint whose revision cannot be read, as JSON values; `trouble` says why."""
+    return {"name": status.name, "url": status.url, "revision": status.revision, "trouble": status.trouble}
+
+
+def endpoint_lines(
+    endpoint: "Endpoint | None", status: "EndpointStatus", overview: "EndpointOverview | None" = None
+) -> list[str]:
+    """Return an endpoint's state and a table of its versions as lines; only the state if its revision is unreadable.
+
+    Args:
+        endpoint: The endpoint's newest revision; None if it cannot be read.
+        status: Its status.
+        overview: What the page in Airflow shows of it, which says what a rollout waits for; None if that is not read.
+    """
     behind = "" if status.served_revision == status.revision else f", served {status.served_revision}"
     lines = [f"{status.name}  {status.url}  revision {status.revision}{behind}"]
     if status.trouble or status.waiting_for:
@@ -80,6 +95,8 @@ def endpoint_lines(endpoint: "Endpoint | None", status: "EndpointStatus") -> lis
         if unattended_rollout(endpoint):
             silence = format_duration(endpoint.rollout.silence)
             lines.append(f"if nobody looks for {silence}, the supervisor, or the cluster's agent, takes it back")
+        if overview and overview.rollout and overview.rollout.waiting_for and not endpoint.rollout.held:
+            lines.append(f"at {overview.rollout.step} it waits for {overview.rollout.waiting_for}")
         if held := endpoint.rollout.held:
             lines.append(f"it is on hold since {held:%Y-%m-%d %H:%M:%S %Z}: a person has to promote it or roll it back")
     headings = ("version", "role", "traffic", "replicas", "state", "requests", "active")
