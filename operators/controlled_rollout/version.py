@@ -25,7 +25,7 @@ from controlled_rollout.environment_variables import EnvironmentVariables, Secre
 from controlled_rollout.errors import EndpointError
 from controlled_rollout.value import Value, not_a_bool
 
-__all__ = ["SET_BY_STEPS", "Name", "Version", "VersionType", "check_name", "check_settings"]
+__all__ = ["MAX_REPLICAS", "SET_BY_STEPS", "Name", "Version", "VersionType", "check_name", "check_settings"]
 
 NAME_PATTERN: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 # The fields of a version that only the steps of a rollout set: as settings they would bypass the gate.
@@ -64,6 +64,9 @@ Name = Annotated[str, Field(strict=True), AfterValidator(check_name)]
 Percentile = Annotated[float, BeforeValidator(not_a_bool), Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 
 
+# The most replicas of a version, on every target: more is a slip of the keyboard.
+MAX_REPLICAS: Final = 1_000
+Replicas = Annotated[PositiveInt, Field(le=MAX_REPLICAS)]
 # A day at most: replicas that are replaced wait that long for their requests.
 Milliseconds = Annotated[PositiveInt, Field(le=86_400_000)]
 
@@ -126,17 +129,17 @@ class Version(Value):
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[dict[str, Any], ...] = ()
 
-    num_replicas: PositiveInt | None = None
+    num_replicas: Replicas | None = None
     autoscale_enabled: bool = True
-    autoscale_min_replicas: PositiveInt = 1
-    autoscale_max_replicas: PositiveInt = 10
+    autoscale_min_replicas: Replicas = 1
+    autoscale_max_replicas: Replicas = 10
     autoscale_refresh_seconds: PositiveInt = 1
     autoscale_target_utilization: Annotated[int, Field(gt=0, le=100)] = 70
 
     scoring_timeout_ms: Milliseconds = 60_000
-    replica_max_concurrent_requests: PositiveInt = 1
+    replica_max_concurrent_requests: Annotated[PositiveInt, Field(le=1_000)] = 1
     max_request_wait_time: Milliseconds = 500
-    worker_count: PositiveInt = 1
+    worker_count: Annotated[PositiveInt, Field(le=100)] = 1
     environment_variables: EnvironmentVariables = Field(default_factory=dict)
 
     period_seconds: PositiveInt = 10

@@ -236,6 +236,10 @@ def test_a_fixed_number_of_replicas_switches_the_autoscaler_off_and_both_are_ref
         {"scoring_timeout_ms": 86_400_001},
         {"max_request_wait_time": 86_400_001},
         {"autoscale_target_utilization": 500},
+        {"num_replicas": 1_001},
+        {"autoscale_max_replicas": 100_000},
+        {"replica_max_concurrent_requests": 1_000_000},
+        {"worker_count": 101},
         {"unknown": 1},
     ],
 )

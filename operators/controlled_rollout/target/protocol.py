@@ -324,7 +324,7 @@ class Target(Protocol):
             at_least: Whether more replicas than that stay, and a higher number that was asked for a moment ago holds.
 
         Raises:
-            EndpointError: There is no such version, or the number is below 1 or above 100.
+            EndpointError: There is no such version, or the number is below 1 or above 1,000.
         """
         ...
 

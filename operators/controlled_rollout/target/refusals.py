@@ -1,7 +1,6 @@
 """What every target refuses, and the errors that say so. Pure."""
 
 from collections.abc import Collection, Iterable
-from typing import Final
 from urllib.parse import urlsplit
 
 from controlled_rollout.addresses import is_loopback
@@ -9,6 +8,7 @@ from controlled_rollout.endpoint import Auth, Endpoint, EndpointError
 from controlled_rollout.environment_variables import SecretReference
 from controlled_rollout.errors import ConflictError, EndpointNotFoundError
 from controlled_rollout.target.protocol import Revision
+from controlled_rollout.version import MAX_REPLICAS
 from controlled_rollout.workspace import Workspace
 
 __all__ = [
@@ -23,8 +23,6 @@ __all__ = [
     "new_references",
     "not_found_error",
 ]
-
-MAX_REPLICAS: Final = 100
 
 
 def already_stored(endpoint: Endpoint, newest: Revision | None) -> Endpoint | None:
@@ -133,10 +131,10 @@ def check_has_signing_keys(endpoint: Endpoint) -> None:
 
 
 def check_replicas(version: str, replicas: int) -> None:
-    """Raise EndpointError if a number of replicas is below 1 or above 100.
+    """Raise EndpointError if a number of replicas is below 1 or above `MAX_REPLICAS`.
 
     Raises:
-        EndpointError: It is below 1 or above 100.
+        EndpointError: It is.
     """
     if not 1 <= replicas <= MAX_REPLICAS:
         raise EndpointError(

@@ -67,9 +67,9 @@ def test_a_new_version_that_collects_is_refused_where_nothing_could_collect_and_
     refusals.check_collection(collecting, None, Workspace.local())
 
 
-def test_only_1_to_100_replicas_are_accepted() -> None:
+def test_only_1_to_1000_replicas_are_accepted() -> None:
     refusals.check_replicas("one", 1)
-    refusals.check_replicas("one", 100)
-    for replicas in (0, 101):
-        with pytest.raises(EndpointError, match="ask for 1 to 100"):
+    refusals.check_replicas("one", 1_000)
+    for replicas in (0, 1_001):
+        with pytest.raises(EndpointError, match="ask for 1 to 1000"):
             refusals.check_replicas("one", replicas)
