@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from controlled_rollout.operators.image_build import BuildImageOperator
     from controlled_rollout.operators.image_scan import ScanImageOperator
     from controlled_rollout.operators.labels import JudgeByLabelsOperator
-    from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator, control_asset
+    from controlled_rollout.operators.new_control import control_asset
+    from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
     from controlled_rollout.operators.rollout import DeployVersionOperator, RetireVersionOperator
     from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
     from controlled_rollout.sensors.collected_data import CollectedDataSensor
@@ -159,7 +160,7 @@ _MODULES = {
     "TargetUnavailableError": "controlled_rollout.errors",
     "TreatmentGateSensor": "controlled_rollout.sensors.treatment_gate",
     "WorkspaceError": "controlled_rollout.errors",
-    "control_asset": "controlled_rollout.operators.promotion",
+    "control_asset": "controlled_rollout.operators.new_control",
     "read_collected": "controlled_rollout.evidence.collected.joined_rows",
     "version_of_run": "controlled_rollout.version_name",
 }

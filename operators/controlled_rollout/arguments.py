@@ -28,6 +28,7 @@ __all__ = [
     "gate_of",
     "mapping_of",
     "number",
+    "optional_text",
     "read_all",
     "sticky_key",
     "text",
@@ -75,6 +76,11 @@ def text(name: str, value: Any) -> str:
     if value is None:
         raise ArgumentError(f"{name} = None: give a text")
     return str(value)
+
+
+def optional_text(value: Any) -> str | None:
+    """Return an argument as text; None for None, an empty text, and what a template makes of None."""
+    return None if value in (None, "", "None") else str(value)
 
 
 def number(name: str, value: float | str) -> float:

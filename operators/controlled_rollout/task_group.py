@@ -28,6 +28,7 @@ from controlled_rollout.operators.group_arguments import (
     check_fixed_arguments,
     check_looks_in_time,
     check_run_has_no_timeout,
+    model_of,
 )
 from controlled_rollout.operators.group_tasks import create_task, execution_timeout_above, own_defaults
 from controlled_rollout.operators.image_scan import ScanImageOperator
@@ -110,6 +111,10 @@ class ControlledRollout(TaskGroup):
         keep_warm: How long the former control stays after the promotion.
         keep_treatment: Whether a treatment that was rolled back stays, at 0 %, to be inspected.
         settings: Further fields of the version (see `DeployVersionOperator`).
+        mlflow_alias: The alias in MLflow's registry that moves to the version's model when the version becomes control,
+            such as `champion`, and back to the former control's model when that takes its place again.
+        mlflow_model: The version's model there, `models:/<name>/<version>`; by default the one that the
+            `BuildImageOperator` which makes `image` has put into it.
         sticky: By what a new endpoint's callers stay with a version, such as `header:x-user`; None splits at random.
         on_silence: What the local supervisor, or the agent in the cluster, does with a treatment that has traffic and
             that nobody has looked at for `silence`, such as when Airflow is gone: `roll_back` or `keep`.
@@ -168,6 +173,8 @@ class ControlledRollout(TaskGroup):
         keep_warm: Time = KEEP_WARM,
         keep_treatment: bool = False,
         settings: Mapping[str, Any] | str | None = None,
+        mlflow_alias: str | None = None,
+        mlflow_model: str | None = None,
         sticky: str | None = None,
         on_silence: str = "roll_back",
         silence: Time = SILENCE,
@@ -213,6 +220,8 @@ class ControlledRollout(TaskGroup):
         }
         creation: dict[str, Any] = {
             "settings": settings,
+            "mlflow_alias": mlflow_alias,
+            "mlflow_model": mlflow_model,
             "auth": auth,
             "sticky": sticky,
             "on_silence": on_silence,
@@ -243,7 +252,12 @@ class ControlledRollout(TaskGroup):
             )
             scanned: Any = self.scan.output if self.scan else image  # only what was scanned can be rolled out
             self.deploy = create_task(
-                DeployVersionOperator, "deploy", **on_endpoint, **creation, image=scanned, timeout=ready_timeout
+                DeployVersionOperator,
+                "deploy",
+                **on_endpoint,
+                **{**creation, "mlflow_model": model_of(image, mlflow_alias, mlflow_model)},
+                image=scanned,
+                timeout=ready_timeout,
             )
             self._add_steps(
                 steps,

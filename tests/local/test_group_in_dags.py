@@ -22,14 +22,22 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
 from controlled_rollout import (
-    CheckConnectivityOperator, ControlledRollout, RollBackOperator, DeployVersionOperator
+    CheckConnectivityOperator, ControlledRollout, RollBackOperator, RolloutNotifier, DeployVersionOperator
 )
+from controlled_rollout.notifications.message import as_text
 
 ARGUMENTS = {{
     "image": "{image}", "settings": {{"num_replicas": 1}}, "on_deadline": "ask", "keep_warm": 0,
 }}
 # Meant for other operators: nothing of it reaches the group's tasks.
 OTHERS = {{"timeout": 1, "version": "x", "deferrable": False, "do_xcom_push": False, "depends_on_past": True}}
+
+
+class InFile(RolloutNotifier):
+    def send(self, message):
+        with open("{told}", "a") as file:
+            file.write(as_text(message))
+        raise ConnectionError("the chat is away")
 
 
 @task
@@ -40,7 +48,7 @@ def skipped():
 with DAG("mapped", schedule=None, default_args=OTHERS):
     @task_group
     def one(endpoint):
-        ControlledRollout(endpoint=endpoint, **ARGUMENTS)
+        ControlledRollout(endpoint=endpoint, on_promoted=InFile(), **ARGUMENTS)
 
     one.expand(endpoint=["first", "second"]) >> EmptyOperator(task_id="notify")
 
@@ -127,7 +135,7 @@ def dags(lab: Lab) -> Iterator[Dags]:
     (folder / "data.py").write_text(DATA_DAG_FILE)
     for name, text in SUITES.items():
         (folder / f"{name}.json").write_text(text)
-    (folder / "edges.py").write_text(DAG_FILE.format(image=asyncio.run(lab.image())))
+    (folder / "edges.py").write_text(DAG_FILE.format(image=asyncio.run(lab.image()), told=lab.folder / "told"))
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(folder))
         with dag_runner(lab.workspace.root, Path(lab.folder / "dags.log")) as dags:
@@ -146,6 +154,9 @@ def test_group_mapped_over_endpoints_ends_in_a_result_that_the_next_task_follows
         endpoint = asyncio.run(lab.target.endpoint(name))
         assert endpoint.control is not None
         assert endpoint.effective_traffic() == {endpoint.control.name: 100.0}
+        # People were told, and that a channel does not answer has changed nothing.
+        told = f"version {endpoint.control.name} of endpoint {name} is promoted: it is the control now"
+        assert told in (lab.folder / "told").read_text()
 
 
 def test_an_instance_that_is_refused_stops_no_other_one_of_a_group_that_is_mapped_over_a_result(

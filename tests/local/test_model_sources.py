@@ -13,11 +13,18 @@ from typing import Any
 
 import pytest
 
+from controlled_rollout import PromoteToControlOperator, RollBackOperator, steps
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ImageError, ModelStoreUnavailableError
 from controlled_rollout.image import ModelSource
 from controlled_rollout.image.cache import Cache
 from controlled_rollout.image.inputs.remote_models import fetch_remote_models
+from controlled_rollout.model_registry import resolve_model
+from controlled_rollout.operators.new_control import NEW_CONTROL
+from controlled_rollout.steps import Change, new_control
 from tests.azurite import signed_in_to_blobs
+from tests.local.task_lab import TaskInstance, context
+from tests.unit.steps.memory_target import MemoryTarget
 
 
 async def fetch(address: str | Path, cache: Path, progress_lines: list[str] | None = None) -> Path:
@@ -205,6 +212,55 @@ async def test_a_model_that_is_registered_with_mlflow_is_fetched(
     assert (folder / "data" / "weights").read_bytes() == b"seven"
     assert await fetch(address, tmp_path, progress_lines) == folder
     assert "found in the cache" in progress_lines[-1]
+
+
+def endpoint_of_registered_models(model: str) -> Endpoint:
+    """Return an endpoint with two versions of a registered model, of which the first is control."""
+    endpoint = Endpoint(name="fraud")
+    for number, name in ((1, "old"), (2, "new")):
+        properties = {"mlflow_alias": "champion", "mlflow_model": f"models:/{model}/{number}"}
+        endpoint = endpoint.create_version(
+            name, is_control=number == 1, image=f"ml/fraud@sha256:{number}", properties=properties
+        )
+    return endpoint
+
+
+@without_its_warnings
+def test_the_alias_of_a_model_follows_the_control_and_goes_back_with_it(
+    mlflow_registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def champion() -> str:
+        return str(mlflow_registry.get_model_version_by_alias("fraud", "champion").version)
+
+    mlflow_registry.create_registered_model("fraud")
+    for _ in range(2):
+        mlflow_registry.create_model_version("fraud", f"file://{tmp_path}")
+    mlflow_registry.set_registered_model_alias("fraud", "champion", "1")
+    mlflow_registry.set_registered_model_alias("fraud", "new", "2")
+    assert resolve_model("models:/fraud@new") == "models:/fraud/2"
+    target = MemoryTarget()
+    for module in (steps, new_control):
+        monkeypatch.setattr(module, "connect", target.open)
+    monkeypatch.setenv("CONTROLLED_ROLLOUT_HOME", str(tmp_path))
+    target.store(endpoint_of_registered_models("fraud"), Change(who="setup"))
+    by_hand: dict[str, Any] = {"endpoint": "fraud", "version": "new", "own_rollout": False}
+
+    promote = PromoteToControlOperator(task_id="promote", **by_hand)
+    promote.execute(context(TaskInstance("run-1", "promote")))
+    assert champion() == "2"
+    RollBackOperator(task_id="back", to_former_control=True, **by_hand).execute(context(TaskInstance("run-1", "back")))
+    assert champion() == "1"
+
+    # A registry that is away: the promotion stays, and event, log and message say what was not done.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    given = context(TaskInstance("run-2", "promote"))
+    promote.execute(given)
+    assert target.newest("fraud").effective_traffic() == {"old": 0, "new": 100}
+    assert "the alias 'champion' in MLflow's registry was NOT moved to models:/fraud/2" in promote.trouble
+    [event] = given["outlet_events"][NEW_CONTROL].asset_alias_events
+    assert event.extra["trouble"] == promote.trouble
+    assert champion() == "1"
 
 
 @without_its_warnings

@@ -68,6 +68,7 @@ def message_about(
     history: Sequence[Revision] = (),
     newest_first: Iterable[Decision] = (),
     reason: str = "",
+    trouble: str = "",
     table: str = "",
     links: Sequence[tuple[str, str]] = (),
 ) -> RolloutMessage:
@@ -80,17 +81,19 @@ def message_about(
         history: The endpoint's revisions, oldest first; empty if they cannot be read, or there is none any more.
         newest_first: The record's decisions about the version, newest first; read once.
         reason: Why, as the caller knows it; the record's word counts more for a promotion and a roll-back.
+        trouble: What should have been done as well and was not, in a sentence.
         table: The claims of a look, as the caller knows them.
         links: Where to look further, by name.
     """
     decisions = list(newest_first)
     recorded = _recorded_reason(event, decisions)
     why = recorded if recorded and (not reason or event in (Event.PROMOTED, Event.ROLLED_BACK)) else reason
+    sentences = filter(None, (_one_line(why or "no reason is known"), _one_line(trouble)))
     what = f"version {version} of endpoint {endpoint}" if version else f"endpoint {endpoint}"
     return RolloutMessage(
         event=event,
         headline=_one_line(HEADLINES[event].format(what=what)),
-        reason=_shortened(_one_line(why or "no reason is known"), LONGEST_REASON),
+        reason=_shortened("; ".join(sentences), LONGEST_REASON),
         versions=_versions(history[-1].endpoint) if history else (),
         claims=_lines(table or _claims(decisions)),
         links=tuple(links),

@@ -44,7 +44,7 @@ class Subject:
     Attributes:
         event: What has happened.
         conn_id, endpoint, version: Of which rollout; the version is empty if only the endpoint is known.
-        reason, table: What is known of it already.
+        reason, trouble, table: What is known of it already; `trouble`: what it should have done as well and has not.
         dag_id, run_id, task_id: Where; empty if that is not known.
     """
 
@@ -53,6 +53,7 @@ class Subject:
     endpoint: str
     version: str
     reason: str = ""
+    trouble: str = ""
     table: str = ""
     dag_id: str = ""
     run_id: str = ""
@@ -182,12 +183,14 @@ class RolloutNotifier(BaseNotifier):
         else:
             event = getattr(task, "event_of_success", Event.DONE)
         reason = known.get("reason") or error or getattr(task, "change_reason", None)
+        trouble = str(getattr(task, "trouble", None) or "")
         return Subject(
             event=event,
             conn_id=self.conn_id or str(getattr(task, "conn_id", None) or WorkspaceHook.default_conn_name),
             endpoint=endpoint,
             version=version,
             reason=str(reason or ""),
+            trouble=trouble,
             table=str(known.get("table") or ""),
             dag_id=_field(ti, "dag_id") or _field(run, "dag_id"),
             run_id=_field(ti, "run_id") or _field(run, "run_id") or _field(run, "dag_run_id"),
@@ -281,6 +284,7 @@ async def read_message(workspace: Workspace, subject: Subject) -> "RolloutMessag
         history=history,
         newest_first=decisions,
         reason=reason,
+        trouble=subject.trouble,
         table=subject.table,
         links=links_of(subject, workspace),
     )

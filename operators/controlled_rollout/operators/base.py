@@ -47,8 +47,8 @@ FAILURE_KEY = "failure"
 # "1234" or of the reason "0815".
 TEXT_FIELDS: Final = frozenset(
     {
-        "conn_id", "endpoint", "version", "replaced_by", "to", "reason", "image", "auth", "sticky", "on_conflict",
-        "on_deadline", "on_silence",
+        "conn_id", "endpoint", "version", "replaced_by", "to", "reason", "image", "auth", "sticky", "mlflow_alias",
+        "mlflow_model", "on_conflict", "on_deadline", "on_silence",
     }
 )  # fmt: skip
 # These errors may be gone at the next try. All others would come again: a retry would only delay the roll-back.

@@ -9,9 +9,10 @@ from airflow.sdk import DAG
 from controlled_rollout.arguments import check_choice
 from controlled_rollout.checks.plan import looks_too_rarely
 from controlled_rollout.duration import parse_duration
+from controlled_rollout.operators.image_build import MODEL_KEY, BuildImageOperator
 from controlled_rollout.rollout import OnSilence
 
-__all__ = ["check_fixed_arguments", "check_looks_in_time", "check_run_has_no_timeout"]
+__all__ = ["check_fixed_arguments", "check_looks_in_time", "check_run_has_no_timeout", "model_of"]
 
 WHY = "it is read when the DAG is parsed, so it can be no template, no other task's result and not mapped"
 
@@ -75,3 +76,25 @@ def check_looks_in_time(on_silence: str, silence: timedelta | float | str, inter
         return
     if on_silence == OnSilence.ROLL_BACK and (problem := looks_too_rarely(*times)):
         raise ValueError(problem)
+
+
+def model_of(image: Any, mlflow_alias: str | None, mlflow_model: str | None) -> str | None:
+    """Return which model of MLflow's registry gets the alias: the one that is given, else a template for the image's.
+
+    Args:
+        image: The image, perhaps the output of a task.
+        mlflow_alias: The alias; None for none.
+        mlflow_model: The model, if it is given.
+
+    Raises:
+        ValueError: There is an alias, and neither is the model given nor does a task of this package build the image.
+    """
+    if mlflow_alias is None or mlflow_model is not None:
+        return mlflow_model
+    builder = getattr(image, "operator", None)
+    if not isinstance(builder, BuildImageOperator):
+        raise ValueError(
+            f"mlflow_alias={mlflow_alias!r} was given, and which model gets it is not known: give "
+            "mlflow_model='models:/<name>/<version>', or the output of a BuildImageOperator as image"
+        )
+    return f"{{{{ ti.xcom_pull(task_ids={builder.task_id!r}, key={MODEL_KEY!r}) or '' }}}}"

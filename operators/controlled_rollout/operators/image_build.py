@@ -1,8 +1,10 @@
 """The task that builds the image of a project folder and its environment."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import BaseOperator
 
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
 
     from controlled_rollout.image import Credentials, ModelSource
 
-__all__ = ["BuildImageOperator"]
+__all__ = ["MODEL_KEY", "BuildImageOperator"]
+
+# The XCom key with the model of MLflow's registry that is in the image, as models:/<name>/<version>, if there is one.
+MODEL_KEY: Final = "mlflow_model"
 
 
 class BuildImageOperator(EngineCalls, BaseOperator):
@@ -74,13 +79,17 @@ class BuildImageOperator(EngineCalls, BaseOperator):
         if self.environment:
             file = folder / Path(self.environment).expanduser()
             environment = file if file.is_file() else self.environment
+        models = await asyncio.to_thread(with_versions, model_sources(self.models, folder))
+        registered = [str(model.path) for model in models if str(model.path).startswith("models:/")]
+        if len(registered) == 1:
+            context["ti"].xcom_push(key=MODEL_KEY, value=registered[0])
         reference = await build_image(
             workspace,
             source,
             name=self.name,
             environment=environment,
             entry_script=self.entry_script,
-            models=model_sources(self.models, folder),
+            models=models,
             credentials=await with_azure_sign_in(workspace, users) if workspace.registry else None,
             owner=task_of(context),
             progress=self.log_progress,
@@ -111,3 +120,20 @@ def model_sources(models: Mapping[str, Any] | Sequence[Mapping[str, Any]], folde
         path = resolve_model_path(str(model["path"]), folder)
         sources.append(ModelSource(str(model["name"]), path, str(model.get("version", "1"))))
     return sources
+
+
+def with_versions(models: "Sequence[ModelSource]") -> "list[ModelSource]":
+    """Return models with the version that an alias in MLflow's registry means now, in place of the alias.
+
+    Args:
+        models: The models of an image.
+
+    Raises:
+        ImageError: There is no such alias, or the registry refuses.
+        ModelStoreUnavailableError: The registry does not answer.
+    """
+    from controlled_rollout.model_registry import resolve_model
+
+    return [
+        replace(model, path=resolve_model(model.path)) if isinstance(model.path, str) else model for model in models
+    ]

@@ -26,7 +26,7 @@ from controlled_rollout.gate import Outcome
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.links.task_links import LINKS
 from controlled_rollout.operators.base import TEMPORARY_WHEN_GOING_BACK, EngineCalls, change_of, run_of, task_of
-from controlled_rollout.operators.promotion import NEW_CONTROL, add_asset_event
+from controlled_rollout.operators.new_control import NEW_CONTROL, announce
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -216,7 +216,9 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
         values = self._arguments(Path(context["dag"].folder))
         seen = await self._look(context, workspace, values)
         if seen.taken_back is not None:
-            return self._rolled_back(context, seen, seen.taken_back.change.reason, seen.taken_back.endpoint)
+            return await self._rolled_back(
+                context, workspace, seen, seen.taken_back.change.reason, seen.taken_back.endpoint
+            )
         decision = decide(
             seen.outcome,
             seen.reason,
@@ -293,12 +295,14 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
             timeout=timeout,
             progress=self.log_progress,
         )
-        return self._rolled_back(context, seen, reason, stored)
+        return await self._rolled_back(context, workspace, seen, reason, stored)
 
-    def _rolled_back(self, context: "Context", seen: "_Seen", reason: str, stored: "Endpoint | None") -> dict[str, Any]:
+    async def _rolled_back(
+        self, context: "Context", workspace: Workspace, seen: "_Seen", reason: str, stored: "Endpoint | None"
+    ) -> dict[str, Any]:
         """Update the endpoint's asset if it has another control now, and return that the version was taken back."""
         if seen.was_control and stored is not None and stored.control is not None:
-            add_asset_event(context, self.endpoint, stored.control.name)
+            await announce(context, workspace, stored, self.log)
         return {"decision": "rolled_back", "version": seen.version, "reason": reason, "table": seen.table}
 
     async def _confirm(self, context: "Context", workspace: Workspace, seen: "_Seen") -> bool:

@@ -5,7 +5,6 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from controlled_rollout.arguments import duration
@@ -18,29 +17,22 @@ from controlled_rollout.operators.base import (
     RolloutOperator,
     change_of,
     run_of,
-    task_of,
 )
 from controlled_rollout.operators.gate_before import last_look
+from controlled_rollout.operators.new_control import NEW_CONTROL, announce
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-__all__ = ["NEW_CONTROL", "PromoteToControlOperator", "RollBackOperator", "control_asset"]
-
-# Its events say that a version has become control of any endpoint; `control_asset` is the asset of one endpoint.
-NEW_CONTROL = AssetAlias("controlled-rollout-new-control")
-
-
-def control_asset(endpoint: str) -> Asset:
-    """Return the asset that is updated when a version becomes control of an endpoint; a DAG can be scheduled on it."""
-    return Asset(f"controlled-rollout://{endpoint}/control")
+__all__ = ["PromoteToControlOperator", "RollBackOperator"]
 
 
 class PromoteToControlOperator(RolloutOperator):
     """Makes a version default and control with all the traffic; the former control stays, ready, at 0 %.
 
-    Updates the asset `controlled-rollout://<endpoint>/control`, with the version in the event's `extra`.
+    Updates the asset `controlled-rollout://<endpoint>/control`, with version, digest, verdict and former control in the
+    event's `extra`; and moves the alias in MLflow's registry that the version was deployed with (`mlflow_alias`).
 
     A DAG run promotes its own treatment (`own_rollout`) only if the record says that its last gate has passed at the
     present share, or that a person has approved it; otherwise the task fails. It does not matter in which state the
@@ -59,6 +51,7 @@ class PromoteToControlOperator(RolloutOperator):
     template_fields = (*RolloutOperator.template_fields, "version", "reason", "timeout")
     ui_color = "#d5f0d5"
     event_of_success = Event.PROMOTED
+    trouble = ""
 
     def __init__(
         self,
@@ -99,7 +92,7 @@ class PromoteToControlOperator(RolloutOperator):
                 look=look if self.own_rollout else None,
                 progress=self.log_progress,
             )
-        add_asset_event(context, self.endpoint, self.version)
+        self.trouble = await announce(context, workspace, stored, self.log)
         return stored.effective_traffic()
 
 
@@ -127,6 +120,7 @@ class RollBackOperator(RolloutOperator):
     links_first = False
     event_of_success, event_of_failure = Event.ROLLED_BACK, Event.NOT_ROLLED_BACK
     change_reason = ""
+    trouble = ""
 
     def __init__(
         self,
@@ -169,10 +163,8 @@ class RollBackOperator(RolloutOperator):
             timeout=duration("roll_back_timeout", self.roll_back_timeout),
             progress=self.log_progress,
         )
-        if self.to:
-            add_asset_event(context, self.endpoint, self.to)
-        elif self.to_former_control and stored is not None and stored.control is not None:
-            add_asset_event(context, self.endpoint, stored.control.name)
+        if (self.to or self.to_former_control) and stored is not None and stored.control is not None:
+            self.trouble = await announce(context, workspace, stored, self.log)
         return stored.effective_traffic() if stored is not None else None
 
     def _upstream_failure_reasons(self, context: "Context") -> str:
@@ -200,10 +192,3 @@ class RollBackOperator(RolloutOperator):
         timeout = duration("roll_back_timeout", self.roll_back_timeout)
         reading = try_until_done(read, timeout=timeout, progress=self.log_progress, try_again_after=is_passing)
         return asyncio.run(reading)
-
-
-def add_asset_event(context: "Context", endpoint: str, version: str) -> None:
-    """Add an event to the endpoint's asset that says which version has become control."""
-    context["outlet_events"][NEW_CONTROL].add(
-        control_asset(endpoint), extra={"endpoint": endpoint, "version": version, "who": task_of(context)}
-    )

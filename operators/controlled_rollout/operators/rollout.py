@@ -15,12 +15,14 @@ from controlled_rollout.arguments import (
     choice,
     duration,
     mapping_of,
+    optional_text,
     sticky_key,
     text,
 )
 from controlled_rollout.defaults import CONFLICT_TIMEOUT, KEEP_WARM, READY_TIMEOUT, RETIRE_TIMEOUT, SILENCE
 from controlled_rollout.hooks.connection_secrets import Secrets, with_connections
 from controlled_rollout.hooks.workspace import WorkspaceHook
+from controlled_rollout.model_registry import with_alias
 from controlled_rollout.operators.base import TEMPORARY_WHEN_GOING_BACK, RolloutOperator, change_of, run_of
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.workspace import Workspace
@@ -47,6 +49,9 @@ class DeployVersionOperator(RolloutOperator):
         settings: Further fields of a version, such as `{"cpu_cores": 0.5, "autoscale_max_replicas": 4}`; a mapping or
             its JSON text. A value in `environment_variables` may also be `{"connection": …, "field": …}`: a field of a
             connection, which becomes a secret of the target.
+        mlflow_alias: The alias in MLflow's registry that the model gets when the version becomes control, such as
+            `champion`; a roll-back to a former control gives it back. None or empty moves none.
+        mlflow_model: Of which model of the registry the version is made, `models:/<name>/<version>`.
         sticky: By what a new endpoint's callers stay with a version: `header:<name>` or `cookie:<name>`; None or empty
             splits at random.
         on_silence: What the local supervisor, or the agent in the cluster, does with a treatment that has traffic and
@@ -67,6 +72,8 @@ class DeployVersionOperator(RolloutOperator):
         "version",
         "image",
         "settings",
+        "mlflow_alias",
+        "mlflow_model",
         "auth",
         "sticky",
         "on_silence",
@@ -84,6 +91,8 @@ class DeployVersionOperator(RolloutOperator):
         version: str,
         image: str,
         settings: Mapping[str, Any] | str | None = None,
+        mlflow_alias: str | None = None,
+        mlflow_model: str | None = None,
         sticky: str | None = None,
         on_silence: str = "roll_back",
         silence: timedelta | float | str = SILENCE,
@@ -102,6 +111,8 @@ class DeployVersionOperator(RolloutOperator):
         self.version = version
         self.image = image
         self.settings = settings
+        self.mlflow_alias = mlflow_alias
+        self.mlflow_model = mlflow_model
         self.auth = auth
         self.sticky = sticky
         self.on_silence = on_silence
@@ -116,7 +127,11 @@ class DeployVersionOperator(RolloutOperator):
 
         def begin(workspace: Workspace) -> Coroutine[Any, Any, dict[str, Any]]:
             """Read the connections that the settings name before the event loop runs, because that blocks."""
-            settings = mapping_of("settings", self.settings)
+            settings = with_alias(
+                mapping_of("settings", self.settings),
+                optional_text(self.mlflow_alias),
+                optional_text(self.mlflow_model),
+            )
             return self._deploy(context, workspace, *with_connections(settings, WorkspaceHook.get_connection))
 
         return self.run_in_workspace(context, begin)

@@ -14,6 +14,7 @@ from controlled_rollout.arguments import (
     gate_of,
     mapping_of,
     optional_duration,
+    optional_text,
     read_all,
     sticky_key,
     text,
@@ -29,6 +30,7 @@ from controlled_rollout.gate import Gate, wrong_unit
 from controlled_rollout.hooks.connection_secrets import with_connections
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.links.task_links import LINKS
+from controlled_rollout.model_registry import check_alias, check_model
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.operators.image_scan import scan_settings
 from controlled_rollout.rollout import OnSilence
@@ -163,6 +165,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
                 "version": lambda: self._create_version(workspace),
                 "image": read_image,
                 "scan": lambda: given["scan"] and scan_settings(given["scan"]),
+                "mlflow_alias": lambda: check_alias_settings(given),
             }
         )
         if problems := self._contradictions(values):
@@ -263,3 +266,16 @@ class CheckRolloutOperator(CheckConnectivityOperator):
             reason, _, _ = str(error).partition("\n")
             return f"Forecast: not known: {reason}"
         return forecast(gate, plan.steps, traffic, bake=plan.bake, decision_timeout=plan.decision_timeout)
+
+
+def check_alias_settings(given: Mapping[str, Any]) -> None:
+    """Raise ArgumentError if the alias in MLflow's registry, or the model that gets it, cannot be used.
+
+    Args:
+        given: The rollout's arguments; the model is not among them if another task makes it.
+    """
+    alias, model = optional_text(given.get("mlflow_alias")), optional_text(given.get("mlflow_model"))
+    if alias is not None:
+        check_alias("mlflow_alias", alias)
+    if model is not None:
+        check_model("mlflow_model", model)

@@ -19,7 +19,7 @@ from controlled_rollout.evaluation import judgements
 from controlled_rollout.gate import Outcome, Verdict
 from controlled_rollout.hooks.sql_labels import SqlLabels
 from controlled_rollout.labels import look
-from controlled_rollout.operators.promotion import NEW_CONTROL
+from controlled_rollout.operators.new_control import NEW_CONTROL
 from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target.protocol import Change
 from controlled_rollout.workspace import Workspace

@@ -1,3 +1,4 @@
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +9,14 @@ from airflow.sdk import DAG, Asset, Context
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
-from controlled_rollout import PromoteToControlOperator, ShiftTrafficOperator, control_asset, steps
+from controlled_rollout import PromoteToControlOperator, ShiftTrafficOperator, control_asset, record, steps
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ControlledRolloutError, NothingToDoError, WorkspaceError
 from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.operators.promotion import NEW_CONTROL, RollBackOperator, add_asset_event
-from controlled_rollout.steps import Change, going_back
+from controlled_rollout.operators.new_control import NEW_CONTROL, announce
+from controlled_rollout.operators.promotion import RollBackOperator
+from controlled_rollout.record import Decision
+from controlled_rollout.steps import Change, going_back, new_control
 from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget
 
@@ -22,15 +25,43 @@ def test_an_endpoint_has_an_asset_of_its_own() -> None:
     assert control_asset("digits") == Asset("controlled-rollout://digits/control")
 
 
-def test_a_new_control_updates_the_endpoint_s_asset_with_version_and_author() -> None:
-    events = OutletEventAccessors()
+async def test_a_new_control_updates_the_endpoint_s_asset_with_digest_verdict_and_former_control(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = MemoryTarget()
+    monkeypatch.setattr(new_control, "connect", target.open)
+    workspace = Workspace.local(tmp_path)
+    first = Endpoint(name="digits").create_version("old", is_control=True, image="a@sha256:1")
+    stored = await target.apply(first.create_version("v2a", image="a@sha256:2"), Change(who="setup"))
+    for step, reason, outcome in (("go_on", "no claim alarms", "pass"), ("promote", "", None)):
+        record.append(
+            workspace,
+            Decision.about(stored, "v2a", step=step, who="weekly/run-1/gate_50", reason=reason, outcome=outcome),
+        )
+    stored = await target.apply(stored.promote("v2a"), Change(who="weekly/run-1/promote"))
+
+    def extra() -> dict[str, Any]:
+        [event] = events[NEW_CONTROL].asset_alias_events
+        assert event.dest_asset_key.uri == "controlled-rollout://digits/control"
+        return dict(event.extra)
+
     ti = SimpleNamespace(dag_id="weekly", run_id="run-1", task_id="promote")
+    events = OutletEventAccessors()
+    assert await announce(cast("Context", {"ti": ti, "outlet_events": events}), workspace, stored, None) == ""
+    known = extra()
+    verdict = known.pop("verdict")
+    assert known == {
+        "endpoint": "digits", "version": "v2a", "who": "weekly/run-1/promote", "digest": "sha256:2",
+        "former_control": "old",
+    }  # fmt: skip
+    assert verdict.pop("time")
+    assert verdict == {"outcome": "pass", "reason": "no claim alarms", "who": "weekly/run-1/gate_50"}
 
-    add_asset_event(cast("Context", {"ti": ti, "outlet_events": events}), "digits", "v2a")
-
-    [event] = events[NEW_CONTROL].asset_alias_events
-    assert event.dest_asset_key.uri == "controlled-rollout://digits/control"
-    assert event.extra == {"endpoint": "digits", "version": "v2a", "who": "weekly/run-1/promote"}
+    # A record or a target that cannot be read takes these two from the event, and no more.
+    events, target.failing_calls = OutletEventAccessors(), 1
+    log = logging.getLogger("test")
+    assert await announce(cast("Context", {"ti": ti, "outlet_events": events}), workspace, stored, log) == ""
+    assert extra() == {name: value for name, value in known.items() if name != "former_control"}
 
 
 def test_approval_that_would_not_be_looked_for_is_refused() -> None:

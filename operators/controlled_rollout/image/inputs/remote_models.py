@@ -324,7 +324,7 @@ class MlflowStore(ModelStore):
                 else client.get_model_version_by_alias(parts["name"], parts["alias"])
             )
         # An alias may be moved while the model is fetched: use the version that it means now.
-        self._address = f"models:/{version.name}/{version.version}"
+        self.address = f"models:/{version.name}/{version.version}"
         self._content_version = f"{version.version} {version.creation_timestamp} {version.source}"
 
     def files(self) -> list[RemoteFile]:
@@ -334,8 +334,8 @@ class MlflowStore(ModelStore):
         files, folders = [], [""]
         while folders:
             folder = folders.pop()
-            with _store_errors(self._address):
-                entries = list_artifacts(artifact_uri=f"{self._address}/{folder}".rstrip("/"))
+            with _store_errors(self.address):
+                entries = list_artifacts(artifact_uri=f"{self.address}/{folder}".rstrip("/"))
             for entry in entries:
                 if entry.is_dir:
                     folders.append(entry.path)
@@ -349,13 +349,13 @@ class MlflowStore(ModelStore):
 
         check_cancelled()
         target.mkdir()
-        with _store_errors(self._address):
-            download_artifacts(artifact_uri=self._address, dst_path=str(target))
+        with _store_errors(self.address):
+            download_artifacts(artifact_uri=self.address, dst_path=str(target))
         for file in files:
             path = target / file.path
             size = path.stat().st_size if path.is_file() else 0
             if file.size is not None and size != file.size:
-                raise ImageError(f"{file.path} of {self._address} has {size:,} of {file.size:,} bytes: try again")
+                raise ImageError(f"{file.path} of {self.address} has {size:,} of {file.size:,} bytes: try again")
 
 
 def fsspec_url_and_options(address: str) -> tuple[str, dict[str, Any]]:

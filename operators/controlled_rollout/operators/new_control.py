@@ -1,0 +1,60 @@
+"""What follows a new control: the event of the endpoint's asset, and the alias in MLflow's registry."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow.sdk import Asset, AssetAlias
+
+from controlled_rollout.operators.base import task_of
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from controlled_rollout.endpoint import Endpoint
+
+__all__ = ["NEW_CONTROL", "announce", "control_asset"]
+
+# Its events say that a version has become control of any endpoint; `control_asset` is the asset of one endpoint.
+NEW_CONTROL: Final = AssetAlias("controlled-rollout-new-control")
+
+
+def control_asset(endpoint: str) -> Asset:
+    """Return the asset that is updated when a version becomes control of an endpoint; a DAG can be scheduled on it."""
+    return Asset(f"controlled-rollout://{endpoint}/control")
+
+
+async def announce(context: "Context", workspace: Workspace, stored: "Endpoint", log: Any) -> str:
+    """Add an event to the endpoint's asset, and let the alias in MLflow's registry follow; nothing of it fails a task.
+
+    Args:
+        context: The task's context.
+        workspace: Where the endpoint lives.
+        stored: The endpoint, which has a control.
+        log: The task's log.
+
+    Returns:
+        What could not be done, in a sentence; empty if all was.
+    """
+    from controlled_rollout.model_registry import follow_control
+    from controlled_rollout.steps.new_control import read_new_control
+
+    assert stored.control is not None  # noqa: S101 - a promotion has made one
+    facts: dict[str, Any] = {}
+    try:
+        facts = await read_new_control(workspace, stored)
+    except Exception as error:
+        log.warning("the asset's event is without verdict and former control, which cannot be read now: %s", error)
+    trouble = await asyncio.to_thread(follow_control, stored, lambda line: log.info("%s", line))
+    if trouble:
+        log.error("%s", trouble)
+    known: dict[str, Any] = {
+        "endpoint": stored.name,
+        "version": stored.control.name,
+        "who": task_of(context),
+        "digest": stored.control.image.rpartition("@")[2],
+        **facts,
+        **({"trouble": trouble} if trouble else {}),
+    }
+    context["outlet_events"][NEW_CONTROL].add(control_asset(stored.name), extra=known)
+    return trouble or ""

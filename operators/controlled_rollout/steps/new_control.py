@@ -1,0 +1,66 @@
+"""What is known of a new control: which version it has replaced, and what its promotion rests on."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from controlled_rollout import record
+from controlled_rollout.record import Decision
+from controlled_rollout.record.in_time import within_time
+from controlled_rollout.target.connect import connect
+from controlled_rollout.target.history import promotion_of
+from controlled_rollout.target.protocol import Revision
+from controlled_rollout.workspace import Workspace
+
+if TYPE_CHECKING:
+    from controlled_rollout.endpoint import Endpoint
+
+__all__ = ["new_control", "read_new_control"]
+
+# What a promotion rests on: a gate that let it go on, or a person who approved it.
+JUDGEMENTS: Final = ("go_on", "approve")
+# Looks come at an interval, and the judgement is the newest line but a few.
+MOST_DECISIONS: Final = 500
+
+
+def new_control(history: Sequence[Revision], newest_first: Iterable[Decision], version: str) -> dict[str, Any]:
+    """Return the former control of a version, and the verdict that its promotion rests on, as JSON values. Pure.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+        newest_first: The record's decisions about the version, newest first.
+        version: The version, which is control.
+    """
+    promotion = promotion_of(history, version)
+    judged = next((decision for decision in newest_first if decision.step in JUDGEMENTS), None)
+    verdict = None
+    if judged is not None:
+        verdict = {
+            "outcome": judged.outcome or judged.step,
+            "reason": judged.reason,
+            "who": judged.who,
+            "time": judged.time.isoformat(),
+        }
+    return {"former_control": promotion.former_control if promotion else None, "verdict": verdict}
+
+
+async def read_new_control(workspace: Workspace, endpoint: "Endpoint") -> dict[str, Any]:
+    """Read history and record, and return `new_control` of an endpoint's control.
+
+    Args:
+        workspace: Where both are.
+        endpoint: The endpoint, which has a control.
+
+    Raises:
+        TargetUnavailableError: The target does not answer.
+        RecordUnavailableError: The record cannot be read.
+    """
+    assert endpoint.control is not None  # noqa: S101 - the caller has seen it
+    version = endpoint.control.name
+    async with connect(workspace) as target:
+        history = await target.history(endpoint.name)
+    newest_first = record.read_newest_first(workspace, endpoint.name, version)
+    return await within_time(
+        record.storage_of(workspace, endpoint.name).name,
+        lambda: new_control(history, islice(newest_first, MOST_DECISIONS), version),
+    )
