@@ -136,10 +136,8 @@ def dags(lab: Lab) -> Iterator[Dags]:
     for name, text in SUITES.items():
         (folder / f"{name}.json").write_text(text)
     (folder / "edges.py").write_text(DAG_FILE.format(image=asyncio.run(lab.image()), told=lab.folder / "told"))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(folder))
-        with dag_runner(lab.workspace.root, Path(lab.folder / "dags.log")) as dags:
-            yield dags
+    with dag_runner(lab.workspace.root, Path(lab.folder / "dags.log"), folder) as dags:
+        yield dags
 
 
 def states(answer: dict[str, dict[str, str]]) -> dict[str, str]:

@@ -32,8 +32,7 @@ def runner(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     (folder / "dags").mkdir()
     (folder / "dags" / "build.py").write_text(DAG.format(source=str(built.source)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(folder / "dags"))
-        with dag_runner(folder / "workspace", folder / "log") as dags:
+        with dag_runner(folder / "workspace", folder / "log", folder / "dags") as dags:
             assert dags.loaded["import_errors"] == {}
             yield dags, folder / "log"
 
