@@ -31,10 +31,9 @@ def runner(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     folder = tmp_path_factory.mktemp("build")
     (folder / "dags").mkdir()
     (folder / "dags" / "build.py").write_text(DAG.format(source=str(built.source)))
-    with pytest.MonkeyPatch.context() as patch:
-        with dag_runner(folder / "workspace", folder / "log", folder / "dags") as dags:
-            assert dags.loaded["import_errors"] == {}
-            yield dags, folder / "log"
+    with dag_runner(folder / "workspace", folder / "log", folder / "dags") as dags:
+        assert dags.loaded["import_errors"] == {}
+        yield dags, folder / "log"
 
 
 @pytest.fixture
