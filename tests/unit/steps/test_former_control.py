@@ -8,7 +8,7 @@ import pytest
 from controlled_rollout import RollBackOperator, steps
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import EndpointError
-from controlled_rollout.operators.promotion import NEW_CONTROL
+from controlled_rollout.operators.new_control import NEW_CONTROL
 from controlled_rollout.steps.rules import former_control_to_restore
 from controlled_rollout.target.protocol import Change, Revision
 from controlled_rollout.workspace import Workspace
