@@ -350,6 +350,8 @@ class Endpoint(Value):
     ) -> "Endpoint":
         """Return a copy that `owner` holds for the rollout of a version; the endpoint itself if it does already.
 
+        Who holds it may change what happens on silence.
+
         Args:
             version: The version.
             owner: The run or the person.
@@ -364,7 +366,10 @@ class Endpoint(Value):
             rollout = Rollout(version=version, owner=owner, started=at, on_silence=on_silence, silence=silence)
             return self._validated_copy(rollout=rollout)
         if (self.rollout.owner, self.rollout.version) == (owner, version):
-            return self
+            if (self.rollout.on_silence, self.rollout.silence) == (on_silence, silence):
+                return self
+            changed = {**dict(self.rollout), "on_silence": on_silence, "silence": silence}
+            return self._validated_copy(rollout=Rollout.model_validate(changed))
         raise ConflictError(
             f"endpoint {self.name!r} is held by {self.rollout.owner} rolling out {self.rollout.version!r} since "
             f"{self.rollout.started:%Y-%m-%d %H:%M:%S %Z}; {owner} asked to roll out {version!r}: wait until that "

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from controlled_rollout.endpoint import Auth, Endpoint, EndpointError, Version
 from controlled_rollout.errors import ConflictError
+from controlled_rollout.rollout import OnSilence
 from controlled_rollout.version import VersionType
 
 NOW = datetime(2026, 1, 5, 6, tzinfo=UTC)
@@ -190,6 +191,16 @@ def test_one_rollout_holds_the_endpoint_until_it_is_released() -> None:
         held.claim("third", owner="weekly/run-2", at=NOW)
     assert held.release("third") is held
     assert held.release("second").claim("third", owner="weekly/run-2", at=NOW).rollout is not None
+
+
+def test_who_holds_the_endpoint_may_change_what_happens_on_silence() -> None:
+    held = two_versions().claim("second", owner="Ada", at=NOW).hold("second", owner=None, at=LATER)
+    changed = held.claim("second", owner="Ada", at=LATER, on_silence=OnSilence.ROLL_BACK, silence=timedelta(hours=2))
+    assert held.rollout is not None and changed.rollout is not None
+    assert (changed.rollout.on_silence, changed.rollout.silence) == (OnSilence.ROLL_BACK, timedelta(hours=2))
+    assert changed.rollout.is_same(held.rollout) and changed.rollout.held == LATER
+    with pytest.raises(EndpointError, match=r"silence = 0\.5 s is too short"):
+        held.claim("second", owner="Ada", at=LATER, silence=timedelta(seconds=0.5))
 
 
 def test_hold_and_resume_keep_the_rollout_and_its_split() -> None:
