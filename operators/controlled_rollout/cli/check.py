@@ -6,6 +6,7 @@ import asyncio
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, workspace_of
 from controlled_rollout.cli.exit_codes import ExitCode
 from controlled_rollout.cli.output import add_output_option, show
+from controlled_rollout.cli.progress import at_work
 from controlled_rollout.cli.registry_users import registry_users
 
 __all__ = ["add_to"]
@@ -43,7 +44,8 @@ def _run_check(options: argparse.Namespace) -> int:
 
     workspace = workspace_of(options)
     question = Question(options.endpoint, options.version, tuple(options.to))
-    results = asyncio.run(check_connectivity(workspace, registry_users(), question))
+    with at_work("ask every server"):
+        results = asyncio.run(check_connectivity(workspace, registry_users(), question))
     lines = results_table(results).splitlines()
     if workspace.target == "kubernetes" and not options.endpoint:
         lines.append("not checked from the pods: name an endpoint for that")

@@ -12,6 +12,7 @@ import yaml
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, duration, workspace_of
 from controlled_rollout.cli.exit_codes import ExitCode
 from controlled_rollout.cli.output import add_output_option, is_table, show
+from controlled_rollout.cli.progress import at_work
 from controlled_rollout.cli.view import print_line, print_progress
 from controlled_rollout.defaults import BAKE, DECISION_TIMEOUT, KEEP_WARM, LOOK_INTERVAL, SILENCE
 from controlled_rollout.duration import format_duration
@@ -115,7 +116,8 @@ def _run_gate(options: argparse.Namespace) -> int:
                 return result
             await asyncio.sleep(terms.interval.total_seconds())
 
-    result = asyncio.run(look())
+    with at_work(f"look at {options.version} of {options.endpoint}"):
+        result = asyncio.run(look())
     if result.action is NextAction.CONFLICT:
         raise ConflictError(result.reason)
     # The lines of text are in the log already.

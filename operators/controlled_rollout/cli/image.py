@@ -15,6 +15,7 @@ from controlled_rollout.cli.arguments import (
 )
 from controlled_rollout.cli.exit_codes import ExitCode
 from controlled_rollout.cli.output import add_output_option, show
+from controlled_rollout.cli.progress import at_work
 from controlled_rollout.cli.registry_users import registry_users
 from controlled_rollout.cli.view import print_line, print_progress
 from controlled_rollout.defaults import MAX_DATABASE_AGE
@@ -97,7 +98,8 @@ def _run_build(options: argparse.Namespace) -> int:
         # A shell reads the reference from stdout.
         progress=print_progress,
     )
-    reference = str(asyncio.run(built))
+    with at_work(f"build {options.name}"):
+        reference = str(asyncio.run(built))
     show(options, {"image": reference}, [reference])
     return ExitCode.DONE
 
@@ -114,5 +116,7 @@ def _run_scan(options: argparse.Namespace) -> int:
     )
     settings = ScanSettings(options.scanner, policy, attach_bill=options.attach_bill)
     users = registry_users()
-    asyncio.run(scan_image(workspace_of(options), options.image, settings, credentials=users, progress=print_line))
+    scan = scan_image(workspace_of(options), options.image, settings, credentials=users, progress=print_line)
+    with at_work(f"scan {options.image}"):
+        asyncio.run(scan)
     return 0

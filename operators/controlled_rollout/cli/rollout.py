@@ -2,8 +2,9 @@
 
 import argparse
 import asyncio
+from collections.abc import Coroutine
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -17,6 +18,7 @@ from controlled_rollout.cli.arguments import (
     workspace_of,
 )
 from controlled_rollout.cli.output import add_output_option, is_table, show
+from controlled_rollout.cli.progress import at_work
 from controlled_rollout.cli.view import print_line, print_progress
 from controlled_rollout.defaults import (
     CONFLICT_TIMEOUT,
@@ -34,6 +36,8 @@ from controlled_rollout.tokens import TokenIssuer
 from controlled_rollout.version import SET_BY_STEPS, Version
 
 __all__ = ["add_to"]
+
+Stored = TypeVar("Stored", Endpoint, Endpoint | None)
 
 
 def add_to(commands: Commands) -> None:
@@ -190,7 +194,7 @@ def _run_deploy(options: argparse.Namespace) -> int:
         conflict_timeout=options.conflict_timeout if options.on_conflict == "wait" else timedelta(0),
         **step_options,
     )
-    return _show_step(options, "deploy", asyncio.run(deployed))
+    return _show_step(options, "deploy", _run_step(options, "deploy", deployed))
 
 
 def _run_shift(options: argparse.Namespace) -> int:
@@ -198,14 +202,15 @@ def _run_shift(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
 
     shifted = steps.shift(*_step_arguments(options), percentile=options.percentile, **_step_options(options))
-    return _show_step(options, "shift", asyncio.run(shifted))
+    return _show_step(options, "shift", _run_step(options, "shift", shifted))
 
 
 def _run_hold(options: argparse.Namespace) -> int:
     """Run `controlled-rollout hold`: put the rollout of a version on hold; return the exit code."""
     from controlled_rollout.steps.holding import hold
 
-    return _show_step(options, "hold", asyncio.run(hold(*_step_arguments(options), **_step_options(options))))
+    held = hold(*_step_arguments(options), **_step_options(options))
+    return _show_step(options, "hold", _run_step(options, "hold", held))
 
 
 def _run_promote(options: argparse.Namespace) -> int:
@@ -213,14 +218,15 @@ def _run_promote(options: argparse.Namespace) -> int:
     from controlled_rollout import steps
 
     promoted = steps.promote(*_step_arguments(options), **_step_options(options))
-    return _show_step(options, "promote", asyncio.run(promoted))
+    return _show_step(options, "promote", _run_step(options, "promote", promoted))
 
 
 def _run_rollback(options: argparse.Namespace) -> int:
     """Run `controlled-rollout rollback`: set a version to 0 %; return the exit code, raise if it does not exist."""
     from controlled_rollout import steps
 
-    rolled_back = asyncio.run(steps.roll_back(*_step_arguments(options), to=options.to, **_step_options(options)))
+    step = steps.roll_back(*_step_arguments(options), to=options.to, **_step_options(options))
+    rolled_back = _run_step(options, "roll back", step)
     if rolled_back is None:
         # For a task this is no error; a person may have mistyped a name.
         raise EndpointNotFoundError(
@@ -234,10 +240,17 @@ def _run_retire(options: argparse.Namespace) -> int:
     """Run `controlled-rollout retire`: delete a version without traffic; return the exit code."""
     from controlled_rollout import steps
 
-    retired = asyncio.run(steps.retire(*_step_arguments(options), by_hand=True, **_step_options(options)))
+    step = steps.retire(*_step_arguments(options), by_hand=True, **_step_options(options))
+    retired = _run_step(options, "retire", step)
     if retired is None and is_table(options):
         print_line(f"there is no endpoint {options.endpoint!r}: nothing to delete")
     return _show_step(options, "retire", retired)
+
+
+def _run_step(options: argparse.Namespace, verb: str, step: Coroutine[Any, Any, Stored]) -> Stored:
+    """Run a step to its end, with a moving bar on a terminal, and return its result."""
+    with at_work(f"{verb} {options.version} of {options.endpoint}"):
+        return asyncio.run(step)
 
 
 def _show_step(options: argparse.Namespace, step: str, stored: Endpoint | None) -> int:

@@ -1,4 +1,4 @@
-"""`status --watch`: redrawn on a terminal, appended when something changes elsewhere."""
+"""What is drawn on a terminal, and nowhere else: `status --watch`, and that a command is at work."""
 
 import argparse
 import asyncio
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from controlled_rollout.cli import watch as watched
+from controlled_rollout.cli.progress import at_work
+from controlled_rollout.cli.view import print_line
 from controlled_rollout.errors import ArgumentError, ControlledRolloutError, TargetUnavailableError
 
 INTERVAL = timedelta(seconds=1)
@@ -76,3 +78,21 @@ def test_an_interval_that_would_hammer_the_target_is_refused() -> None:
 
     with pytest.raises(ArgumentError, match=r"0\.1 s is too short: give 1 s or more"):
         asyncio.run(watched.watch(OPTIONS, read, interval=timedelta(seconds=0.1)))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
+def test_a_command_at_work_is_seen_on_a_terminal_only_and_its_lines_stay_whole(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setattr("sys.stderr", Terminal())
+
+    with at_work("deploy [v2a] of digits"):
+        print_line("version 'v2a' is ready")
+
+    printed = output.getvalue()
+    assert "version 'v2a' is ready" in printed
+    assert ("deploy [v2a] of digits" in printed) == is_terminal
+    assert is_terminal or printed == "version 'v2a' is ready\n"
