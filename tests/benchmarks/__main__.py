@@ -23,6 +23,7 @@ from tests.benchmarks import (
     gates,
     import_time,
     overload,
+    page_api,
     router,
     router_parts,
     scoring_runtime,
@@ -477,6 +478,7 @@ def main() -> None:
         "spark": spark_section,
         "autoscaling": autoscaling_section,
         "agent": agent.section,
+        "page-api": page_api.section,
         "import": import_section,
     }
     if options.only:

@@ -14,7 +14,7 @@ class FollowedLine:
     """A line of a record.
 
     Attributes:
-        content: The line, without its line break.
+        content: The line with its line break: one with all bins of a rollout is long, and is not copied.
         is_in_full_part: Whether it is in a part that is no longer appended to.
     """
 
@@ -64,5 +64,5 @@ class FollowedRecord:
                     break
                 self.offsets[identity] += len(line)
                 if not is_cut:
-                    yield FollowedLine(line.rstrip(b"\n"), not is_newest)
+                    yield FollowedLine(line, not is_newest)
                 is_cut = False

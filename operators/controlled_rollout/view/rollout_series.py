@@ -1,6 +1,7 @@
 """A treatment against its control over time, built line by line from the record and kept small."""
 
 import json
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +20,8 @@ from controlled_rollout.view.models import OutcomeName
 
 __all__ = ["LookPoint", "RolloutSeries", "StepLine"]
 
-# Looks that a chart shows, at most twice as many are kept; looks of full parts are not all read.
-LOOKS: Final = 200
+# Looks that a chart shows at least, if there are so many: at most twice as many. Of full parts not all looks are read.
+LOOKS: Final = 100
 EVERY_OLD_LOOK: Final = 8
 NEWEST_LOOKS: Final = 50
 # Steps that are kept, of all versions, before it is known which rollout they belong to.
@@ -30,7 +31,9 @@ SERIES: Final = 2
 LOOK: Final = b'"step":"look"'
 # A line that is longer has the bins of a whole rollout: it is read bin by bin, else it would take a lot of memory.
 LONG_LINE: Final = 256 * 1024
-ADDED_BINS: Final = '"add":['
+ADDED_BINS: Final = b'"add":['
+NEXT_BIN: Final = b',{"start":'
+END_OF_BINS: Final = b'],"digest":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +119,11 @@ class RolloutSeries:
         try:
             values, bins = _values_and_bins(line.content)
             decision = Decision.model_validate(values)
-        except (ValidationError, ValueError, LookupError, RecursionError):  # a crash cut the line short
+            if decision.step == "look":
+                self._add_look(decision, bins)
+        except (ValidationError, ValueError, LookupError, TypeError, RecursionError):  # a crash cut the line short
             return
-        if decision.step == "look":
-            self._add_look(decision, bins)
-        elif not (decision.step == "judge_labels" and self._is_repeated(decision)):
+        if decision.step != "look" and not (decision.step == "judge_labels" and self._is_repeated(decision)):
             line_of = StepLine(decision.time, decision.version, step_label(decision), decision.who, decision.reason)
             self.steps.append(line_of)
 
@@ -131,9 +134,8 @@ class RolloutSeries:
 
     def chart_looks(self) -> Iterator[LookPoint]:
         """Yield the looks for a chart, oldest first, the newest one among them."""
-        step = -(-len(self.points) // LOOKS) or 1
-        yield from self.points[::step]
-        if self._last_point is not None and (not self.points or self.points[::step][-1] is not self._last_point):
+        yield from self.points
+        if self._last_point is not None and (not self.points or self.points[-1] is not self._last_point):
             yield self._last_point
 
     def _is_repeated(self, decision: Decision) -> bool:
@@ -172,7 +174,8 @@ class RolloutSeries:
                 verdict.treatment_requests,
             )
         )
-        e_values = {claim.name: claim.e_value for claim in verdict.claims}
+        # Hundreds of looks have the same names.
+        e_values = {sys.intern(claim.name): claim.e_value for claim in verdict.claims}
         self._last_point = LookPoint(decision.time, outcome, e_values)
         if self.look_count % self._every == 0:
             self.points.append(self._last_point)
@@ -210,41 +213,30 @@ def _values_and_bins(content: bytes) -> tuple[dict[str, Any], dict[str, Any] | N
     """
     if len(content) < LONG_LINE:
         return json.loads(content), None
-    text = content.decode()
-    begin, end = _array_after(text, 0)
-    other_begin, other_end = _array_after(text, end)
-    values = json.loads(f"{text[:begin]}{text[end:other_begin]}{text[other_end:]}")
-    found = values["evidence"]["bins"]
-    return values, {"keep": found["keep"], "add": _each(text, begin)}
+    begin, end = _added_bins(content, 0)
+    other_begin, other_end = _added_bins(content, end)
+    values = json.loads(b"".join((content[:begin], content[end:other_begin], content[other_end:])))
+    return values, {"keep": values["evidence"]["bins"]["keep"], "add": _each(content, begin, end)}
 
 
-def _array_after(text: str, position: int) -> tuple[int, int]:
-    """Return where the elements of the array of bins that comes next begin and end.
+def _added_bins(content: bytes, position: int) -> tuple[int, int]:
+    """Return where the elements of the next array of bins begin and end; quotes in texts are escaped, so none is one.
 
     Raises:
         ValueError: There is none.
     """
-    begin = text.index(ADDED_BINS, position) + len(ADDED_BINS)
-    return begin, max((end for _, end in _elements(text, begin)), default=begin)
+    begin = content.index(ADDED_BINS, position) + len(ADDED_BINS)
+    return begin, content.index(END_OF_BINS, begin)
 
 
-def _each(text: str, begin: int) -> Iterator[dict[str, Any]]:
-    """Yield the elements of an array of bins, which begin at a position of the text."""
-    for element, _ in _elements(text, begin):
-        yield element
-
-
-def _elements(text: str, begin: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the elements of an array of objects, and where each ends; the values that they have need no memory at once.
+def _each(content: bytes, begin: int, end: int) -> Iterator[dict[str, Any]]:
+    """Yield the bins between two positions of a line.
 
     Raises:
-        ValueError: It is no array of objects.
+        ValueError: One of them is no JSON.
     """
-    decoder = json.JSONDecoder()
-    position = begin
-    while text[position] != "]":
-        element, position = decoder.raw_decode(text, position)
-        if not isinstance(element, dict):
-            raise ValueError("the record's line has no bins where they should be")
-        yield element, position
-        position += text[position] == ","
+    while begin < end:
+        found = content.find(NEXT_BIN, begin + 1, end)
+        behind = end if found < 0 else found
+        yield json.loads(content[begin:behind])
+        begin = behind + 1

@@ -47,8 +47,12 @@ SESSION_S: Final = 120.0
 AT_ONCE: Final = 8
 MAX_ENDPOINTS: Final = 500
 # Endpoints whose pages are open, and whose records are therefore kept as charts.
-MAX_DETAILS: Final = 8
+MAX_DETAILS: Final = 24
 LONGEST_PROBLEM: Final = 500
+# A long record is read in slices, with pauses in which the server's other threads run.
+SLICE_S: Final = 0.5
+LINES_BEFORE_OTHERS: Final = 200
+PAUSE_S: Final = 0.002
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -219,11 +223,12 @@ class WatchedWorkspace:
 
     async def _pause(self) -> None:
         """Wait until it is to be read again: for the next time, or because a page was opened."""
-        self._wanted.clear()
         try:
             await asyncio.wait_for(self._wanted.wait(), POLL_S)
         except TimeoutError:
             return
+        finally:
+            self._wanted.clear()
 
     def _fail(self, error: Exception) -> None:
         """Take note that the workspace does not answer; what was seen of its endpoints stays, and says so."""
@@ -250,6 +255,7 @@ class WatchedWorkspace:
         await asyncio.gather(*(read(name) for name in shown))
         self._problem, self._read = None, datetime.now(UTC)
         self._changed.set()
+        await self._read_details(workspace, target)
 
     async def _read_endpoint(self, workspace: Workspace, target: Target, name: str) -> None:
         """Read one endpoint; one that cannot be read is a row that says why."""
@@ -262,9 +268,18 @@ class WatchedWorkspace:
             return
         except Exception as error:  # any: the other endpoints are shown
             self._endpoints[name] = unread_endpoint(self.name, name, _problem_text(error), self._endpoints.get(name))
-            return
-        if detail is not None:
-            await self._read_detail(workspace, target, name, detail)
+
+    async def _read_details(self, workspace: Workspace, target: Target) -> None:
+        """Read what the open pages show, one after the other: a long record needs memory and processor time."""
+        ends = time.monotonic() + POLL_S
+        unfinished = [name for name in self._details if name in self._endpoints]
+        while unfinished and time.monotonic() < ends:
+            name = unfinished.pop(0)
+            detail = self._open_detail(name)
+            if detail is not None and not await self._read_detail(workspace, target, name, detail):
+                unfinished.append(name)
+        if unfinished:
+            self._wanted.set()
 
     def _open_detail(self, name: str) -> _Detail | None:
         """Return what is kept of an endpoint whose page is open; None if it is not, and forget it then."""
@@ -274,31 +289,39 @@ class WatchedWorkspace:
             return None
         return detail
 
-    async def _read_detail(self, workspace: Workspace, target: Target, name: str, detail: _Detail) -> None:
-        """Read an endpoint's history and record for its page; what fails is said there."""
+    async def _read_detail(self, workspace: Workspace, target: Target, name: str, detail: _Detail) -> bool:
+        """Read an endpoint's history and record for its page; what fails is said there. Return whether all was read."""
         try:
             if detail.revision != self._endpoints[name].revision:
                 history = await _in_time(target.history(name), OPEN_DEADLINE_S, f"the history of {name!r}")
                 detail.history = history_entries(history)
                 detail.older_revisions = max(0, len(history) - ENTRIES)
                 detail.revision = history[-1].number
-            await within_time(record.storage_of(workspace, name).name, lambda: _follow(workspace, name, detail))
+            where = record.storage_of(workspace, name).name
+            if not await within_time(where, lambda: _follow(workspace, name, detail)):
+                return False
             detail.problem = None
         except Exception as error:  # any: the rest of the page is shown
             detail.problem = _problem_text(error)
         detail.is_read = True
+        return True
 
 
-def _follow(workspace: Workspace, name: str, detail: _Detail) -> None:
-    """Read what was appended to an endpoint's record, and make its charts; in a thread."""
+def _follow(workspace: Workspace, name: str, detail: _Detail) -> bool:
+    """Read what was appended to an endpoint's record, and make its charts; in a thread. Return whether all was read."""
     if detail.followed is None:
         detail.followed = FollowedRecord(record.storage_of(workspace, name))
-    any_new = False
-    for line in detail.followed.new_lines():
+    ends = time.monotonic() + SLICE_S
+    number = 0
+    for number, line in enumerate(detail.followed.new_lines(), start=1):
         detail.series.add(line)
-        any_new = True
-    if any_new:
+        if time.monotonic() > ends:
+            return False
+        if number % LINES_BEFORE_OTHERS == 0:
+            time.sleep(PAUSE_S)
+    if number or detail.comparison is None:
         detail.comparison = comparison(detail.series)
+    return True
 
 
 async def _in_time(work: Awaitable[Result], seconds: float, what: str) -> Result:

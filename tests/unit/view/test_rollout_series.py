@@ -98,7 +98,7 @@ def test_a_rollout_of_many_looks_and_full_parts_is_a_chart_of_few_points(
 
     found = read_anew(workspace)
     assert found.look_count == 120
-    assert len(found.look_times) <= 6
+    assert len(found.look_times) <= 11
     assert sum(found.treatment_counts.requests) == 1_200
     assert found.look_times[-1] == found.looks[0].time.timestamp()
     assert len(found.times) <= POINTS
