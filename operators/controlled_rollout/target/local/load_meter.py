@@ -84,13 +84,14 @@ class LoadMeter:
         self._drop_old_samples()
 
     async def _keep_sampling(self) -> None:
-        """Read the counters once per `INTERVAL_S`, until cancelled."""
+        """Read the counters once per `INTERVAL_S`, however long a reading takes, until cancelled."""
         while True:
+            began = self._clock()
             try:
                 await self.sample()
             except Exception:  # whatever it is: without samples no load is known, and nothing follows it
                 log.exception("the router's counters could not be followed")
-            await asyncio.sleep(INTERVAL_S)
+            await asyncio.sleep(max(0.0, began + INTERVAL_S - self._clock()))
 
     def _drop_old_samples(self) -> None:
         """Drop all samples older than the window, even the newest: a router that has ended has no load now."""

@@ -1,5 +1,8 @@
 """The load of the last seconds, from samples of the router's counters."""
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 
 from controlled_rollout.errors import TargetUnavailableError
@@ -64,6 +67,29 @@ async def test_load_is_kept_while_the_router_is_down_briefly_and_then_unknown() 
     router.down, router.requests = False, 0
     await router.run(5, rate=30)
     assert router.meter.loads()["digits/one"].requests_per_s == pytest.approx(30.0)
+
+
+async def test_slow_reading_does_not_delay_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    now = 100.0
+
+    async def pause(seconds: float) -> None:
+        nonlocal now
+        pauses.append(seconds)
+        now += seconds
+        if len(pauses) == 3:
+            raise asyncio.CancelledError
+
+    async def read_slowly() -> dict[str, Counters]:
+        nonlocal now
+        now += (0.0, 0.3, 1.5)[len(pauses)]
+        return {}
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    with suppress(asyncio.CancelledError):
+        await LoadMeter(read_slowly, clock=lambda: now)._keep_sampling()
+
+    assert pauses == pytest.approx([1.0, 0.7, 0.0])
 
 
 async def test_samples_go_on_after_an_error_of_what_follows_them(monkeypatch: pytest.MonkeyPatch) -> None:
