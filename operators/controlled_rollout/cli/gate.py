@@ -2,22 +2,19 @@
 
 import argparse
 import asyncio
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-import yaml
 
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, duration, workspace_of
 from controlled_rollout.cli.exit_codes import ExitCode
 from controlled_rollout.cli.output import add_output_option, is_table, show
 from controlled_rollout.cli.progress import at_work
+from controlled_rollout.cli.settings_file import nearest, read_settings_file
 from controlled_rollout.cli.view import print_line, print_progress
 from controlled_rollout.defaults import BAKE, DECISION_TIMEOUT, KEEP_WARM, LOOK_INTERVAL, SILENCE
 from controlled_rollout.duration import format_duration
 from controlled_rollout.errors import ArgumentError, ConflictError, ControlledRolloutError, EndpointNotFoundError
-from controlled_rollout.text_file import read_text_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,16 +160,14 @@ def _gate(options: argparse.Namespace) -> "Gate":
 
     if options.gate is None:
         return gate_of(None)
+    from controlled_rollout.gate import Gate
+
+    fields = read_settings_file(options.gate)
+    if unknown := [name for name in fields if name not in Gate.model_fields]:
+        said = "; ".join(f"{name!r} is not known{nearest(name, Gate.model_fields)}" for name in unknown)
+        raise ArgumentError(f"{options.gate}: {said}: known are {', '.join(Gate.model_fields)}")
     try:
-        fields = yaml.safe_load(read_text_file(options.gate))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ArgumentError(f"the gate's file {options.gate} cannot be read: {error}") from error
-    if not isinstance(fields, Mapping):
-        raise ArgumentError(
-            f"the gate's file {options.gate} holds no fields: write one a line, such as `pass_ratio: 1.2`"
-        )
-    try:
-        return gate_of({str(name): value for name, value in fields.items()})
+        return gate_of(fields)
     except ArgumentError as error:
         raise ArgumentError(f"{options.gate}: {error}") from error
 

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
-from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.text_file import read_text_file
+from controlled_rollout.cli.settings_file import read_settings_file
+from controlled_rollout.errors import ArgumentError, WorkspaceError
 from controlled_rollout.workspace import Workspace, is_url
 
 __all__ = ["read_workspace"]
@@ -49,13 +47,7 @@ def read_workspace(file: Path) -> Workspace:
 def _read_settings(file: Path) -> dict[str, Any]:
     """Return the file's settings without empty values; raise WorkspaceError if it is not YAML or JSON of a mapping."""
     try:
-        content = yaml.safe_load(read_text_file(file))
-    except (OSError, ValueError) as error:
-        raise WorkspaceError(f"the workspace's file {file} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise WorkspaceError(f"the workspace's file {file} is neither YAML nor JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise WorkspaceError(
-            f"the workspace's file {file} holds no settings: write one a line, such as `target: kubernetes`"
-        )
-    return {str(name): value for name, value in content.items() if value not in (None, "")}
+        settings = read_settings_file(file)
+    except ArgumentError as error:
+        raise WorkspaceError(f"the workspace's settings: {error}") from error
+    return {name: value for name, value in settings.items() if value not in (None, "")}

@@ -88,11 +88,11 @@ def test_a_gate_waits_for_its_decision_and_gives_a_document_with_what_goes_on_on
     ("content", "message"),
     [
         (None, "cannot be read"),
-        ("- 1", "holds no fields"),
-        ("pass_ratio: [", "cannot be read"),
-        ("pass_ratoi: 1.2", "pass_ratoi"),
+        ("- 1", "holds no settings"),
+        ("pass_ratio: [", "neither YAML nor JSON"),
+        ("pass_ratoi: 1.2", "did you mean pass_ratio?"),
         ("pass_ratio: 0.5", "pass_ratio"),
-        ("1: 2", "gate"),
+        ("1: 2", "'1' is not known"),
     ],
 )
 def test_a_file_that_is_no_gate_is_refused_before_anything_is_asked(
