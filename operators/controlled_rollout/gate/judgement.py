@@ -70,6 +70,7 @@ def _verdict(assessment: "Assessment") -> Verdict:
         assessment.control_requests,
         assessment.treatment_requests,
         assessment.no_step,
+        assessment.no_pass,
     )
 
 

@@ -461,6 +461,7 @@ class Verdict:
         control_requests, treatment_requests: How many requests were counted, warm-up left out.
         waits: Why no step goes on now, whatever it asks for: the treatment or control is broken, there is nothing to
             compare with, or an alarm is near in the treatment's newest requests.
+        no_pass: Why nothing passes now, however many more requests there will be, such as a treatment without room.
     """
 
     outcome: Outcome
@@ -469,3 +470,4 @@ class Verdict:
     control_requests: int = 0
     treatment_requests: int = 0
     waits: tuple[str, ...] = ()
+    no_pass: tuple[str, ...] = ()

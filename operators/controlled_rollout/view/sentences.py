@@ -94,14 +94,15 @@ def waiting_sentence(looks: RecentLooks, *, step: str, held: datetime | None) ->
         return "the roll-back"
     if verdict.outcome in (Outcome.CANNOT_SEE, Outcome.SPLIT_IS_WRONG):
         return f"evidence that can be judged: {verdict.reason}"
+    if verdict.waits or verdict.no_pass:
+        # More requests alone do not help.
+        return "; ".join([*verdict.waits, *verdict.no_pass])
     missing = [claim for claim in verdict.claims if claim.kind == "pass" and not claim.reached]
     if any(claim.needed_requests is None for claim in missing):
         return "more evidence; how much cannot be said yet"
     needed = max((claim.needed_requests or 0 for claim in missing), default=0)
     if needed:
         return _requests_and_time(needed, looks.requests_per_second)
-    if verdict.waits:
-        return "; ".join(verdict.waits)
     return f"the least time at {step}" if verdict.outcome is Outcome.PASS else "more evidence"
 
 

@@ -174,6 +174,7 @@ def test_a_steady_part_without_room_says_that_waiting_does_not_help() -> None:
     assert "no number of requests shows its p99: give it more replicas" in verdict.reason
     assert "'latency is not worse' needs more evidence" in verdict.reason
     assert not verdict.waits
+    assert len(verdict.no_pass) == 1
 
 
 def test_refusals_that_a_quantile_has_room_for_pass() -> None:

@@ -21,7 +21,13 @@ from controlled_rollout.view.models import EndpointOverview
 from controlled_rollout.view.overview import by_urgency, creations, endpoint_overview, unread_endpoint
 from controlled_rollout.view.recent_looks import RecentLooks
 from controlled_rollout.view.runs import run_of_author, run_of_owner
-from controlled_rollout.view.sentences import SENTENCES, about_duration, verdict_explanation, verdict_sentence
+from controlled_rollout.view.sentences import (
+    SENTENCES,
+    about_duration,
+    verdict_explanation,
+    verdict_sentence,
+    waiting_sentence,
+)
 
 T0 = datetime(2026, 1, 5, 12, tzinfo=UTC)
 RUN = "weekly/run-1"
@@ -227,3 +233,14 @@ def test_every_outcome_has_a_sentence_and_an_explanation() -> None:
 )
 def test_durations_are_rough(seconds: int, text: str) -> None:
     assert about_duration(timedelta(seconds=seconds)) == text
+
+
+def test_where_more_requests_do_not_help_no_number_of_them_is_promised() -> None:
+    needs = Claim("requests refused for lack of room are below 5 %", "pass", 1.0, 20.0, False, needed_requests=30)
+    room = "3 % of the treatment's requests found no room at it: give it more replicas"
+    verdict = Verdict(Outcome.NOT_ENOUGH_EVIDENCE, (needs,), no_pass=(room,))
+
+    held = waiting_sentence(RecentLooks(verdict=verdict), step="10 %", held=None)
+    free = waiting_sentence(RecentLooks(verdict=Verdict(verdict.outcome, (needs,))), step="10 %", held=None)
+
+    assert (held, free) == (room, "another 30 requests")
