@@ -19,7 +19,6 @@ PAGE_PREFIX: Final = "/controlled-rollout/page"
 # Where Airflow's UI finds the page's files: relative, so that it is right under a base path as well.
 PAGE: Final = PAGE_PREFIX.removeprefix("/")
 BUNDLE: Final = f"{PAGE}/main.js?v={page_files.version()}"
-ICONS: Final = {"icon": f"{PAGE}/icon.svg", "icon_dark_mode": f"{PAGE}/icon-dark.svg"}
 
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -66,7 +65,8 @@ class ControlledRolloutPlugin(AirflowPlugin):
         {"app": LazyApp(_build_api), "url_prefix": URL_PREFIX, "name": "Controlled Rollout"},
         {"app": LazyApp(_build_page), "url_prefix": PAGE_PREFIX, "name": "Controlled Rollout, page"},
     ]
-    # The bundle has a global variable for each of these names.
+    # The bundle has a global variable for each of these names. Without icons: Airflow shows them without a text for
+    # those who cannot see them.
     react_apps: list[Any] = [  # noqa: RUF012
         {
             "name": "Rollouts",
@@ -74,7 +74,6 @@ class ControlledRolloutPlugin(AirflowPlugin):
             "destination": "nav",
             "url_route": "controlled-rollout",
             "nav_top_level": True,
-            **ICONS,
         },
-        {"name": "Rollout", "bundle_url": BUNDLE, "destination": "dag_run", "url_route": "rollout", **ICONS},
+        {"name": "Rollout", "bundle_url": BUNDLE, "destination": "dag_run", "url_route": "rollout"},
     ]

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.local.airflow_api_server import AirflowApiServer
 from tests.needs import skip
 
-__all__ = ["DEADLINE_MS", "NARROW", "WIDE", "Airflow", "Mode", "chromium", "serious_faults"]
+__all__ = ["DEADLINE_MS", "NARROW", "WIDE", "Airflow", "Mode", "chromium", "require_browser", "serious_faults"]
 
 # Pages load beside two other busy processes.
 DEADLINE_MS: Final = 90_000
@@ -24,15 +24,22 @@ AXE: Final = Path(__file__).parents[2] / "plugins/controlled_rollout_ui/page/nod
 Mode = Literal["light", "dark"]
 
 
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """Context manager: a Chromium without a window; the test is skipped where there is none.
-
-    While it runs, no event loop can be started in this thread.
-    """
+def require_browser() -> str:
+    """Return the program Chromium; skip the test where it or axe is not installed."""
     program = shutil.which("chromium")
     if program is None or not AXE.exists():
         skip("Chromium or axe is not installed: run `make lab` (on Debian, as root)")
+    return program
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Context manager: a Chromium without a window.
+
+    While it runs, no event loop can be started in this thread.
+    """
+    program = require_browser()
+    expect.set_options(timeout=DEADLINE_MS)
     arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--js-flags=--max-old-space-size=512"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=arguments)
@@ -64,8 +71,7 @@ class Airflow:
         try:
             page = context.new_page()
             page.set_default_timeout(DEADLINE_MS)
-            if path is not None:
-                page.goto(self.server.url + path)
+            page.goto(self.server.url + path)
             yield page
         finally:
             context.close()
@@ -82,10 +88,9 @@ class Airflow:
         return context
 
 
-def serious_faults(page: Page, part: str = "main, #root") -> list[str]:
+def serious_faults(page: Page, part: str = "#controlled-rollout") -> list[str]:
     """Return what axe calls serious or critical in a part of a page, a line each."""
     page.add_script_tag(path=AXE)
-    # The frame around the page is Airflow's.
     results: dict[str, Any] = page.evaluate("part => axe.run({include: [part]}, {resultTypes: ['violations']})", part)
     return [
         f"{fault['id']}: {node['target']} {node['failureSummary']}"

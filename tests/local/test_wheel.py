@@ -43,6 +43,6 @@ def test_the_wheel_carries_the_scoring_runtime_and_the_collector_and_announces_t
         "[airflow.plugins]\ncontrolled_rollout = controlled_rollout_ui.plugin:ControlledRolloutPlugin" in entry_points
     )
     assert {"controlled_rollout_ui/plugin.py", "controlled_rollout_ui/api/app.py"} <= names
-    page = {"main.js", "icon.svg", "icon-dark.svg", "version"}
+    page = {"main.js", "version"}
     assert {f"controlled_rollout_ui/static/{name}" for name in page} <= names
     assert not [name for name in names if name.startswith("controlled_rollout_ui/page/")]

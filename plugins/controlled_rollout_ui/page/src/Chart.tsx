@@ -130,7 +130,16 @@ function optionsOf(element: HTMLElement, newest: { current: ChartProps }): uPlot
       x: { time: true },
       y: logarithmic ? { distr: 3, log: 10 } : { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] },
     },
-    axes: [axis, { ...axis, size: 60, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) }],
+    axes: [
+      { ...axis, values: timesOfAxis },
+      {
+        ...axis,
+        grid: { ...axis.grid, show: !logarithmic },
+        ticks: { ...axis.ticks, show: !logarithmic },
+        size: 60,
+        values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),
+      },
+    ],
     series: [
       {},
       ...lines.map(({ label, palette, dashed }) => ({
@@ -145,12 +154,23 @@ function optionsOf(element: HTMLElement, newest: { current: ChartProps }): uPlot
   };
 }
 
+/** Times as this browser writes them: with seconds on a short axis, with the date on one of days. */
+function timesOfAxis(plot: uPlot, ticks: number[]): string[] {
+  const length = (plot.scales.x?.max ?? 0) - (plot.scales.x?.min ?? 0);
+  const format: Intl.DateTimeFormatOptions = { hour: "2-digit", minute: "2-digit", hour12: false };
+  if (length < 300) format.second = "2-digit";
+  if (length > 86_400) Object.assign(format, { month: "short", day: "numeric" });
+  return ticks.map((tick) => new Date(tick * 1000).toLocaleString(undefined, format));
+}
+
 function drawMarks(plot: uPlot, { marks = [], threshold }: ChartProps, colour: string): void {
   const { ctx, bbox } = plot;
   const pixels = uPlot.pxRatio;
   ctx.save();
   ctx.strokeStyle = colour;
   ctx.fillStyle = colour;
+  ctx.textAlign = "left";
+  ctx.textBaseline = "alphabetic";
   ctx.font = `${11 * pixels}px sans-serif`;
   ctx.setLineDash([2 * pixels, 3 * pixels]);
   let free = bbox.left;

@@ -7,7 +7,7 @@ import { count, percent } from "./words";
 
 const CONTROL = "blue";
 const TREATMENT = "orange";
-const CLAIM_PALETTES = ["orange", "purple", "teal", "pink", "red", "green"];
+const CLAIM_PALETTES = ["orange", "purple", "blue", "green", "red", "gray"];
 // What a logarithmic axis cannot show is drawn at its lower end.
 const LEAST_EVIDENCE = 1e-4;
 

@@ -123,7 +123,7 @@ const Rollout = ({ rollout, onAct }: { rollout: RolloutOverview; onAct: (acting:
       Rollout of <b>{rollout.version}</b> by <Who who={rollout.owner} run={rollout.run} /> since{" "}
       <Time at={rollout.started} />, at <b>{rollout.step}</b>
     </Text>
-    <Text role="status">{rollout.waiting_for}</Text>
+    <Text role="status">Waits for {rollout.waiting_for}</Text>
     {rollout.silence && <Text fontSize="sm">{rollout.silence}</Text>}
     <HStack mt={2} flexWrap="wrap">
       {(Object.keys(ACTIONS) as ActionName[]).map((action) => (

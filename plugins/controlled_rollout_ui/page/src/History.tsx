@@ -16,7 +16,7 @@ export const History = ({ detail }: { detail: EndpointDetail }) => (
             <Time at={entry.time} />
           </Table.Cell>
           <Table.Cell minW="10em">{entry.what}</Table.Cell>
-          <Table.Cell>
+          <Table.Cell minW="14em">
             <Who who={entry.who} run={entry.run} />
           </Table.Cell>
           <Table.Cell minW="12em">{entry.reason}</Table.Cell>

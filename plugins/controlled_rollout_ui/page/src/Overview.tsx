@@ -102,7 +102,7 @@ const EndpointCard = ({ endpoint }: { endpoint: EndpointOverview }) => {
       <TrafficBar versions={endpoint.versions} />
       {rollout && (
         <Text fontSize="sm" wordBreak="break-word">
-          Rollout of <b>{rollout.version}</b> at {rollout.step}: {rollout.waiting_for}
+          Rollout of <b>{rollout.version}</b> at {rollout.step}, waits for {rollout.waiting_for}
         </Text>
       )}
     </Box>

@@ -1,4 +1,4 @@
-import { Spinner } from "@chakra-ui/react";
+import { Box, Spinner } from "@chakra-ui/react";
 import { useParams } from "react-router-dom";
 
 import { paths } from "./api";
@@ -12,8 +12,15 @@ import { usePolled } from "./usePolled";
 /** What the menu opens: all endpoints, or the one that the address names. */
 const Rollouts = () => {
   const [workspace, name] = (useParams()["*"] ?? "").split("/");
-  return workspace && name ? <Endpoint workspace={workspace} name={name} key={`${workspace}/${name}`} /> : <Overview />;
+  return (
+    <Box id={ROOT}>
+      {workspace && name ? <Endpoint workspace={workspace} name={name} key={`${workspace}/${name}`} /> : <Overview />}
+    </Box>
+  );
 };
+
+/** The element that holds all of the page but its dialogs; what is around it is Airflow's. */
+const ROOT = "controlled-rollout";
 
 const isLoading = (detail: EndpointDetail) => detail.loading;
 
@@ -26,11 +33,11 @@ const RunRollout = ({ dagId, runId }: { dagId?: string; runId?: string }) => {
   if (!data) return <Spinner aria-label="Loading" />;
   const { workspace, name } = data.overview;
   return (
-    <>
+    <Box id={ROOT} pt={2}>
       <PageLink to={endpointAddress(workspace, name)}>The page of endpoint {name}</PageLink>
       {error && <Notice status="error">{error.message}</Notice>}
       <EndpointBody detail={data} />
-    </>
+    </Box>
   );
 };
 

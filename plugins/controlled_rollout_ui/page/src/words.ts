@@ -37,7 +37,7 @@ const HEALTH: Record<VersionOverview["health"], string> = {
 
 /** Per cent as people write it. */
 export const percent = (value: number | null | undefined): string =>
-  value === null || value === undefined ? "–" : `${Number(value.toFixed(value < 1 ? 2 : 1))} %`;
+  value === null || value === undefined ? "–" : `${Number(value.toFixed(value < 1 ? 2 : 1))}\u00a0%`;
 
 export const count = (value: number): string => value.toLocaleString("en");
 
