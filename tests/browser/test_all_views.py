@@ -8,6 +8,9 @@ from playwright.sync_api import Page, expect
 from tests.browser.browser_lab import NARROW, WIDE, Mode, serious_faults
 from tests.browser.rollout_lab import ENDPOINTS, ROLLOUT_DAG, WORKSPACE, Rollouts
 
+# The first test of a process starts Airflow, the rollouts and the browser, beside two other busy processes.
+pytestmark = pytest.mark.timeout(900)
+
 OVERVIEW = "plugin/controlled-rollout"
 ENDPOINT = f"{OVERVIEW}/{WORKSPACE}/{ENDPOINTS[0]}"
 RUN_TAB = f"dags/{ROLLOUT_DAG}/runs/by-test-{ENDPOINTS[0]}/plugin/rollout"

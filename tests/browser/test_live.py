@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from playwright.sync_api import CDPSession, Page, expect
 
 from controlled_rollout.view.models import WorkspaceOverview
 from tests.browser.answers import HELD, WORKSPACE, Api, detail, endpoint, overview
 from tests.browser.browser_lab import NARROW
 from tests.browser.rollout_lab import Rollouts
+
+# The first test of a process starts Airflow, the rollouts and the browser, beside two other busy processes.
+pytestmark = pytest.mark.timeout(900)
 
 OVERVIEW = "plugin/controlled-rollout"
 ENDPOINT = f"{OVERVIEW}/{WORKSPACE}/digits"

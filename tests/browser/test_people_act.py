@@ -1,11 +1,15 @@
 """What a person does on the page: refused, not permitted, and clicked through to its end on real rollouts."""
 
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.answers import WORKSPACE, Api
 from tests.browser.browser_lab import NARROW
 from tests.browser.rollout_lab import ENDPOINTS, Rollouts
 from tests.polling import wait_until
+
+# The first test of a process starts Airflow, the rollouts and the browser, beside two other busy processes.
+pytestmark = pytest.mark.timeout(900)
 
 PAGE = "plugin/controlled-rollout"
 DEADLINE_S = 240.0
