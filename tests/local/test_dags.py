@@ -151,7 +151,14 @@ def states(answer: dict[str, Any]) -> dict[str, str]:
 
 def test_all_dag_files_are_loaded_without_errors(dags: Dags) -> None:
     assert dags.loaded["import_errors"] == {}
-    assert set(dags.loaded["dags"]) == {"judge_by_labels", "retrain_and_deploy", "promote", "roll_back"}
+    assert set(dags.loaded["dags"]) == {
+        "hold",
+        "judge_by_labels",
+        "promote",
+        "retrain_and_deploy",
+        "roll_back",
+        "shift",
+    }
     assert sorted(path.stem for path in DAGS.glob("*.py")) == sorted(dags.loaded["dags"])
 
 
