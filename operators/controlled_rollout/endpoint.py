@@ -21,7 +21,7 @@ from pydantic import (
 from controlled_rollout.defaults import SILENCE
 from controlled_rollout.errors import ConflictError, EndpointError
 from controlled_rollout.rollout import OnSilence, Rollout, WaitingRun
-from controlled_rollout.sticky import Sticky, UserRange, arranged
+from controlled_rollout.sticky import Sticky, StickyKey, UserRange, arranged
 from controlled_rollout.tokens import TokenIssuer
 from controlled_rollout.value import Value
 from controlled_rollout.version import Name, Version
@@ -161,6 +161,31 @@ class Endpoint(Value):
     def has_signing_keys(self) -> bool:
         """Whether the endpoint issues its tokens itself."""
         return self.auth is Auth.TOKEN and self.token_issuer is None
+
+    def check_callers(self, auth: "Auth | TokenIssuer | None", sticky: str | None) -> None:
+        """Raise EndpointError if somebody asks for other callers than those that the endpoint was created for.
+
+        Args:
+            auth: How callers are to authenticate; None for as they do.
+            sticky: By what they are to stay with a version; None for as they do.
+        """
+        has = self.token_issuer or self.auth
+        if auth is not None and auth != has:
+            asked, found = (
+                f"tokens of {each.issuer}" if isinstance(each, TokenIssuer) else f"auth='{each}'"
+                for each in (auth, has)
+            )
+            raise EndpointError(
+                f"{asked} was asked for, and endpoint {self.name!r} was created with {found}"
+                f"{', with other fields' if asked == found else ''}: an endpoint keeps how its callers authenticate; "
+                "leave auth out, or create an endpoint of another name"
+            )
+        if sticky is not None and StickyKey.parse(sticky) != (self.sticky and StickyKey.parse(self.sticky)):
+            raise EndpointError(
+                f"sticky='{sticky}' was asked for, and endpoint {self.name!r} was created with "
+                f"{f'sticky={self.sticky!r}' if self.sticky else 'a split at random'}: an endpoint keeps that; leave "
+                "sticky out, or create an endpoint of another name"
+            )
 
     def version(self, name: str) -> Version:
         """Return the version called `name`; raise EndpointError if there is none.

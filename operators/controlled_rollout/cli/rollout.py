@@ -126,9 +126,8 @@ def _add_deploy_command(commands: Commands) -> None:
     deploy.add_argument(
         "--auth",
         type=_authentication,
-        default=str(Auth.KEY),
         metavar="key|token|none|ISSUER",
-        help="how callers of a new endpoint authenticate (default %(default)s): with keys, with tokens of the "
+        help="how callers of a new endpoint authenticate (default key): with keys, with tokens of the "
         "endpoint's own, not at all, or with tokens of an outside issuer, whose fields are given as YAML, such as "
         "'{issuer: https://…, audience: …, jwks_uri: https://…}'",
     )

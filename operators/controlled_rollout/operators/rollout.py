@@ -141,9 +141,12 @@ class DeployVersionOperator(RolloutOperator):
     ) -> dict[str, Any]:
         """Create the version with these settings, after these secrets are stored, and wait until it is ready."""
         from controlled_rollout import steps
+        from controlled_rollout.endpoint import Auth
         from controlled_rollout.image.reference import ImageReference
 
         waits = choice("on_conflict", self.on_conflict, *ON_CONFLICT) == "wait"
+        # `key` is the default, and asks nothing of an endpoint that exists.
+        auth = authentication("auth", self.auth)
         stored = await steps.deploy(
             workspace,
             self.endpoint,
@@ -154,7 +157,7 @@ class DeployVersionOperator(RolloutOperator):
             sticky=sticky_key("sticky", self.sticky),
             on_silence=OnSilence(choice("on_silence", self.on_silence, *OnSilence)),
             silence=duration("silence", self.silence),
-            auth=authentication("auth", self.auth),
+            auth=None if auth is Auth.KEY else auth,
             settings=settings,
             secrets=secrets,
             run_date=getattr(context.get("dag_run"), "run_after", None),

@@ -23,7 +23,7 @@ from controlled_rollout.arguments import (
 from controlled_rollout.checks.forecast import forecast, read_control_traffic
 from controlled_rollout.checks.plan import RolloutPlan, contradictions, looks_too_rarely, room_for
 from controlled_rollout.endpoint import Auth, Endpoint
-from controlled_rollout.errors import ArgumentError, ControlledRolloutError
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError, EndpointError
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.gate import Gate, wrong_unit
@@ -237,8 +237,8 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         """Return a warning if the endpoint will have as many versions as it may; empty if not, or if it is not known.
 
         Raises:
-            ArgumentError: It has as many already, its control does not collect what the gate judges, or the gate counts
-                another unit than the endpoint's split asks for.
+            ArgumentError: It has as many already, its control does not collect what the gate judges, the gate counts
+                another unit than the endpoint's split asks for, or other callers are asked for.
         """
         from controlled_rollout.target.connect import connect
 
@@ -253,9 +253,20 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         if control is not None and control.name != self.version:
             unjudged = cannot_be_judged(gate, control.name, control.collected)
         unit = wrong_unit(gate, endpoint.name, endpoint.sticky)
-        if full or unjudged or unit:
-            raise ArgumentError("\n".join(filter(None, (full, unjudged, unit))))
+        callers = self._other_callers(endpoint)
+        if full or unjudged or unit or callers:
+            raise ArgumentError("\n".join(filter(None, (full, unjudged, unit, callers))))
         return warning
+
+    def _other_callers(self, endpoint: Endpoint) -> str:
+        """Return a sentence if other callers are asked for than the endpoint was created for; empty if not."""
+        auth = authentication("auth", self.arguments["auth"])
+        try:
+            # `key` is the default, and asks nothing of an endpoint that exists.
+            endpoint.check_callers(None if auth is Auth.KEY else auth, sticky_key("sticky", self.arguments["sticky"]))
+        except EndpointError as error:
+            return str(error)
+        return ""
 
     async def _forecast_text(self, workspace: Workspace, plan: RolloutPlan, gate: Gate, window: EvidenceWindow) -> str:
         """Return a text of what each step can show at control's present traffic, or why that is not known."""

@@ -64,7 +64,7 @@ async def deploy(
     owner: str,
     change: Change,
     sticky: str | None = None,
-    auth: Auth | TokenIssuer = Auth.KEY,
+    auth: Auth | TokenIssuer | None = None,
     settings: Mapping[str, Any] | None = None,
     secrets: Mapping[str, Mapping[str, str]] | None = None,
     run_date: datetime | None = None,
@@ -84,7 +84,8 @@ async def deploy(
         owner: The run that holds the endpoint until its rollout ends.
         change: Who does it and why, for the history.
         sticky: By what a new endpoint's callers stay with a version, such as `header:x-user`; None splits at random.
-        auth: How callers of a new endpoint show that they may call; an outside issuer stands for its tokens.
+        auth: How callers of a new endpoint show that they may call; an outside issuer stands for its tokens. None is
+            `key`. An endpoint that exists keeps both: it is an error to ask for others, and None asks for nothing.
         settings: Further fields of `Version`.
         secrets: Values to store before, by key, by the name of the secret; `settings` name them.
         run_date: When the run was due: of several runs that wait the earliest is next, and the version of an earlier
@@ -117,13 +118,15 @@ async def deploy(
             owner=owner,
             at=datetime.now(UTC),
             settings=settings,
+            auth=auth,
+            sticky=sticky,
             run_date=run_date,
             on_silence=on_silence,
             silence=silence,
         ),
         done=lambda stored: f"version {version!r} is ready: {format_split(stored)}",
         purpose=f"deploy {version}",
-        creates=Endpoint.new(endpoint, auth, sticky=sticky),
+        creates=Endpoint.new(endpoint, auth or Auth.KEY, sticky=sticky),
         conflict_timeout=conflict_timeout,
         waiting_run=run if conflict_timeout else None,
     )

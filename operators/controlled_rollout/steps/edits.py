@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from controlled_rollout.defaults import SILENCE
-from controlled_rollout.endpoint import LEAST_SHARE, Endpoint
+from controlled_rollout.endpoint import LEAST_SHARE, Auth, Endpoint
 from controlled_rollout.errors import (
     ConflictError,
     EndpointError,
@@ -14,6 +14,7 @@ from controlled_rollout.errors import (
     NothingToDoError,
 )
 from controlled_rollout.rollout import OnSilence
+from controlled_rollout.tokens import TokenIssuer
 from controlled_rollout.version import Version, check_settings
 
 __all__ = ["deploy", "hold", "promote", "retire", "roll_back", "shift"]
@@ -27,6 +28,8 @@ def deploy(
     owner: str,
     at: datetime,
     settings: Mapping[str, Any],
+    auth: Auth | TokenIssuer | None = None,
+    sticky: str | None = None,
     run_date: datetime | None = None,
     on_silence: OnSilence = OnSilence.KEEP,
     silence: timedelta = SILENCE,
@@ -40,6 +43,7 @@ def deploy(
         EndpointError: A rule was broken, or a setting is not one.
     """
     check_settings(settings)
+    endpoint.check_callers(auth, sticky)
     existing = endpoint.versions.get(version)
     if existing is not None and (other := _differences(endpoint, existing, image, settings)):
         is_treatment = endpoint.rollout is not None and endpoint.rollout.version == version

@@ -149,6 +149,19 @@ def test_a_gate_that_counts_another_unit_than_the_split_is_refused(
         asyncio.run(check._check_endpoint(Workspace.local(tmp_path), judged))
 
 
+@pytest.mark.parametrize("asked", [{"auth": "token"}, {"sticky": "header:x-user", "gate": {"unit": "user"}}])
+def test_other_callers_than_those_of_the_endpoint_are_refused_before_anything_is_built(
+    asked: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = check_of(**asked)
+    check.read_arguments()
+    now = datetime.now(UTC)
+    target = OneEndpoint(before=now, created=now, counted=dict)
+    monkeypatch.setattr(connect_module, "connect", target.connect)
+    with pytest.raises(ArgumentError, match=r"was created with.*an endpoint of another name"):
+        asyncio.run(check._check_endpoint(Workspace.local(tmp_path), Gate()))
+
+
 def test_a_gate_of_columns_is_refused_for_versions_that_do_not_collect_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ConflictError, EndpointError, EndpointNotFoundError, NothingToDoError
 from controlled_rollout.steps import edits
+from controlled_rollout.tokens import TokenIssuer
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
 RUN, OTHER = "weekly/run-2", "weekly/run-1"
@@ -79,6 +80,39 @@ def test_a_version_that_exists_with_other_settings_is_refused_and_not_taken_for_
     image, asked = ROLLING.versions[version].image, {"num_replicas": 3, "scoring_timeout_ms": 60_000}
     with pytest.raises(ConflictError, match=rf"'{version}' with other settings \(num_replicas\): choose another name"):
         edits.deploy(ROLLING, version, image=image, owner=RUN, at=NOW, settings=asked)
+
+
+ISSUER = TokenIssuer(issuer="https://login.example", audience="digits", jwks_uri="https://login.example/keys")
+
+
+@pytest.mark.parametrize(
+    ("created", "asked"),
+    [
+        (Endpoint.new("digits"), {"auth": Auth.TOKEN}),
+        (Endpoint.new("digits", Auth.NONE), {"auth": Auth.KEY}),
+        (Endpoint.new("digits", Auth.TOKEN), {"auth": ISSUER}),
+        (Endpoint.new("digits", ISSUER), {"auth": ISSUER.model_copy(update={"audience": "other"})}),
+        (Endpoint.new("digits"), {"sticky": "header:x-user"}),
+        (Endpoint.new("digits", sticky="header:x-user"), {"sticky": "cookie:x-user"}),
+    ],
+    ids=["token", "key", "issuer", "audience", "sticky", "cookie"],
+)
+def test_an_endpoint_keeps_how_its_callers_authenticate_and_stay_and_another_wish_is_refused(
+    created: Endpoint, asked: dict[str, Any]
+) -> None:
+    existing = created.create_version("old", is_control=True, image="a@sha256:1")
+
+    with pytest.raises(EndpointError, match=r"was created with.*an endpoint of another name"):
+        edits.deploy(existing, "new", image="b@sha256:2", owner=RUN, at=NOW, settings={}, **asked)
+
+
+def test_what_an_endpoint_has_may_be_asked_for_again_in_any_case_of_a_header() -> None:
+    existing = Endpoint.new("digits", ISSUER, sticky="header:x-user").create_version("old", is_control=True, image="a")
+
+    wishes: tuple[dict[str, Any], ...] = ({}, {"auth": ISSUER, "sticky": "header:X-User"})
+    for wish in wishes:
+        changed = edits.deploy(existing, "new", image="b@sha256:2", owner=RUN, at=NOW, settings={}, **wish)
+        assert list(changed.versions) == ["old", "new"]
 
 
 def test_the_default_is_not_retired_and_the_advice_can_be_followed() -> None:
