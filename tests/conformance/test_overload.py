@@ -123,13 +123,13 @@ async def test_a_caller_who_hangs_up_in_the_queue_is_no_error_of_the_model(targe
     url, key = (await lab.target.status(endpoint.name)).url, (await lab.target.keys(endpoint.name)).primary
 
     def hang_up(body: str) -> int:
-        command = ["curl", "--silent", "--max-time", "1", url, "--header", f"Authorization: Bearer {key}"]
+        command = ["curl", "--silent", "--max-time", "3", url, "--header", f"Authorization: Bearer {key}"]
         return subprocess.run([*command, "--data", body], check=False, capture_output=True).returncode
 
-    async with busy_replica(lab, endpoint, key, "one", 6.0) as held:
+    async with busy_replica(lab, endpoint, key, "one", 15.0) as held:
         in_the_queue = await asyncio.gather(*(asyncio.to_thread(hang_up, "{}") for _ in range(3)))
         answer = await held
-    on_the_model = await asyncio.to_thread(hang_up, '{"sleep_s": 4}')
+    on_the_model = await asyncio.to_thread(hang_up, '{"sleep_s": 12}')
 
     # 28: curl has waited for too long.
     assert [*in_the_queue, on_the_model] == [28] * 4
