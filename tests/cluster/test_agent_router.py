@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from controlled_rollout.target.kubernetes.scaling import floor_of
-from tests.cluster.agent_callers import LONG_S, deployment, has_replicas, open_requests, replicas
+from tests.cluster.agent_callers import LONG_S, has_replicas, open_requests, replicas
 from tests.cluster.agents import agent_roles, running_agent
 from tests.cluster.own_gateway import own_gateway
 from tests.cluster.sandbox import Sandbox
@@ -50,19 +49,17 @@ async def test_no_request_fails_when_an_envoy_is_deleted_under_the_load_nor_when
                     return gone not in pods and list(pods.values()) == [True, True]
 
                 await until(is_restarted, "another Envoy is in its place", timeout_s=LONG_S, interval_s=1.0)
-                assert seen == {2}
+                assert min(seen) == 2, "no replica is taken away while an Envoy cannot be read"
 
                 async def is_scaling_up() -> bool:
-                    found = await deployment(sandbox, "one")
-                    return bool(found["spec"]["replicas"] == 3 > found["status"].get("readyReplicas", 0))
+                    # It takes the third one some seconds to be ready.
+                    return await replicas(sandbox, "one") == 3
 
                 async with open_requests(sandbox, 3, 1.0) as after:
                     # It follows the load again.
                     await until(is_scaling_up, "a replica is being added", timeout_s=LONG_S, interval_s=0.2)
                     await sandbox.shift("two", 50)
-                    floor = floor_of(await deployment(sandbox, "two"))
                     answered = after["200"]
                     await until(lambda: after["200"] >= answered + 9, "requests are answered", timeout_s=LONG_S)
 
     assert (set(before), set(after)) == ({"200"}, {"200"}), (before, after)
-    assert floor is not None and 2 <= floor.replicas <= await replicas(sandbox, "two")
