@@ -103,6 +103,7 @@ def test_canary_of_a_killed_airflow_is_taken_back_unless_somebody_looks_holds_or
     # In the middle of the silence the supervisor is restarted.
     assert supervisor.stop_workspace(lab.workspace) == 0
     assert supervisor.start_workspace(lab.workspace, port=0, detach=True) == 0
+    restarted = datetime.now(UTC)
 
     async def under_load() -> None:
         keys = await lab.target.keys("bad")
@@ -126,7 +127,9 @@ def test_canary_of_a_killed_airflow_is_taken_back_unless_somebody_looks_holds_or
     assert back.who == ON_SILENCE
     assert back.reason.startswith("nobody looked since ") and back.reason.endswith("(silence 10 s)")
     ending = asyncio.run(lab.target.history("bad"))[-1]
-    assert SILENCE < ending.created - looked.at < SILENCE + timedelta(seconds=30)
+    assert ending.created - looked.at > SILENCE
+    # A busy machine may need longer than the silence to restart it.
+    assert ending.created - max(looked.at + SILENCE, restarted) < timedelta(seconds=30)
 
     # Longer without a look than the other one, and a decision each.
     assert (share(lab, "held"), share(lab, "kept")) == (10, 10)
