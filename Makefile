@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 # Most of what runs here is many processes that import the same thousand modules: each would compile them anew.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo up down lab test demos fuzz check format bench bench-gate constraints clean
+.PHONY: help install demo up down lab test demos fuzz check docs format bench bench-gate constraints clean
 
 # What the demo injects into the treatment (failing, slow, crash, flaky, skewed), and into the telemetry (down).
 TREATMENT ?=
@@ -42,6 +42,9 @@ fuzz: install  ## Run the property tests with ten times as many, random examples
 
 check: install  ## Lint, types, import rules, and that the lock file fits
 	@scripts/check
+
+docs: install  ## Make the documentation's site, and check its links
+	@scripts/docs
 
 format: install  ## Format the code
 	@.venv/bin/ruff check --quiet --fix . || true

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param
 
-from controlled_rollout import PromoteToControlOperator, RetireVersionOperator
+from controlled_rollout import DeleteVersionOperator, PromoteToControlOperator
 
 NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
 
@@ -48,7 +48,7 @@ with DAG(
     promote = PromoteToControlOperator(
         task_id="promote", version="{{ params.version }}", reason="{{ params.reason }}" + BY
     )
-    retire_old = RetireVersionOperator(
+    retire_old = DeleteVersionOperator(
         task_id="retire_old", replaced_by="{{ params.version }}", keep_warm="{{ params.keep_warm }}", deferrable=True
     )
     promote >> retire_old

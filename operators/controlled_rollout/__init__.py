@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from controlled_rollout.operators.labels import JudgeByLabelsOperator
     from controlled_rollout.operators.new_control import control_asset
     from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
-    from controlled_rollout.operators.rollout import DeployVersionOperator, RetireVersionOperator
+    from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
     from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
     from controlled_rollout.sensors.collected_data import CollectedDataSensor
     from controlled_rollout.sensors.treatment_gate import TreatmentGateSensor
@@ -68,7 +68,7 @@ __all__ = [
     "ControlledRollout",
     "ControlledRolloutError",
     "DamagedFileError",
-    "DeployVersionOperator",
+    "DeleteVersionOperator",
     "DeploymentError",
     "EndpointError",
     "EndpointNotFoundError",
@@ -89,9 +89,9 @@ __all__ = [
     "PromoteToControlOperator",
     "RecordUnavailableError",
     "RegistryUnavailableError",
-    "RetireVersionOperator",
     "RollBackOperator",
     "RolloutNotifier",
+    "RolloutVersionOperator",
     "RouterTimeoutError",
     "ScanError",
     "ScanImageOperator",
@@ -123,7 +123,7 @@ _MODULES = {
     "ConflictError": "controlled_rollout.errors",
     "ControlledRollout": "controlled_rollout.task_group",
     "ControlledRolloutError": "controlled_rollout.errors",
-    "RetireVersionOperator": "controlled_rollout.operators.rollout",
+    "DeleteVersionOperator": "controlled_rollout.operators.rollout",
     "DamagedFileError": "controlled_rollout.errors",
     "DeploymentError": "controlled_rollout.errors",
     "EndpointError": "controlled_rollout.errors",
@@ -146,7 +146,7 @@ _MODULES = {
     "RecordUnavailableError": "controlled_rollout.errors",
     "RegistryUnavailableError": "controlled_rollout.errors",
     "RollBackOperator": "controlled_rollout.operators.promotion",
-    "DeployVersionOperator": "controlled_rollout.operators.rollout",
+    "RolloutVersionOperator": "controlled_rollout.operators.rollout",
     "RolloutNotifier": "controlled_rollout.notifications.notifier",
     "RouterTimeoutError": "controlled_rollout.errors",
     "ScanError": "controlled_rollout.errors",

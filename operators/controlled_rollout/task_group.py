@@ -33,7 +33,7 @@ from controlled_rollout.operators.group_arguments import (
 from controlled_rollout.operators.group_tasks import create_task, execution_timeout_above, own_defaults
 from controlled_rollout.operators.image_scan import ScanImageOperator
 from controlled_rollout.operators.promotion import PromoteToControlOperator, RollBackOperator
-from controlled_rollout.operators.rollout import DeployVersionOperator, RetireVersionOperator
+from controlled_rollout.operators.rollout import DeleteVersionOperator, RolloutVersionOperator
 from controlled_rollout.operators.rollout_check import CheckRolloutOperator
 from controlled_rollout.operators.rollout_result import RolloutResultOperator
 from controlled_rollout.operators.traffic_shift import ShiftTrafficOperator
@@ -70,7 +70,7 @@ WINDOW: Final = EvidenceWindow()
 class ControlledRollout(TaskGroup):
     """Rolls a version out in steps, each behind a gate; promotes it, or rolls it back.
 
-    `check → deploy → shift_10 → gate_10 → … → promote → retire_old`, and on any failure `roll_back →
+    `check → roll_out → shift_10 → gate_10 → … → promote → retire_old`, and on any failure `roll_back →
     retire_treatment`. The gates before the last need only that nothing alarms; the last one must pass. On
     hold the gate waits for a person, and goes on looking. A rollout that somebody else has ended is not rolled back. On
     the first version of a new endpoint the shifts and gates are skipped: there is nothing to compare with.
@@ -110,7 +110,7 @@ class ControlledRollout(TaskGroup):
         bin_width, allowed_lag, baseline_length: How the evidence is read (see `EvidenceWindow`).
         keep_warm: How long the former control stays after the promotion.
         keep_treatment: Whether a treatment that was rolled back stays, at 0 %, to be inspected.
-        settings: Further fields of the version (see `DeployVersionOperator`).
+        settings: Further fields of the version (see `RolloutVersionOperator`).
         mlflow_alias: The alias in MLflow's registry that moves to the version's model when the version becomes control,
             such as `champion`, and back to the former control's model when that takes its place again.
         mlflow_model: The version's model there, `models:/<name>/<version>`; by default the one that the
@@ -134,12 +134,12 @@ class ControlledRollout(TaskGroup):
 
     check: CheckRolloutOperator
     scan: ScanImageOperator | None
-    deploy: DeployVersionOperator
+    roll_out: RolloutVersionOperator
     shifts: list[ShiftTrafficOperator]
     gates: list[TreatmentGateSensor]
     approvals: list[ApproveRolloutOperator]
     promote: PromoteToControlOperator
-    retire_old: RetireVersionOperator
+    retire_old: DeleteVersionOperator
     roll_back: RollBackOperator
     result: RolloutResultOperator
     subject: tuple[str, Any, Any]
@@ -251,9 +251,9 @@ class ControlledRollout(TaskGroup):
                 keep_treatment=keep_treatment,
             )
             scanned: Any = self.scan.output if self.scan else image  # only what was scanned can be rolled out
-            self.deploy = create_task(
-                DeployVersionOperator,
-                "deploy",
+            self.roll_out = create_task(
+                RolloutVersionOperator,
+                "roll_out",
                 **on_endpoint,
                 **{**creation, "mlflow_model": model_of(image, mlflow_alias, mlflow_model)},
                 image=scanned,
@@ -374,7 +374,7 @@ class ControlledRollout(TaskGroup):
         )
         waits: Any = {"keep_warm": keep_warm, "deferrable": deferrable, "execution_timeout": None}  # it may take days
         self.retire_old = create_task(
-            RetireVersionOperator,
+            DeleteVersionOperator,
             "retire_old",
             **endpoint,
             replaced_by=on_endpoint["version"],
@@ -406,7 +406,7 @@ class ControlledRollout(TaskGroup):
         self.roll_back >> self.result
         if not keep_treatment:
             retirement = create_task(
-                RetireVersionOperator,
+                DeleteVersionOperator,
                 "retire_treatment",
                 **on_endpoint,
                 reason="rolled back",
@@ -424,7 +424,7 @@ class ControlledRollout(TaskGroup):
     def _connect(self) -> None:
         """Connect the tasks that go forward with each other, and with those that follow them."""
         by_gate = {ask.gate_task_id: ask for ask in self.approvals}
-        forward: list[BaseOperator] = [self.check, *([self.scan] if self.scan else []), self.deploy]
+        forward: list[BaseOperator] = [self.check, *([self.scan] if self.scan else []), self.roll_out]
         for shift, gate in zip(self.shifts, self.gates, strict=True):
             forward += [shift, gate]
             if ask := by_gate.get(gate.task_id):
@@ -434,7 +434,7 @@ class ControlledRollout(TaskGroup):
         for gate, shift in zip(self.gates, self.shifts[1:], strict=False):
             if gate.task_id in by_gate:
                 gate >> shift
-        self.deploy >> self.promote
+        self.roll_out >> self.promote
         [*forward, self.promote] >> self.roll_back
         # `roll_back` is skipped only once `promote` has succeeded: `result` waits for both.
         self.check >> self.result
@@ -457,7 +457,7 @@ def check_default_args(of_dag: Mapping[str, Any], of_group: Mapping[str, Any]) -
                     f"default_args of the {whose} have {name}={arguments[name]!r}, which ControlledRollout cannot "
                     f"honour: {reason}. Give it to the tasks that it is meant for"
                 )
-    operators = (DeployVersionOperator, ShiftTrafficOperator, TreatmentGateSensor, RetireVersionOperator)
+    operators = (RolloutVersionOperator, ShiftTrafficOperator, TreatmentGateSensor, DeleteVersionOperator)
     own = {name for operator in operators for name in own_defaults(operator)} | {"endpoint", "version", "image"}
     if misplaced := sorted(own & of_group.keys()):
         raise ValueError(

@@ -122,7 +122,7 @@ def _check_not_ended(run: DagRun, life: list[Revision], revision: Revision) -> N
             # What was taken back because nobody looked is the run's own all the same: it may delete it.
             tidies_up = later.change.who == ON_SILENCE and revision.change.who.endswith(".retire_treatment")
             is_own = later.change.who.startswith(f"{run.owner}/") or tidies_up
-            if not is_own and not revision.change.who.endswith(".deploy"):
+            if not is_own and not revision.change.who.endswith(".roll_out"):
                 raise Violation(
                     f"two owners: {later.change.who} has ended the rollout of {run.run_id} in revision {later.number}, "
                     f"and {revision.change.who} has stored revision {revision.number}"
@@ -364,7 +364,7 @@ def _check_run_end(world: World, run: DagRun) -> None:
     if not run.is_over and not world.waits_for_person(run):
         states = {task_id: task.state for task_id, task in run.tasks.items()}
         raise Violation(f"stuck: {run.run_id} goes on for ever: {states}")
-    if run.is_over and run.state == "success" and run.task("deploy").state == "success":
+    if run.is_over and run.state == "success" and run.task("roll_out").state == "success":
         controls = [
             revision for life in world.target.lives for revision in life
             if revision.endpoint.control and revision.endpoint.control.name == run.version

@@ -18,8 +18,8 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, T
 
 from controlled_rollout import (
     ControlledRollout,
+    DeleteVersionOperator,
     PromoteToControlOperator,
-    RetireVersionOperator,
     RollBackOperator,
     ShiftTrafficOperator,
 )
@@ -95,7 +95,7 @@ def lone_task(step: str, endpoint: str, version: str, argument: Any) -> BaseOper
             return PromoteToControlOperator(task_id=name, timeout="30 s", **common)
         if step == "roll_back":
             return RollBackOperator(task_id=name, to=argument, roll_back_timeout="30 s", **common)
-        return RetireVersionOperator(task_id=name, timeout="30 s", **common)
+        return DeleteVersionOperator(task_id=name, timeout="30 s", **common)
 
 
 # Long because each trigger rule has its lines, as in Airflow.

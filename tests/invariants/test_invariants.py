@@ -86,7 +86,7 @@ FOUND: dict[str, tuple[Event, ...]] = {
         ("start_run", "two", 1), ("record_full", 25.0), ("tick", 3),
     ),
     "what was seen at a share before the last change lets nothing go on": (
-        ("start_run", "two", 2), ("tick", 5), ("clear", 0, "deploy"),
+        ("start_run", "two", 2), ("tick", 5), ("clear", 0, "roll_out"),
     ),
     "a rollout that a person has ended is not retired by its run": (
         ("start_run", "two", 4), ("tick", 2), ("command", "roll_back", "two"),
@@ -105,7 +105,7 @@ FOUND: dict[str, tuple[Event, ...]] = {
     ),
     "an earlier run that is cleared replaces no newer model": (
         ("start_run", "two", 7), ("tick", 1), ("start_run", "three", 5), ("endpoint_deleted",), ("tick", 1),
-        ("clear", 0, "deploy"),
+        ("clear", 0, "roll_out"),
     ),
     "a task for people promotes what its own run has not rolled out": (
         ("start_run", "two", 1), ("tick", 1), ("start_run", "two", 7), ("task_for_people", 1, "promote", "two"),

@@ -89,7 +89,7 @@ def test_of_two_mapped_instances_with_one_endpoint_one_wins_and_the_other_fails(
     first, second = world.runs
     assert (first.owner, second.owner) == ("weekly/run-1[0]", "weekly/run-1[1]")
     assert (first.state, second.state) == ("success", "failed")
-    assert "is held by weekly/run-1[0] rolling out 'two'" in str(second.task("deploy").failure)
+    assert "is held by weekly/run-1[0] rolling out 'two'" in str(second.task("roll_out").failure)
     assert second.task("roll_back").state == "skipped"
     newest = world.newest
     assert newest is not None and newest.effective_traffic() == {"two": 100}

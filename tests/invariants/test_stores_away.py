@@ -18,7 +18,7 @@ END_S = 3_600.0
 VERSION = "two"
 
 # From which moment on: before a task runs, or while the gate waits, or once its alarm has reached Airflow.
-MOMENTS = ("check", "deploy", "shift_10", "gate_10", "gate_10 waits", "gate_10 alarms", "roll_back")
+MOMENTS = ("check", "roll_out", "shift_10", "gate_10", "gate_10 waits", "gate_10 alarms", "roll_back")
 
 
 def record_away(world: World, until: float) -> None:

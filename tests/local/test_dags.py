@@ -168,7 +168,7 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
 ) -> None:
     assert first["state"] == "success"
     assert states(first) == {
-        "train": "success", "build_image": "success", "check": "success", "deploy": "success",
+        "train": "success", "build_image": "success", "check": "success", "roll_out": "success",
         "shift_10": "skipped", "gate_10": "skipped", "shift_50": "skipped", "gate_50": "skipped",
         "promote": "success", "retire_old": "skipped", "roll_back": "skipped", "retire_treatment": "skipped",
         "result": "success",
@@ -182,7 +182,7 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
     assert event["uri"] == "controlled-rollout://digits/control"
     assert event["extra"].items() >= extra.items()
     page = f"plugin/controlled-rollout/controlled_rollout_default/{ENDPOINT}"
-    for task in ("check", "deploy", "promote", "result"):
+    for task in ("check", "roll_out", "promote", "result"):
         assert first["links"][f"rollout.{task}"]["EndpointLink"] == page
     assert first["links"]["rollout.promote"]["VersionLogLink"] == f"{page}?version={control.name}"
 

@@ -22,7 +22,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
 from controlled_rollout import (
-    CheckConnectivityOperator, ControlledRollout, RollBackOperator, RolloutNotifier, DeployVersionOperator
+    CheckConnectivityOperator, ControlledRollout, RollBackOperator, RolloutNotifier, RolloutVersionOperator
 )
 from controlled_rollout.notifications.message import as_text
 
@@ -64,7 +64,7 @@ with DAG("mapped_and_skipped", schedule=None):
 
 with DAG("twice", schedule=None):
     of_new = {{"version": "new", "max_active_tis_per_dagrun": 1}}
-    DeployVersionOperator.partial(
+    RolloutVersionOperator.partial(
         task_id="deploy", image=ARGUMENTS["image"], settings=ARGUMENTS["settings"], **of_new
     ).expand(endpoint=["first", "first"]) >> RollBackOperator.partial(
         task_id="roll_back", trigger_rule="all_done", **of_new

@@ -43,7 +43,7 @@ def control(lab: Lab, name: str) -> str:
 
 def deploy(lab: Lab, name: str, version: str, run_id: str, **arguments: object) -> Task:
     task = {"endpoint": name, "version": version, "image": image(lab, version), "settings": SETTINGS, **arguments}
-    return Task("DeployVersionOperator", "deploy", task, run_id)
+    return Task("RolloutVersionOperator", "deploy", task, run_id)
 
 
 def approve(lab: Lab, name: str) -> None:
@@ -61,7 +61,7 @@ def test_rollout_with_killed_tasks_creates_the_same_revisions(lab: Lab, connecti
         deploy(lab, name, "v2a", "run-2"),
         Task("ShiftTrafficOperator", "shift_10", {"endpoint": name, "version": "v2a", "percentile": 10}, "run-2"),
         Task("PromoteToControlOperator", "promote", {"endpoint": name, "version": "v2a"}, "run-2"),
-        Task("RetireVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a", "keep_warm": 0}, "run-2"),
+        Task("DeleteVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a", "keep_warm": 0}, "run-2"),
     ]
 
     killed = 0
@@ -97,7 +97,7 @@ def test_killed_roll_back_creates_the_same_revisions(lab: Lab, connection: str) 
     run(back, connection, kill_after_s=0.05)
     assert run(back, connection) == "done"
     assert (
-        run(Task("RetireVersionOperator", "retire", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
+        run(Task("DeleteVersionOperator", "retire", {"endpoint": name, "version": "v2a"}, "run-2"), connection)
         == "done"
     )
 
@@ -241,7 +241,7 @@ def test_former_control_that_serves_again_is_not_retired(lab: Lab, connection: s
     assert run(Task("RollBackOperator", "roll_back", back, "by-hand"), connection) == "done"
 
     retire = run(
-        Task("RetireVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a", "keep_warm": 0}, "run-2"),
+        Task("DeleteVersionOperator", "retire_old", {"endpoint": name, "replaced_by": "v2a", "keep_warm": 0}, "run-2"),
         connection,
     )
 

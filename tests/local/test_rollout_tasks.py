@@ -188,7 +188,7 @@ def test_the_first_version_gets_all_the_traffic_and_the_gates_are_skipped(lab: L
     assert "Forecast: none, because the first version" in check
     assert "supervisor       worker  works" in check
     assert "scan: " in run.execute("scan")
-    assert f"'{run.version}' is the control" in run.execute("deploy")
+    assert f"'{run.version}' is the control" in run.execute("roll_out")
     for name in ("shift_25", "gate_25", "shift_50", "gate_50"):
         assert "nothing to compare" in run.skip(name)
     assert "is default and control" in run.execute("promote")
@@ -199,7 +199,7 @@ def test_the_first_version_gets_all_the_traffic_and_the_gates_are_skipped(lab: L
     assert endpoint(lab).effective_traffic() == {run.version: 100.0}
     [secret] = lab.workspace.secrets_folder.iterdir()
     assert json.loads(secret.read_text()) == {"password": PASSWORD}
-    assert PASSWORD not in str([run.logs, run.xcoms, endpoint(lab), run.task("deploy").settings])  # type: ignore[attr-defined]
+    assert PASSWORD not in str([run.logs, run.xcoms, endpoint(lab), run.task("roll_out").settings])  # type: ignore[attr-defined]
     assert [decision.step for decision in record.read(lab.workspace, ENDPOINT)] == ["deploy", "promote"]
 
 
@@ -219,7 +219,7 @@ def test_a_good_version_goes_through_every_task_to_its_promotion(lab: Lab, monke
 
         assert "no vulnerabilities" in run.execute("scan")
         assert run.xcoms["rollout.scan", "return_value"] == run.image
-        assert f"version '{run.version}' is ready" in run.execute("deploy")
+        assert f"version '{run.version}' is ready" in run.execute("roll_out")
         assert f"{run.version} 25 %" in run.execute("shift_25")
         assert "go on: " in run.execute("gate_25")
         assert run.skip("ask_25").startswith("the gate has decided: ")
@@ -258,7 +258,7 @@ def test_a_version_that_crashes_is_rolled_back_and_retired(lab: Lab) -> None:
     run.execute("scan")
 
     with pytest.raises(AirflowFailException) as failed:
-        run.execute("deploy")
+        run.execute("roll_out")
     assert "no weights found" in str(failed.value)
     assert failed.value.__cause__ is not None, "the log shows where an engine failure came from"
     assert "is rolled back" in run.execute("roll_back")
@@ -279,7 +279,7 @@ def test_a_gate_on_hold_waits_and_looks_until_an_alarm_fails_it_without_a_cause_
         {"decision_timeout": "0 s", "on_deadline": "hold", "approval": False, "deferrable": True},
     )
     run.execute("scan")
-    run.execute("deploy")
+    run.execute("roll_out")
     run.execute("shift_25")
 
     with pytest.raises(TaskDeferred) as deferred:

@@ -61,7 +61,7 @@ def canary(lab: Lab, connection: str, endpoint: str, **settings: object) -> None
         ("v2a", asyncio.run(lab.image(script=FAILING)), RUN),
     ):
         arguments = {"version": version, "image": image, "settings": {"num_replicas": 1}, **settings}
-        deploy = Task("DeployVersionOperator", "deploy", {"endpoint": endpoint, **arguments}, run_id)
+        deploy = Task("RolloutVersionOperator", "deploy", {"endpoint": endpoint, **arguments}, run_id)
         assert run(deploy, connection) == "done"
     assert run(shift(endpoint, 10), connection) == "done"
 
@@ -148,7 +148,7 @@ def comes_back(lab: Lab, connection: str, revision: int) -> None:
     for going_back in (
         task("RollBackOperator", "roll_back", "bad", version="v2a"),
         task("RollBackOperator", "roll_back", "bad", version="v2a"),
-        task("RetireVersionOperator", "retire_treatment", "bad", version="v2a"),
+        task("DeleteVersionOperator", "retire_treatment", "bad", version="v2a"),
     ):
         assert run(going_back, connection) == "done"
     assert list(newest(lab, "bad").versions) == ["v1a"]

@@ -44,8 +44,8 @@ def test_tasks_and_their_order_forward_and_back() -> None:
     downstream = edges(group())
     back = {"roll_back"}
     assert downstream == {
-        "check": {"deploy", "result"} | back,
-        "deploy": {"shift_10", "promote"} | back,
+        "check": {"roll_out", "result"} | back,
+        "roll_out": {"shift_10", "promote"} | back,
         "shift_10": {"gate_10"} | back,
         "gate_10": {"shift_50"} | back,
         "shift_50": {"gate_50"} | back,
@@ -75,13 +75,13 @@ def test_scan_comes_before_the_version_is_created() -> None:
     rollout = group(scan={"max_severity": "high"})
     downstream = edges(rollout)
     assert downstream["check"] == {"scan", "roll_back", "result"}
-    assert downstream["scan"] == {"deploy", "roll_back"}
-    assert downstream["deploy"] == {"shift_10", "promote", "roll_back"}
+    assert downstream["scan"] == {"roll_out", "roll_back"}
+    assert downstream["roll_out"] == {"shift_10", "promote", "roll_back"}
     assert rollout.scan
     assert rollout.scan.max_severity == "high"
     assert rollout.scan.image == MINIMUM["image"]
     # What it rolls out is what the scan hands on: no other image gets there.
-    image: object = rollout.deploy.image
+    image: object = rollout.roll_out.image
     assert isinstance(image, XComArg)
     assert [operator for operator, _ in image.iter_references()] == [rollout.scan]
 
@@ -218,7 +218,7 @@ CASES: dict[str, tuple[dict[str, State], State, State, str]] = {
     "first version": (FIRST_VERSION, "success", "skipped", "run"),
     "alarm": ({"gate_10": "failed"}, "upstream_failed", "success", "run"),
     "promotion refused": ({"promote": "failed"}, "failed", "success", "run"),
-    "roll-out failed": ({"deploy": "failed"}, "upstream_failed", "success", "run"),
+    "roll-out failed": ({"roll_out": "failed"}, "upstream_failed", "success", "run"),
     "roll-back failed": ({"gate_10": "failed", "roll_back": "failed"}, "upstream_failed", "failed", "upstream_failed"),
     "check failed": ({"check": "failed", "roll_back": "skipped"}, "upstream_failed", "skipped", "upstream_failed"),
     "task before it skipped": ({"before": "skipped"}, "skipped", "skipped", "skipped"),
@@ -334,10 +334,10 @@ def test_text_stays_text_and_the_rest_is_as_the_dag_renders_it(native: bool) -> 
         rollout = ControlledRollout(**templates)  # type: ignore[arg-type] # all are text
     for task in rollout:
         task.render_template_fields({"task": task, "params": params})
-    assert (rollout.check.endpoint, rollout.check.version, rollout.deploy.image) == ("1e5", "1234", "None")
+    assert (rollout.check.endpoint, rollout.check.version, rollout.roll_out.image) == ("1e5", "1234", "None")
     assert rollout.roll_back.version == rollout.retire_old.replaced_by == "1234"
     assert rollout.gates[0].min_requests == (5 if native else "5")
-    assert rollout.deploy.settings == ({"cpu_cores": 1} if native else "{'cpu_cores': 1}")
+    assert rollout.roll_out.settings == ({"cpu_cores": 1} if native else "{'cpu_cores': 1}")
 
 
 def owner_of(task: Any, map_index: int = -1) -> str:

@@ -77,11 +77,11 @@ def test_the_group_and_its_tasks_have_the_same_defaults(task: str) -> None:
 @pytest.mark.parametrize(
     ("task", "command", "step"),
     [
-        ("DeployVersionOperator", "deploy", steps.deploy),
+        ("RolloutVersionOperator", "deploy", steps.deploy),
         ("ShiftTrafficOperator", "shift", steps.shift),
         ("PromoteToControlOperator", "promote", steps.promote),
         ("RollBackOperator", "rollback", steps.roll_back),
-        ("RetireVersionOperator", "retire", steps.retire),
+        ("DeleteVersionOperator", "retire", steps.retire),
     ],
 )
 def test_a_task_its_command_and_its_step_have_the_same_defaults(
@@ -89,7 +89,7 @@ def test_a_task_its_command_and_its_step_have_the_same_defaults(
 ) -> None:
     assert_same(TASKS[task], options_of(command))
     in_engine = defaults_of(step)
-    if task == "DeployVersionOperator":
+    if task == "RolloutVersionOperator":
         # The engine has one argument for two: not to wait at all is `on_conflict="fail"`, the default of that.
         assert in_engine.pop("conflict_timeout") == timedelta(0)
         assert TASKS[task]["on_conflict"] == "fail"

@@ -65,11 +65,11 @@ def test_the_group_gives_the_alias_to_the_model_that_is_built_into_the_image() -
     with DAG("weekly", schedule=None):
         build = BuildImageOperator(task_id="build", source_dir=".", name="digits", models={"m": "models:/digits@new"})
         rollout = ControlledRollout(endpoint="digits", image=build.output, mlflow_alias="champion")
-    assert rollout.deploy.mlflow_alias == "champion"
-    assert rollout.deploy.mlflow_model == "{{ ti.xcom_pull(task_ids='build', key='mlflow_model') or '' }}"
-    assert "mlflow_model" in rollout.deploy.template_fields
-    assert group(mlflow_alias="champion", mlflow_model="models:/digits/7").deploy.mlflow_model == "models:/digits/7"
-    assert group().deploy.mlflow_model is None
+    assert rollout.roll_out.mlflow_alias == "champion"
+    assert rollout.roll_out.mlflow_model == "{{ ti.xcom_pull(task_ids='build', key='mlflow_model') or '' }}"
+    assert "mlflow_model" in rollout.roll_out.template_fields
+    assert group(mlflow_alias="champion", mlflow_model="models:/digits/7").roll_out.mlflow_model == "models:/digits/7"
+    assert group().roll_out.mlflow_model is None
 
 
 def test_an_alias_whose_model_nobody_can_know_is_refused_when_the_dag_is_parsed() -> None:

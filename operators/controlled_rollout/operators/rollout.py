@@ -30,14 +30,14 @@ from controlled_rollout.workspace import Workspace
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-__all__ = ["DeployVersionOperator", "RetireVersionOperator"]
+__all__ = ["DeleteVersionOperator", "RolloutVersionOperator"]
 
 ON_CONFLICT: Final = ("fail", "wait")
 # `retire_old` of a rollout runs whatever has become of the tasks before it.
 NO_VERSION: Final = "no version is named, because the task that was to name it has not done so: nothing was promoted"
 
 
-class DeployVersionOperator(RolloutOperator):
+class RolloutVersionOperator(RolloutOperator):
     """Creates a version at 0 % and waits until it is ready; creates the endpoint if there is none.
 
     From now on this DAG run holds the endpoint, until the version is promoted or rolled back. The first version of a
@@ -173,7 +173,7 @@ class DeployVersionOperator(RolloutOperator):
         return {"version": self.version, "type": version.type.value, "revision": stored.revision}
 
 
-class RetireVersionOperator(RolloutOperator):
+class DeleteVersionOperator(RolloutOperator):
     """Deletes a version that has no traffic: a given one, or the control that a promoted version has replaced.
 
     A version that does not exist is no error.

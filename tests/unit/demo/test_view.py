@@ -164,7 +164,7 @@ def test_every_line_has_the_time_in_front() -> None:
 
 
 LONG_NAME = "v20260105t060000-1f0c9ab3"
-TASKS = ("retrain", "build", "check", "scan", "deploy", "shift_to_10", "gate_10", "shift_to_50", "gate_50", "promote")
+TASKS = ("retrain", "build", "check", "scan", "roll_out", "shift_to_10", "gate_10", "shift_to_50", "gate_50", "promote")
 
 
 def test_small_terminal_shows_gate_versions_and_the_present_step() -> None:

@@ -240,7 +240,7 @@ def test_group_has_an_approval_after_each_gate_that_may_be_skipped() -> None:
     assert [task.task_id for task in rollout.approvals] == ["rollout.ask_10", "rollout.ask_50"]
     assert rollout.gates[0].downstream_task_ids == {"rollout.ask_10", "rollout.shift_50", "rollout.roll_back"}
     assert [shift.trigger_rule for shift in rollout.shifts] == ["all_success", "none_failed_min_one_success"]
-    assert rollout.promote.upstream_task_ids == {"rollout.deploy", "rollout.ask_50"}
+    assert rollout.promote.upstream_task_ids == {"rollout.roll_out", "rollout.ask_50"}
     assert [task.gate_task_id for task in rollout.approvals] == ["rollout.gate_10", "rollout.gate_50"]
 
 

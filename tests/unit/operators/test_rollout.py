@@ -6,15 +6,15 @@ import pytest
 from airflow.sdk import DAG, Context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from controlled_rollout import DeployVersionOperator, RetireVersionOperator
+from controlled_rollout import DeleteVersionOperator, RolloutVersionOperator
 
 
 @pytest.mark.parametrize("argument", ["on_conflict", "auth"])
 def test_unknown_choice_is_refused_when_the_dag_is_parsed(argument: str) -> None:
     arguments: dict[str, Any] = {"task_id": "deploy", "endpoint": "digits", "version": "v2a", "image": "a@sha256:1"}
     with pytest.raises(ValueError, match=f"{argument} = 'maybe' is not known: choose one of"):
-        DeployVersionOperator(**arguments, **{argument: "maybe"})
-    assert getattr(DeployVersionOperator(**arguments, **{argument: "{{ params.x }}"}), argument) == "{{ params.x }}"
+        RolloutVersionOperator(**arguments, **{argument: "maybe"})
+    assert getattr(RolloutVersionOperator(**arguments, **{argument: "{{ params.x }}"}), argument) == "{{ params.x }}"
 
 
 class FailedBefore:
@@ -41,7 +41,7 @@ def test_former_control_is_not_deleted_for_a_version_that_a_failed_task_was_to_n
         def train() -> dict[str, str]:
             return {}
 
-        retire = RetireVersionOperator(task_id="retire_old", endpoint="digits", replaced_by=version(train()))
+        retire = DeleteVersionOperator(task_id="retire_old", endpoint="digits", replaced_by=version(train()))
     context = cast("Context", {"ti": FailedBefore()})
     with pytest.raises(AirflowSkipException, match="no version is named"):
         retire.render_template_fields(context)
