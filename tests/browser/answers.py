@@ -55,7 +55,7 @@ def version(name: str, percentile: float, *, is_control: bool = False, **changes
         "image": f"registry.example/digits@sha256:{'4f' * 32}",
         "digest": f"sha256:{'4f' * 32}",
         "created": NOW - timedelta(hours=1),
-        "created_by": f"{OWNER}/rollout.deploy",
+        "created_by": f"{OWNER}/rollout.roll_out",
         "created_reason": "the weekly retraining",
         "created_run": RUN,
         "requests": 12_345,
