@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import pytest
 from playwright.sync_api import CDPSession, Page, expect
@@ -29,6 +30,8 @@ def stopped(here: Rollouts, path: str) -> Iterator[tuple[Page, Api]]:
         page.clock.install()
         page.goto(here.airflow.server.url + path)
         expect(page.get_by_text("another 412").first).to_be_visible()
+        # Until here it has run on by itself. What is due in the second that it jumps is asked for once.
+        page.clock.pause_at(datetime.fromtimestamp(page.evaluate("Date.now()") / 1000 + 1, tz=UTC))
         yield page, api
 
 
@@ -52,17 +55,20 @@ def set_hidden(page: Page, hidden: bool) -> None:
 def test_an_open_page_asks_at_most_once_in_five_seconds_and_a_hidden_one_never(here: Rollouts) -> None:
     for path in (OVERVIEW, ENDPOINT):
         with stopped(here, path) as (page, api):
+            asked = len(api.asked)
             pass_time(page, SECONDS)
-            assert SECONDS // 10 <= len(api.asked) <= MOST_REQUESTS
+            assert 2 <= len(api.asked) - asked <= MOST_REQUESTS
 
             set_hidden(page, True)
+            # A request may be on its way.
+            pass_time(page, 5)
             asked = len(api.asked)
             pass_time(page, SECONDS)
             assert len(api.asked) == asked
 
-            set_hidden(page, False)
-            pass_time(page, 1)
-            assert len(api.asked) == asked + 1
+            with page.expect_request("**/controlled-rollout/api/**"):
+                set_hidden(page, False)
+                pass_time(page, 1)
 
 
 def test_a_change_is_shown_within_six_seconds(here: Rollouts) -> None:
