@@ -156,12 +156,17 @@ def choice(name: str, value: str, *allowed: str) -> str:
     return value
 
 
-def authentication(name: str, value: Any) -> Auth | TokenIssuer:
+def authentication(name: str, value: Any) -> Auth | TokenIssuer | None:
     """Parse an argument as how callers authenticate: `key`, `token`, `none`, or the fields of an issuer of tokens.
+
+    None, also as a template renders it, asks for nothing: an endpoint that exists keeps what it has, and a new one gets
+    keys.
 
     Raises:
         ArgumentError: It is none of the names, and a field of the issuer is missing, unknown or not valid.
     """
+    if value is None or value == "None":
+        return None
     if isinstance(value, str) and not value.lstrip().startswith("{"):
         return Auth(choice(name, value, *Auth))
     if isinstance(value, TokenIssuer):
@@ -178,7 +183,7 @@ def check_authentication(name: str, value: Any) -> None:
     Raises:
         ValueError: It is text without a template, and neither one of the names nor the JSON text of an issuer.
     """
-    if not (isinstance(value, str) and value.lstrip().startswith("{")):
+    if value is not None and not (isinstance(value, str) and value.lstrip().startswith("{")):
         check_choice(name, value, *Auth)
 
 

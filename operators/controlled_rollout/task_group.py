@@ -121,6 +121,7 @@ class ControlledRollout(TaskGroup):
         silence: How long that is: twice `interval` at least, and more than Airflow takes to start the next task.
         on_conflict, conflict_timeout: `fail` or `wait` while another run holds the endpoint, and for how long.
         auth: How callers of a new endpoint authenticate: `key`, `token`, `none`, or an issuer of tokens as a mapping.
+            None is `key`; an endpoint that exists keeps what it has, and `check` refuses another one.
         ready_timeout: How long the version may take to become ready.
         roll_back_timeout: How long a try of `roll_back` goes on while the target does not answer or refuses, or the
             router does not serve the new split. That task and `retire_treatment` have three retries at least and an
@@ -178,7 +179,7 @@ class ControlledRollout(TaskGroup):
         sticky: str | None = None,
         on_silence: str = "roll_back",
         silence: Time = SILENCE,
-        auth: Mapping[str, Any] | str = "key",
+        auth: Mapping[str, Any] | str | None = None,
         on_conflict: str = "fail",
         conflict_timeout: Time = CONFLICT_TIMEOUT,
         ready_timeout: Time = READY_TIMEOUT,

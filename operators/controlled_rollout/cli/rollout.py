@@ -285,7 +285,7 @@ def _step_options(options: argparse.Namespace) -> dict[str, Any]:
     return {"change": change, "timeout": options.timeout, "progress": progress}
 
 
-def _authentication(text: str) -> Auth | TokenIssuer:
+def _authentication(text: str) -> Auth | TokenIssuer | None:
     """Parse the value of `--auth` (argparse type)."""
     from controlled_rollout.arguments import authentication
 

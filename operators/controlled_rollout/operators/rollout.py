@@ -58,7 +58,8 @@ class RolloutVersionOperator(RolloutOperator):
             that nobody has looked at for `silence`: `roll_back` or `keep`. A gate looks at its `interval`.
         silence: How long that is.
         auth: How callers of a new endpoint authenticate: `key`, `token`, `none`; or the fields of an outside issuer of
-            tokens, as a mapping or its JSON text, see `TokenIssuer`.
+            tokens, as a mapping or its JSON text, see `TokenIssuer`. None is `key` for a new endpoint; an endpoint that
+            exists keeps what it has, and another one is an error.
         on_conflict: `fail` or `wait`, while another run holds the endpoint. Of several runs that wait the one that was
             due first is next. A version of an earlier run than the control's is not rolled out: the task is skipped.
         conflict_timeout: How long to wait for that.
@@ -96,7 +97,7 @@ class RolloutVersionOperator(RolloutOperator):
         sticky: str | None = None,
         on_silence: str = "roll_back",
         silence: timedelta | float | str = SILENCE,
-        auth: Mapping[str, Any] | str = "key",
+        auth: Mapping[str, Any] | str | None = None,
         on_conflict: str = "fail",
         conflict_timeout: timedelta | float | str = CONFLICT_TIMEOUT,
         timeout: timedelta | float | str = READY_TIMEOUT,
@@ -141,12 +142,9 @@ class RolloutVersionOperator(RolloutOperator):
     ) -> dict[str, Any]:
         """Create the version with these settings, after these secrets are stored, and wait until it is ready."""
         from controlled_rollout import steps
-        from controlled_rollout.endpoint import Auth
         from controlled_rollout.image.reference import ImageReference
 
         waits = choice("on_conflict", self.on_conflict, *ON_CONFLICT) == "wait"
-        # `key` is the default, and asks nothing of an endpoint that exists.
-        auth = authentication("auth", self.auth)
         stored = await steps.deploy(
             workspace,
             self.endpoint,
@@ -157,7 +155,7 @@ class RolloutVersionOperator(RolloutOperator):
             sticky=sticky_key("sticky", self.sticky),
             on_silence=OnSilence(choice("on_silence", self.on_silence, *OnSilence)),
             silence=duration("silence", self.silence),
-            auth=None if auth is Auth.KEY else auth,
+            auth=authentication("auth", self.auth),
             settings=settings,
             secrets=secrets,
             run_date=getattr(context.get("dag_run"), "run_after", None),

@@ -196,13 +196,13 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         settings = mapping_of("settings", given["settings"])
         check_settings(settings)
         key: str | None = None
-        auth: Auth | TokenIssuer = Auth.KEY
+        auth: Auth | TokenIssuer | None = None
         # What cannot be read at all is said once, by the argument's own reader.
         with contextlib.suppress(ArgumentError):
             key = sticky_key("sticky", given["sticky"])
         with contextlib.suppress(ArgumentError):
             auth = authentication("auth", given["auth"])
-        endpoint = Endpoint.new(text("endpoint", self.endpoint), auth, sticky=key)
+        endpoint = Endpoint.new(text("endpoint", self.endpoint), auth or Auth.KEY, sticky=key)
         created = endpoint.create_version(text("version", self.version), **settings)
         check_supported(created, "cluster's" if workspace and workspace.target == "kubernetes" else "local")
         if workspace is not None:
@@ -262,8 +262,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         """Return a sentence if other callers are asked for than the endpoint was created for; empty if not."""
         auth = authentication("auth", self.arguments["auth"])
         try:
-            # `key` is the default, and asks nothing of an endpoint that exists.
-            endpoint.check_callers(None if auth is Auth.KEY else auth, sticky_key("sticky", self.arguments["sticky"]))
+            endpoint.check_callers(auth, sticky_key("sticky", self.arguments["sticky"]))
         except EndpointError as error:
             return str(error)
         return ""
