@@ -92,8 +92,13 @@ def no_pass_without_room(present: Columns, gate: Gate) -> Iterator[str]:
     rate = _steady_rate(present.treatment, refused.treatment)
     if rate <= FEW_REFUSED:
         return
-    # A refused request counts as slow: with so many the odds are too high even if all others are as fast as control's.
-    spare = {q: rate_of_odds(gate.pass_ratio * (1 - q) / q) - (1 - q) for q in gate.latency_quantiles}
+    # A refused request counts as slow: with so many the odds are too high even if all others are as fast as control's,
+    # or as fast as they are.
+    scored = float((present.treatment - refused.treatment).sum())
+    spare = {
+        q: rate_of_odds(gate.pass_ratio * (1 - q) / q) - min(1 - q, float(slow.treatment.sum()) / max(scored, 1.0))
+        for q, slow in zip(gate.latency_quantiles, present.slow, strict=True)
+    }
     hopeless = {q: part for q, part in spare.items() if rate >= part}
     if hopeless:
         quantile = min(hopeless, key=lambda q: hopeless[q])

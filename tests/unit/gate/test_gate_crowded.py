@@ -177,6 +177,18 @@ def test_a_steady_part_without_room_says_that_waiting_does_not_help() -> None:
     assert len(verdict.no_pass) == 1
 
 
+@pytest.mark.parametrize(("overloaded", "outcome"), [(9, "pass"), (15, "not_enough_evidence")])
+def test_a_faster_model_may_refuse_as_many_more_as_it_has_fewer_slow_ones(overloaded: int, outcome: str) -> None:
+    control = Counts(600, 1, (300, 60, 30, 6))
+    treatment = Counts(600, 1, (200, 30, 10, 0), overloaded=overloaded)
+    bins = [Bin(BEGIN + minute * MINUTE, control, treatment, 0.5) for minute in range(600)]
+
+    verdict = judge(bins, GATE)
+
+    assert verdict.outcome == outcome
+    assert ("no number of requests shows its p99" in verdict.reason) == (outcome != "pass")
+
+
 def test_refusals_that_a_quantile_has_room_for_pass() -> None:
     gate = Gate(latency_quantiles=(0.5, 0.9))
     bins = [
