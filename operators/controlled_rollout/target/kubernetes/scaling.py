@@ -62,13 +62,13 @@ async def keep_at_least(
         now: The time in seconds since 1970.
     """
     path = DEPLOYMENT.path(workspace.namespace, version_object_name(endpoint, version))
-    floor = None
+    patch: Object = {}
     for _ in range(ATTEMPTS):
         deployment = await api.get(path)
         floor = Floor.for_shift(fewest, now, floor_of(deployment))
-        patch: Object = {"metadata": {"annotations": {FLOOR: str(floor)}}}
+        patch = {"metadata": {"annotations": {FLOOR: str(floor)}}}
         if deployment["spec"].get("replicas", 1) < fewest:
             patch["spec"] = {"replicas": fewest}
         if await api.merge_if_unchanged(path, deployment, patch, manager=SCALE_MANAGER) is not None:
             return
-    await scale_version(api, workspace, endpoint, version, fewest, floor=floor)
+    await api.merge_patch(path, patch, manager=SCALE_MANAGER)

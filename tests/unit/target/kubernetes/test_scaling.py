@@ -44,8 +44,8 @@ class OneDeployment:
             return None
         return self._take(body)
 
-    async def apply(self, path: str, body: dict[str, Any], *, manager: str, force: bool) -> dict[str, Any]:
-        assert manager == SCALE_MANAGER and force
+    async def merge_patch(self, path: str, body: dict[str, Any], *, manager: str) -> dict[str, Any]:
+        assert manager == SCALE_MANAGER
         return self._take(body)
 
     def _take(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class OneDeployment:
 
 @pytest.mark.parametrize(
     ("replicas", "meanwhile", "then"),
-    [(2, (), 4), (4, (), 4), (7, (), 7), (2, (6,), 6), (7, (3,), 4), (2, (3, 2, 9), 9), (2, tuple(range(5, 25)), 4)],
+    [(2, (), 4), (4, (), 4), (7, (), 7), (2, (6,), 6), (7, (3,), 4), (2, (3, 2, 9), 9), (2, tuple(range(5, 25)), 14)],
 )
 async def test_version_keeps_what_it_has_more_and_gets_what_it_lacks(
     replicas: int, meanwhile: tuple[int, ...], then: int
