@@ -26,13 +26,18 @@ MOST_DECISIONS: Final = 500
 def new_control(history: Sequence[Revision], newest_first: Iterable[Decision], version: str) -> dict[str, Any]:
     """Return the former control of a version, and the verdict that its promotion rests on, as JSON values. Pure.
 
+    What was judged in an earlier rollout of the version is no part of it.
+
     Args:
         history: The endpoint's revisions, oldest first.
         newest_first: The record's decisions about the version, newest first.
         version: The version, which is control.
     """
     promotion = promotion_of(history, version)
-    judged = next((decision for decision in newest_first if decision.step in JUDGEMENTS), None)
+    rollout = promotion.rollout if promotion else None
+    present = (rollout.owner, rollout.started) if rollout else (None, None)
+    of_rollout = (decision for decision in newest_first if (decision.run, decision.rollout) == present)
+    judged = next((decision for decision in of_rollout if decision.step in JUDGEMENTS), None)
     verdict = None
     if judged is not None:
         verdict = {

@@ -7,6 +7,7 @@ from typing import Final
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ConflictError
+from controlled_rollout.rollout import Rollout
 from controlled_rollout.target.protocol import Revision
 
 __all__ = [
@@ -33,11 +34,13 @@ class Promotion:
         at: When the revision was stored.
         former_control: The control before; None if there was none.
         who: Who promoted it: a person, or a task as `dag/run/task`.
+        rollout: The rollout of the version that it ended; None if no run held the endpoint for it.
     """
 
     at: datetime
     former_control: str | None
     who: str
+    rollout: Rollout | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ def promotion_of(history: Sequence[Revision], version: str) -> Promotion | None:
             promotion = None
         elif not _is_control(before, version):
             former = before.control.name if before is not None and before.control is not None else None
-            promotion = Promotion(revision.created, former, revision.change.who)
+            held = before.rollout if before is not None else None
+            rollout = held if held is not None and held.version == version else None
+            promotion = Promotion(revision.created, former, revision.change.who, rollout)
         before = endpoint
     return promotion
 

@@ -32,11 +32,14 @@ async def test_a_new_control_updates_the_endpoint_s_asset_with_digest_verdict_an
     monkeypatch.setattr(new_control, "connect", target.open)
     workspace = Workspace.local(tmp_path)
     first = Endpoint(name="digits").create_version("old", is_control=True, image="a@sha256:1")
-    stored = await target.apply(first.create_version("v2a", image="a@sha256:2"), Change(who="setup"))
+    held = first.create_version("v2a", image="a@sha256:2").claim("v2a", owner="weekly/run-1", at=datetime.now(UTC))
+    stored = await target.apply(held, Change(who="setup"))
     gate = "weekly/run-1/gate_50"
     judged = Decision.about(stored, "v2a", step="go_on", who=gate, reason="no claim alarms", outcome="pass")
     record.append(workspace, judged)
-    stored = await target.apply(stored.promote("v2a"), Change(who="weekly/run-1/promote"))
+    # Of another rollout of that version: not what this promotion rests on.
+    record.append(workspace, judged.model_copy(update={"run": "weekly/run-0", "reason": "it was good last week"}))
+    stored = await target.apply(stored.promote("v2a").release("v2a"), Change(who="weekly/run-1/promote"))
 
     def extra() -> dict[str, Any]:
         [event] = events[NEW_CONTROL].asset_alias_events

@@ -39,6 +39,17 @@ def test_a_promotion_names_the_version_that_it_replaced_and_going_back_ends_it()
     assert promotion_of(history(first, created, promoted, promoted.promote("old")), "new") is None
 
 
+def test_a_promotion_names_the_rollout_that_it_ended_and_no_other_version_s() -> None:
+    held = half.claim("new", owner="weekly/run-1", at=at(1))
+    by_run = promotion_of(history(first, held, held.promote("new").release("new")), "new")
+    assert by_run is not None
+    assert by_run.rollout == held.rollout
+    other = promoted.create_version("other").claim("other", owner="weekly/run-2", at=at(2))
+    back = promotion_of(history(first, promoted, other, other.promote("old").release("other")), "old")
+    assert back is not None
+    assert back.rollout is None
+
+
 def test_a_version_was_compared_with_the_control_beside_which_it_had_traffic() -> None:
     beside_old = history(first, created, tenth, half, promoted, promoted.delete_version("old"))
     assert shared_traffic(beside_old, "new") == SharedTraffic("old", at(2), at(4))
