@@ -177,7 +177,9 @@ async def shift(
     step = Step(
         name="shift",
         version=version,
-        edit=partial(edits.shift, version=version, percentile=percentile, owner=owner, who=change.who),
+        edit=lambda newest: edits.shift(
+            newest, version, percentile=percentile, owner=owner, who=change.who, at=datetime.now(UTC)
+        ),
         done=lambda stored: _shift_text(stored, version),
         purpose=f"send {percentile:g} % to {version}",
         permit=_permission(

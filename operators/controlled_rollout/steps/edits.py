@@ -88,7 +88,15 @@ def _check_newer(endpoint: Endpoint, version: str, run_date: datetime | None) ->
     )
 
 
-def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | None, who: str = "") -> Endpoint:
+def shift(
+    endpoint: Endpoint,
+    version: str,
+    *,
+    percentile: float,
+    owner: str | None,
+    who: str = "",
+    at: datetime | None = None,
+) -> Endpoint:
     """Return the endpoint with another percentile for a version; raise if `owner` does not hold it.
 
     A shift by hand (without `owner`) of a treatment that a run is rolling out ends that rollout: the run's evidence is
@@ -99,7 +107,8 @@ def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | N
         version: The version.
         percentile: Its per cent of the traffic.
         owner: The run that has to hold the endpoint; None for a shift by hand.
-        who: Who shifts by hand: who holds the endpoint oneself goes on holding it.
+        who: Who shifts by hand: who holds the endpoint oneself goes on holding it, and is on hold no longer.
+        at: The present, of a shift by hand.
 
     Raises:
         NothingToDoError: The version is control already, in the rollout of `owner`.
@@ -119,7 +128,11 @@ def shift(endpoint: Endpoint, version: str, *, percentile: float, owner: str | N
         )
     shifted = endpoint.shift(version, percentile)
     rollout = endpoint.rollout
-    if owner is not None or rollout is None or rollout.is_of(who) or shifted is endpoint:
+    if owner is not None or rollout is None or shifted is endpoint:
+        return shifted
+    if who == rollout.owner and at is not None:
+        return shifted.resume(version, owner=who, at=at)
+    if rollout.is_of(who):
         return shifted
     return shifted.release(version)
 

@@ -8,10 +8,12 @@ import pytest
 from controlled_rollout import record, steps
 from controlled_rollout.errors import ConflictError, EndpointError
 from controlled_rollout.record import Decision
+from controlled_rollout.rollout import OnSilence
 from controlled_rollout.steps import Change, holding
 from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target import waiting
 from controlled_rollout.target.protocol import Change as StoredChange
+from controlled_rollout.target.silence import unattended_rollout
 from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget
 
@@ -113,3 +115,23 @@ async def test_what_no_gate_would_heed_is_refused_and_nothing_is_changed(
         await hold(workspace)
     assert target.newest("digits").revision == revision
     assert lines(workspace) == []
+
+
+async def test_a_shift_by_whoever_rolls_out_by_hand_ends_the_hold_and_another_look_at_the_same_share_does_not(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    ada = Change(who="Ada")
+    await steps.roll_back(workspace, "digits", "new", change=ada, progress=quiet)
+    await steps.deploy(
+        workspace, "digits", "third", image="a@sha256:3", owner="Ada", change=ada, on_silence=OnSilence.ROLL_BACK,
+        progress=quiet,
+    )  # fmt: skip
+    await steps.shift(workspace, "digits", "third", percentile=10, change=ada, progress=quiet)
+    await hold(workspace, "third")
+    await steps.shift(workspace, "digits", "third", percentile=10, change=ada, progress=quiet)
+    assert unattended_rollout(target.newest("digits")) is None
+    await steps.shift(workspace, "digits", "third", percentile=20, change=ada, progress=quiet)
+    rollout = target.newest("digits").rollout
+    assert rollout is not None
+    assert (rollout.owner, rollout.held) == ("Ada", None)
+    assert unattended_rollout(target.newest("digits")) == rollout
