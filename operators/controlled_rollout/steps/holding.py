@@ -22,6 +22,8 @@ __all__ = ["hold"]
 TRIES: Final = 5
 # After one of these the gate that has looked is done: the next task is not bound by a hold.
 GATE_IS_DONE: Final = ("go_on", "approve")
+# After one of these it has not begun: a gate takes a hold from before its time for one that a person has ended.
+GATE_IS_TO_COME: Final = ("deploy", "shift")
 
 
 async def hold(
@@ -49,7 +51,7 @@ async def hold(
         The endpoint as stored.
 
     Raises:
-        ConflictError: No run rolls the version out, it has no traffic, or its gate has let it go on already.
+        ConflictError: No run rolls the version out, it has no traffic, or no gate looks at its present share now.
         EndpointError: There is no such version.
         RecordUnavailableError: The record cannot be read or appended to.
         TargetUnavailableError: The target did not answer in time.
@@ -57,8 +59,7 @@ async def hold(
     change = change.with_default(f"{version} is on hold: a person decides")
     async with connect(workspace) as target:
         present = await retry_until_available(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
-        held = present.rollout is not None and present.rollout.version == version and present.rollout.held is not None
-        if not held:
+        if edits.hold(present, version, at=datetime.now(UTC)) is not present:
             await _check_gate_looks(workspace, endpoint, version)
         stored = await _apply(target, endpoint, version, change)
     await record_answer(
@@ -84,7 +85,7 @@ async def _apply(target: Target, endpoint: str, version: str, change: Change) ->
 
 
 async def _check_gate_looks(workspace: Workspace, endpoint: str, version: str) -> None:
-    """Raise ConflictError if the gate of the present share has let the rollout go on: nothing would heed the hold."""
+    """Raise ConflictError if no gate looks at the present share now, or not yet: nothing would heed the hold."""
     newest = await within_time(
         record.storage_of(workspace, endpoint).name, partial(record.last, workspace, endpoint, version)
     )
@@ -93,4 +94,10 @@ async def _check_gate_looks(workspace: Workspace, endpoint: str, version: str) -
             f"version {version!r} of endpoint {endpoint!r} cannot be put on hold now: its gate has let it go on "
             f"({newest.step.replace('_', ' ')} at {newest.time:%H:%M:%S %Z}), and the next task is under way; try "
             "again once the next gate looks, or roll it back"
+        )
+    if newest is not None and newest.step in GATE_IS_TO_COME:
+        raise ConflictError(
+            f"version {version!r} of endpoint {endpoint!r} cannot be put on hold now: no gate has looked at its "
+            f"present share yet ({newest.step} at {newest.time:%H:%M:%S %Z}), and one that begins later does not heed "
+            "a hold of before; try again once it has looked, or roll it back"
         )

@@ -32,7 +32,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 async def target(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> MemoryTarget:
-    """A target with a treatment at 10 % of the traffic."""
+    """A target with a treatment at 10 % of the traffic, at which its gate has looked."""
     target = MemoryTarget()
     for module in (steps, connect_module, holding):
         monkeypatch.setattr(module, "connect", target.open)
@@ -44,7 +44,14 @@ async def target(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> Memor
         )  # fmt: skip
     shift = Change(who=f"{RUN}/shift")
     await steps.shift(workspace, "digits", "new", percentile=10, change=shift, owner=RUN, progress=quiet)
+    gate_looks(workspace, target)
     return target
+
+
+def gate_looks(workspace: Workspace, target: MemoryTarget, version: str = "new") -> None:
+    """Append a look of the gate to the record."""
+    look = Decision.about(target.newest("digits"), version, step="look", who=f"{RUN}/gate", outcome="pass")
+    record.append(workspace, look)
 
 
 async def hold(workspace: Workspace, version: str = "new") -> None:
@@ -117,6 +124,19 @@ async def test_what_no_gate_would_heed_is_refused_and_nothing_is_changed(
     assert lines(workspace) == []
 
 
+async def test_between_a_shift_and_the_first_look_of_its_gate_nothing_would_heed_it(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    shift = Change(who="Ada")
+    await steps.shift(workspace, "digits", "new", percentile=5, change=shift, owner=RUN, progress=quiet)
+    with pytest.raises(ConflictError, match="no gate has looked at its present share yet"):
+        await hold(workspace)
+    assert lines(workspace) == []
+    gate_looks(workspace, target)
+    await hold(workspace)
+    assert len(lines(workspace)) == 1
+
+
 async def test_a_shift_by_whoever_rolls_out_by_hand_ends_the_hold_and_another_look_at_the_same_share_does_not(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
@@ -127,6 +147,7 @@ async def test_a_shift_by_whoever_rolls_out_by_hand_ends_the_hold_and_another_lo
         progress=quiet,
     )  # fmt: skip
     await steps.shift(workspace, "digits", "third", percentile=10, change=ada, progress=quiet)
+    gate_looks(workspace, target, "third")
     await hold(workspace, "third")
     await steps.shift(workspace, "digits", "third", percentile=10, change=ada, progress=quiet)
     assert unattended_rollout(target.newest("digits")) is None
