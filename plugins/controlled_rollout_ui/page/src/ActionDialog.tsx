@@ -127,7 +127,7 @@ const Confirmation = ({ previews, preview, title, onClose, onStarted }: Confirma
   const [error, setError] = useState("");
   const [sending, setSending] = useState(false);
   const { dag_id } = preview;
-  const mayStart = preview.allowed && !previews.dagProblem && reason.trim() !== "" && !sending;
+  const mayStart = preview.allowed && previews.isCurrent && !previews.dagProblem && reason.trim() !== "" && !sending;
 
   const start = async (event: FormEvent) => {
     event.preventDefault();

@@ -5,9 +5,13 @@ import type { ActionPreview, Actions, EndpointOverview } from "./types";
 import type { ActionName } from "./words";
 
 const TYPING_MS = 400;
+// The share that previews are asked for while none can be entered.
+const ANY_SHARE = 10;
 
 export type Previews = {
   preview: ActionPreview | undefined;
+  /** Whether the preview is of the share that is entered now, and it is known whether its DAG is paused. */
+  isCurrent: boolean;
   /** Why there is no preview, in a sentence. */
   error: string;
   /** Why the DAG of the action cannot be started, in a sentence. */
@@ -22,15 +26,15 @@ export function useActionPreviews(
   action: ActionName,
   percentile: string,
 ): Previews {
-  const [actions, setActions] = useState<Actions>();
+  const [answer, setAnswer] = useState<{ share: number; actions: Actions }>();
   const [error, setError] = useState("");
-  const share = percentile.trim() === "" ? Number.NaN : Number(percentile);
+  const share = action !== "shift" ? ANY_SHARE : percentile.trim() === "" ? Number.NaN : Number(percentile);
   const isShare = share >= 0 && share <= 100;
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: another revision makes the previews untrue.
   useEffect(() => {
     if (!isShare) {
-      setActions(undefined);
+      setAnswer(undefined);
       setError("A share of the traffic is from 0 to 100 per cent.");
       return;
     }
@@ -38,42 +42,43 @@ export function useActionPreviews(
     const ask = () =>
       request<Actions>(paths.actions(workspace, name, share), { signal: controller.signal }).then(
         ({ data }) => {
-          setActions(data);
+          setAnswer({ share, actions: data });
           setError("");
         },
         (failure: Error) => controller.signal.aborted || setError(failure.message),
       );
-    const timer = setTimeout(ask, actions ? TYPING_MS : 0);
+    const timer = setTimeout(ask, answer ? TYPING_MS : 0);
     return () => {
       clearTimeout(timer);
       controller.abort();
     };
   }, [workspace, name, share, isShare, revision]);
 
-  const preview = actions?.actions.find((one) => one.action === action && one.version === version);
-  const dag = useDag(preview?.dag_id);
-  const missing = actions && !preview ? `Version ${version} is not in endpoint ${name} any more.` : "";
-  return { preview, error: error || missing, ...dag };
+  const preview = answer?.actions.actions.find((one) => one.action === action && one.version === version);
+  const { isKnown, ...dag } = useDag(preview?.dag_id);
+  const missing = answer && !preview ? `Version ${version} is not in endpoint ${name} any more.` : "";
+  return { preview, isCurrent: isKnown && answer?.share === share && !error, error: error || missing, ...dag };
 }
 
 /** Ask whether a DAG is there, and whether it is paused. */
-function useDag(dagId: string | undefined): { dagProblem: string; isPaused: boolean } {
-  const [state, setState] = useState({ dagProblem: "", isPaused: false });
+function useDag(dagId: string | undefined): { isKnown: boolean; dagProblem: string; isPaused: boolean } {
+  const [state, setState] = useState({ dagId: "", dagProblem: "", isPaused: false });
   useEffect(() => {
     if (!dagId) return;
     const controller = new AbortController();
     request<{ is_paused: boolean }>(paths.dag(dagId), { signal: controller.signal }).then(
-      ({ data }) => setState({ dagProblem: "", isPaused: data.is_paused }),
+      ({ data }) => setState({ dagId, dagProblem: "", isPaused: data.is_paused }),
       (failure: Error) => {
         if (controller.signal.aborted) return;
         const isMissing = failure instanceof RequestError && failure.status === 404;
         const dagProblem = isMissing
           ? `This Airflow has no DAG ${dagId}: add dags/${dagId}.py of the project to its DAGs.`
           : failure.message;
-        setState({ dagProblem, isPaused: false });
+        setState({ dagId, dagProblem, isPaused: false });
       },
     );
     return () => controller.abort();
   }, [dagId]);
-  return state;
+  const isKnown = state.dagId === dagId;
+  return { isKnown, dagProblem: isKnown ? state.dagProblem : "", isPaused: isKnown && state.isPaused };
 }
