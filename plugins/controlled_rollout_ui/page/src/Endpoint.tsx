@@ -65,6 +65,7 @@ export const EndpointBody = ({ detail }: { detail: EndpointDetail }) => {
       />
       {logOf && (
         <LogTail
+          key={logOf}
           workspace={overview.workspace}
           endpoint={overview.name}
           version={logOf}
