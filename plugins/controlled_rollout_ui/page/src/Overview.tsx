@@ -18,7 +18,7 @@ export const Overview = () => {
   const [wanted, setWanted] = useState("");
   const all = (data?.workspaces ?? []).flatMap((workspace) => workspace.endpoints);
   const endpoints = all
-    .filter((endpoint) => `${endpoint.name} ${endpoint.workspace}`.includes(wanted.trim().toLowerCase()))
+    .filter((endpoint) => `${endpoint.name} ${endpoint.workspace}`.toLowerCase().includes(wanted.trim().toLowerCase()))
     .sort((one, other) => STATES[one.state].rank - STATES[other.state].rank || one.name.localeCompare(other.name));
   return (
     <Box p={{ base: 2, md: 4 }}>
