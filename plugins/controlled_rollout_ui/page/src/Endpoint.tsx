@@ -104,7 +104,9 @@ const Notices = ({ overview }: { overview: EndpointOverview }) => (
         {overview.problem} {overview.read && <>What follows is of {<Time at={overview.read} />}.</>}
       </Notice>
     )}
-    {overview.attention && <Notice status="warning">{overview.attention}</Notice>}
+    {overview.attention && overview.attention !== overview.problem && (
+      <Notice status="warning">{overview.attention}</Notice>
+    )}
     {overview.trouble && overview.trouble !== overview.attention && <Notice status="error">{overview.trouble}</Notice>}
     {overview.waiting_for && <Notice status="info">{overview.waiting_for}</Notice>}
     {overview.warnings.map((warning) => (

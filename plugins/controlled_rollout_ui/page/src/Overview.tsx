@@ -97,7 +97,7 @@ const EndpointCard = ({ endpoint }: { endpoint: EndpointOverview }) => {
           {endpoint.workspace}
         </Text>
       </Flex>
-      {attention && <Notice status="warning">{attention}</Notice>}
+      {attention && attention !== endpoint.problem && <Notice status="warning">{attention}</Notice>}
       {endpoint.problem && <Notice status="error">{endpoint.problem}</Notice>}
       <TrafficBar versions={endpoint.versions} />
       {rollout && (
