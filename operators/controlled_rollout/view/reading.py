@@ -1,6 +1,8 @@
 """Reads what people see of an endpoint from the target and the record."""
 
+import asyncio
 import shlex
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ __all__ = ["KnownEndpoint", "curl_command", "read_log_tail", "read_overview"]
 # The newest lines that say how a rollout is going: a day of looks, or the looks of a few minutes of a large gate.
 NEWEST_BYTES: Final = 1024 * 1024
 LOG_BYTES: Final = 64 * 1024
+# How long an endpoint's state waits for its record, which may be in a folder or an account that does not answer.
+RECORD_S: Final = 1.0
 
 
 @dataclass
@@ -40,6 +44,7 @@ class KnownEndpoint:
     created: Mapping[str, Creation] = field(default_factory=dict)
     looks: RecentLooks = field(default_factory=RecentLooks)
     followed: FollowedRecord | None = None
+    _following: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def keep(self, history: Sequence[Revision]) -> None:
         """Take note of an endpoint's revisions.
@@ -53,15 +58,22 @@ class KnownEndpoint:
             self.looks, self.followed = RecentLooks(rollout), None
 
     def follow(self, workspace: Workspace, endpoint: str) -> None:
-        """Read what was appended to the record since the last call.
+        """Read what was appended to the record since the last call; nothing while an earlier call is still at it.
+
+        A caller that has given up leaves the call behind in its thread: the next one would hang there as well.
 
         Raises:
             RecordUnavailableError: It cannot be read.
         """
-        if self.followed is None:
-            self.followed = FollowedRecord(record.storage_of(workspace, endpoint), NEWEST_BYTES)
-        for line in self.followed.new_lines():
-            self.looks.add(line.content)
+        if not self._following.acquire(blocking=False):
+            return
+        try:
+            if self.followed is None:
+                self.followed = FollowedRecord(record.storage_of(workspace, endpoint), NEWEST_BYTES)
+            for line in self.followed.new_lines():
+                self.looks.add(line.content)
+        finally:
+            self._following.release()
 
 
 async def read_overview(
@@ -89,8 +101,9 @@ async def read_overview(
     assert endpoint is not None  # noqa: S101 - it has been kept
     if endpoint.rollout is not None:
         # Without its record an endpoint is shown as well; its own page says why the record cannot be read.
-        with suppress(ControlledRolloutError):
-            await within_time(record.storage_of(workspace, name).name, lambda: followed.follow(workspace, name))
+        with suppress(ControlledRolloutError, TimeoutError):
+            async with asyncio.timeout(RECORD_S):
+                await within_time(record.storage_of(workspace, name).name, lambda: followed.follow(workspace, name))
     return endpoint_overview(workspace.name, status, endpoint, known.created, known.looks)
 
 

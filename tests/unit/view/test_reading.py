@@ -1,0 +1,53 @@
+"""What people see of an endpoint is read in bounded time, and leaves nothing behind that piles up."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controlled_rollout import steps
+from controlled_rollout.steps import Change
+from controlled_rollout.view import reading
+from controlled_rollout.view.followed_record import FollowedLine, FollowedRecord
+from controlled_rollout.view.reading import KnownEndpoint, read_overview
+from controlled_rollout.workspace import Workspace
+from tests.unit.steps.memory_target import MemoryTarget
+
+DEADLINE_S = 30.0
+
+
+def quiet(_: str) -> None:
+    """Take a progress message."""
+
+
+async def test_a_record_that_does_not_answer_leaves_the_endpoint_shown_and_is_not_asked_again_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, begun = threading.Event(), list[int]()
+
+    def hang(_: FollowedRecord) -> Iterator[FollowedLine]:
+        begun.append(1)
+        answers.wait(DEADLINE_S)
+        yield from ()
+
+    target, workspace, known = MemoryTarget(), Workspace.local(tmp_path), KnownEndpoint()
+    monkeypatch.setattr(steps, "connect", target.open)
+    monkeypatch.setattr(FollowedRecord, "new_lines", hang)
+    monkeypatch.setattr(reading, "RECORD_S", 0.05)
+    for version, run in (("v1a", "weekly/run-1"), ("v2a", "weekly/run-2")):
+        change = Change(who=f"{run}/deploy")
+        await steps.deploy(workspace, "digits", version, image="a@sha256:1", owner=run, change=change, progress=quiet)
+        if version == "v1a":
+            await steps.promote(workspace, "digits", version, change=change, progress=quiet)
+
+    async with asyncio.timeout(DEADLINE_S):
+        rows = [await read_overview(workspace, target, "digits", known) for _ in range(4)]
+    assert {row.rollout.version for row in rows if row.rollout} == {"v2a"}
+    assert begun == [1]
+
+    answers.set()
+    async with asyncio.timeout(DEADLINE_S):
+        while len(begun) == 1:
+            await read_overview(workspace, target, "digits", known)
