@@ -8,6 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TypeVar
@@ -216,7 +217,9 @@ class WatchedWorkspace:
         began = time.monotonic()
         workspace = await self.open_workspace()
         self._workspace = workspace
-        async with connect(workspace) as target:
+        async with AsyncExitStack() as opened:
+            opening = opened.enter_async_context(connect(workspace))
+            target = await _in_time(opening, OPEN_DEADLINE_S, f"the sign-in to workspace {self.name}")
             while time.monotonic() - began < SESSION_S and time.monotonic() - self._asked < IDLE_S:
                 await self._read_once(workspace, target)
                 await self._pause()

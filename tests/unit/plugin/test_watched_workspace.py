@@ -1,6 +1,8 @@
 """A workspace that is read in the background: bounded in time and memory, and one part that fails leaves the rest."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,26 @@ async def test_a_connection_that_cannot_be_read_is_said(target: SlowTarget) -> N
     assert (shown.problem, shown.endpoints) == ("there is no connection 'ml': create it", ())
     with pytest.raises(TargetUnavailableError, match="no connection"):
         await WatchedWorkspace("ml", missing).detail("digits", wait_s=WAIT_S)
+
+
+async def test_a_sign_in_that_does_not_end_is_said_and_tried_again(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def hang(_: Workspace) -> AsyncIterator[SlowTarget]:
+        await asyncio.Event().wait()
+        yield target
+
+    monkeypatch.setattr(watched_workspace, "connect", hang)
+    monkeypatch.setattr(watched_workspace, "OPEN_DEADLINE_S", 0.1)
+    assert "sign-in to workspace ml does not answer" in ((await read(watched)).problem or "")
+    monkeypatch.setattr(watched_workspace, "connect", target.open)
+    monkeypatch.setattr(watched_workspace, "OPEN_DEADLINE_S", WAIT_S)
+
+    async def recovered() -> bool:
+        return (await watched.overview()).problem is None
+
+    await until(recovered, "the workspace", timeout_s=WAIT_S)
 
 
 async def test_pages_of_few_endpoints_are_kept_however_many_were_opened(
