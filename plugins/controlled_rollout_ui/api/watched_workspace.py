@@ -211,11 +211,26 @@ class WatchedWorkspace:
             except Exception as error:  # any: the page says it, and the next session may do better
                 self._fail(error)
                 await self._pause()
+        self._expect_change()
+
+    def _expect_change(self) -> None:
+        """Take note that nobody reads any more: what was seen is old by the next look, and shown as being read then."""
+        self._read = self._problem = None
+        self._changed.clear()
+        # An endpoint may be deleted and created again meanwhile, with as many revisions.
+        self._known.clear()
+        for detail in self._details.values():
+            detail.revision, detail.is_read = -1, False
 
     async def _read_session(self) -> None:
         """Read with one opened connection, for a few minutes at most; raise what it fails with."""
         began = time.monotonic()
         workspace = await self.open_workspace()
+        if self._workspace is not None and self._workspace.model_dump() != workspace.model_dump():
+            # The connection leads elsewhere now, where endpoints may have the same names.
+            self._known.clear()
+            self._endpoints.clear()
+            self._details.clear()
         self._workspace = workspace
         async with AsyncExitStack() as opened:
             opening = opened.enter_async_context(connect(workspace))

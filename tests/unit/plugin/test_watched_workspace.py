@@ -203,6 +203,50 @@ async def test_nothing_is_read_while_nobody_looks(
     await until(lambda: begins_again(watched, target, readings), "a new reading", timeout_s=WAIT_S)
 
 
+async def test_what_was_seen_before_nobody_looked_is_shown_as_being_read(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = Change(who="maria")
+
+    async def create(version: str) -> None:
+        await steps.deploy(
+            workspace, "digits", version, image="a@sha256:1", owner="maria", change=change, progress=quiet
+        )
+        await steps.promote(workspace, "digits", version, change=change, progress=quiet)
+
+    await create("v1a")
+    await read(watched)
+    monkeypatch.setattr(watched_workspace, "IDLE_S", 0.0)
+    task = watched._task
+    assert task is not None
+    await until(task.done, "the end of the readings", timeout_s=WAIT_S)
+    monkeypatch.setattr(watched_workspace, "IDLE_S", WAIT_S)
+
+    await target.delete("digits", change)
+    await create("v7a")
+    old = await watched.overview()
+    assert (old.loading, [one.versions[0].name for one in old.endpoints]) == (True, ["v1a"])
+    new = await read(watched)
+    assert (new.loading, [one.versions[0].name for one in new.endpoints]) == (False, ["v7a"])
+
+
+async def test_a_connection_that_leads_elsewhere_shows_nothing_of_where_it_led_before(
+    workspace: Workspace, target: SlowTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = {"ml": workspace}
+    watched = WatchedWorkspace("ml", lambda: connections["ml"])
+    await deploy(workspace, "digits")
+    assert len((await read(watched)).endpoints) == 1
+    monkeypatch.setattr(watched_workspace, "SESSION_S", 0.0)
+    connections["ml"] = Workspace.local(tmp_path / "elsewhere")
+
+    async def moved() -> bool:
+        return watched._workspace is not None and watched._workspace.root == connections["ml"].root
+
+    await until(moved, "the other workspace", timeout_s=WAIT_S)
+    assert (await watched.overview()).endpoints == ()
+
+
 async def begins_again(watched: WatchedWorkspace, target: SlowTarget, readings: int) -> bool:
     await watched.overview()
     return target.readings > readings
