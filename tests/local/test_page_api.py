@@ -148,7 +148,7 @@ def test_an_unchanged_answer_is_not_sent_again(here: Surroundings) -> None:
 
 
 def test_what_is_not_there_is_said_with_404(here: Surroundings) -> None:
-    here.read(ENDPOINT)
+    here.read(f"{API}/overview")
     for path in ("workspaces/secret/endpoints/digits", "workspaces/ml/endpoints/nothing", "runs/weekly/run-99"):
         answer = here.get(f"{API}/{path}")
         assert (answer.status_code, len(answer.json()["detail"]) > 20) == (httpx.codes.NOT_FOUND, True)

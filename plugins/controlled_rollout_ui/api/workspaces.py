@@ -62,15 +62,21 @@ class Workspaces:
         """Return the endpoint that a DAG run rolls out on, or has last changed.
 
         Raises:
-            EndpointNotFoundError: There is none.
+            EndpointNotFoundError: There is none in the workspaces that answer.
+            TargetUnavailableError: A workspace has not been read yet, and there is none in the others.
         """
-        for workspace in await self._background.run(self._overviews(FIRST_DETAIL_WAIT_S)):
+        overviews = await self._background.run(self._overviews(FIRST_DETAIL_WAIT_S))
+        for workspace in overviews:
             for endpoint in workspace.endpoints:
                 rollout = endpoint.rollout
                 runs = [rollout.run if rollout else None, *(version.created_run for version in endpoint.versions)]
                 if any(run is not None and (run.dag_id, run.run_id) == (dag_id, run_id) for run in runs):
                     return await self.detail(workspace.workspace, endpoint.name)
-        raise EndpointNotFoundError(f"no version of any endpoint is of the run {dag_id}/{run_id}")
+        if unread := [workspace.workspace for workspace in overviews if workspace.loading]:
+            raise TargetUnavailableError(f"workspaces are being read ({', '.join(unread)}): ask again in a second")
+        silent = [workspace.workspace for workspace in overviews if workspace.problem is not None]
+        without = f"; these workspaces do not answer: {', '.join(silent)}" if silent else ""
+        raise EndpointNotFoundError(f"no version of any endpoint is of the run {dag_id}/{run_id}{without}")
 
     async def log_tail(self, workspace: str, endpoint: str, version: str, *, tail: int) -> LogTail:
         """Return the last lines of a version's log.
