@@ -49,6 +49,10 @@ AT_ONCE: Final = 8
 MAX_ENDPOINTS: Final = 500
 # Endpoints whose pages are open, and whose records are therefore kept as charts.
 MAX_DETAILS: Final = 24
+NO_ROOM: Final = (
+    f"the pages of {MAX_DETAILS} other endpoints of this workspace are open: history and charts are shown here once "
+    "one of them is closed"
+)
 LONGEST_PROBLEM: Final = 500
 # A long record is read in slices, with pauses in which the server's other threads run.
 SLICE_S: Final = 0.5
@@ -138,15 +142,12 @@ class WatchedWorkspace:
             EndpointNotFoundError: There is none of that name.
             TargetUnavailableError: The workspace has not answered yet.
         """
-        detail = self._details.get(endpoint)
-        if detail is None:
-            detail = self._details[endpoint] = _Detail(time.monotonic())
-            while len(self._details) > MAX_DETAILS:
-                self._details.popitem(last=False)
-            self._wanted.set()
-        self._details.move_to_end(endpoint)
-        detail.asked = time.monotonic()
-        overview = await self.endpoint(endpoint, wait_s=wait_s)
+        detail = self._detail_asked_for(endpoint)
+        try:
+            overview = await self.endpoint(endpoint, wait_s=wait_s)
+        except EndpointNotFoundError:
+            self._details.pop(endpoint, None)
+            raise
         workspace = self._workspace
         ca_file = str(workspace.endpoint_ca) if workspace and workspace.endpoint_ca else None
         return EndpointDetail(
@@ -159,6 +160,25 @@ class WatchedWorkspace:
             curl=curl_command(overview, ca_file),
             command_line=(f"controlled-rollout status {endpoint}", f"controlled-rollout history {endpoint}"),
         )
+
+    def _detail_asked_for(self, endpoint: str) -> _Detail:
+        """Return what is kept of an endpoint; one that says so if there is no room because others' pages are open."""
+        now = time.monotonic()
+        detail = self._details.get(endpoint)
+        if detail is None:
+            detail = _Detail(now)
+            oldest = next(iter(self._details.values()), detail)
+            if len(self._details) >= MAX_DETAILS and now - oldest.asked <= IDLE_S:
+                # Were an open page forgotten instead, its next request would push out another one, and so on.
+                detail.is_read, detail.problem = True, NO_ROOM
+                return detail
+            if len(self._details) >= MAX_DETAILS:
+                self._details.popitem(last=False)
+            self._details[endpoint] = detail
+            self._wanted.set()
+        self._details.move_to_end(endpoint)
+        detail.asked = now
+        return detail
 
     async def endpoint(self, endpoint: str, *, wait_s: float = 0.0) -> EndpointOverview:
         """Return an endpoint as it was last read.

@@ -161,7 +161,7 @@ async def test_a_sign_in_that_does_not_end_is_said_and_tried_again(
     await until(recovered, "the workspace", timeout_s=WAIT_S)
 
 
-async def test_pages_of_few_endpoints_are_kept_however_many_were_opened(
+async def test_charts_are_kept_for_few_endpoints_and_an_open_page_is_not_pushed_out_by_another(
     workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace
 ) -> None:
     names = [f"digits-{number:02}" for number in range(2 * MAX_DETAILS)]
@@ -169,7 +169,14 @@ async def test_pages_of_few_endpoints_are_kept_however_many_were_opened(
     await read(watched)
     for name in names:
         assert (await watched.detail(name)).overview.name == name
-    assert list(watched._details) == names[-MAX_DETAILS:]
+    assert list(watched._details) == names[:MAX_DETAILS]
+    crowded = await watched.detail(names[-1])
+    assert (crowded.loading, crowded.record_problem) == (False, watched_workspace.NO_ROOM)
+
+    # Nobody has looked at the first of them for a while.
+    watched._details[names[0]].asked -= 2 * watched_workspace.IDLE_S
+    await watched.detail(names[-1])
+    assert set(watched._details) == {*names[1:MAX_DETAILS], names[-1]}
 
     async def loaded() -> bool:
         return not (await watched.detail(names[-1])).loading
@@ -179,6 +186,10 @@ async def test_pages_of_few_endpoints_are_kept_however_many_were_opened(
     assert (len(detail.history), detail.comparison, detail.record_problem) == (1, None, None)
     with pytest.raises(EndpointNotFoundError, match="no endpoint 'nothing'"):
         await watched.detail("nothing")
+    other = WatchedWorkspace("ml", lambda: workspace)
+    with pytest.raises(EndpointNotFoundError, match="no endpoint 'nothing'"):
+        await other.detail("nothing", wait_s=WAIT_S)
+    assert not other._details
 
 
 async def test_more_endpoints_than_a_page_can_show_are_counted(
