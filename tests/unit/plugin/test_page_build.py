@@ -1,12 +1,17 @@
 """What the page is made from: the schema of the API's answers, and the hook of the wheel's build."""
 
+import shutil
+import subprocess
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from scripts.page_build_hook import PageBuildHook
 from scripts.page_schema import schema
+
+REPOSITORY: Final = Path(__file__).parents[3]
 
 
 def test_every_field_of_an_answer_is_required_as_the_api_always_sends_it() -> None:
@@ -36,3 +41,35 @@ def test_a_page_that_cannot_be_built_is_a_warning_of_the_build(tmp_path: Path, k
     hook = PageBuildHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel", app=app)  # type: ignore[arg-type]
     hook.initialize(kind, {})
     assert ["Node.js was not found" in line for line in app.warnings] == [True] * warned
+
+
+def test_a_page_that_is_up_to_date_needs_no_node(tmp_path: Path) -> None:
+    page, bundle = (tmp_path / "plugins" / "controlled_rollout_ui" / name for name in ("page", "static"))
+    made_from = [
+        page / "src" / "main.tsx",
+        page / "build.mjs",
+        page / "package-lock.json",
+        tmp_path / "scripts" / "page",
+    ]
+    for file in made_from:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name)
+    script = made_from[-1]
+    script.write_bytes((REPOSITORY / "scripts" / "page").read_bytes())
+    script.chmod(0o755)
+    bundle.mkdir()
+    (bundle / "main.js").write_text("built")
+    (bundle / "version").write_text(sha256(b"".join(file.read_bytes() for file in made_from)).hexdigest()[:16])
+
+    def build() -> str:
+        """Build where there is no Node.js, and return what is said of it."""
+        programs = {"PATH": str(tmp_path / "programs")}
+        return subprocess.run([script, "build"], env=programs, capture_output=True, text=True, timeout=60).stderr
+
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("bash", "cat", "cut", "dirname", "sha256sum"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    assert build() == ""
+    (page / "build.mjs").write_text("changed")
+    assert "Node.js was not found" in build()
