@@ -10,6 +10,7 @@ from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.steps import edits, rules
 from controlled_rollout.target.protocol import EndpointStatus, Revision
 from controlled_rollout.view.models import ActionName, ActionPreview, Actions
+from controlled_rollout.visible_text import visible_text
 
 __all__ = ["DEFAULT_PERCENTILE", "actions"]
 
@@ -124,11 +125,11 @@ def _preview(
         action=action,
         version=version,
         allowed=refusal is None,
-        refusal=refusal,
+        refusal=None if refusal is None else visible_text(refusal),
         summary=summary,
         before=before,
         after=after.effective_traffic() if after else None,
-        ends_rollout_of=holder.owner if holder and after and after.rollout is None else None,
+        ends_rollout_of=visible_text(holder.owner) if holder and after and after.rollout is None else None,
         dag_id="",
         conf=conf or {},
     )

@@ -154,7 +154,7 @@ def _state(status: EndpointStatus, rollout: RolloutOverview | None, looks: Recen
     if rollout is None:
         return "steady", None
     if looks.verdict is not None and looks.verdict.outcome is Outcome.SPLIT_IS_WRONG:
-        return "trouble", f"{rollout.version} cannot be compared with the control: {looks.verdict.reason}"
+        return "trouble", f"{rollout.version} cannot be compared with the control: {visible_text(looks.verdict.reason)}"
     return "rolling_out", None
 
 
@@ -169,13 +169,13 @@ def _rollout(endpoint: Endpoint, looks: RecentLooks) -> RolloutOverview | None:
         silence = f"If nobody looks for {format_duration(rollout.silence)}, its traffic is taken back."
     return RolloutOverview(
         version=rollout.version,
-        owner=rollout.owner,
+        owner=visible_text(rollout.owner),
         run=run_of_owner(rollout.owner),
         started=rollout.started,
         held=rollout.held,
         asked=looks.asked,
         step=step,
-        waiting_for=waiting_sentence(looks, step=step, held=rollout.held),
+        waiting_for=visible_text(waiting_sentence(looks, step=step, held=rollout.held)),
         outcome=looks.verdict.outcome.value if looks.verdict else None,
         looked=looks.looked,
         silence=silence,

@@ -36,7 +36,7 @@ def preview(
 ) -> ActionPreview:
     status = EndpointStatus(
         name="digits", url="", revision=3, served_revision=3,
-        versions={"v2a": VersionStatus(name="v2a", ready=False, failed=failed, cause="it crashes")},
+        versions={"v2a": VersionStatus(name="v2a", ready=False, failed=failed, cause="it crashes\x1b[2J")},
     )  # fmt: skip
     found = actions("ml", revisions, status, DAGS, percentile=percentile, at=T0)
     [one] = [one for one in found.actions if (one.action, one.version) == (action, version)]
@@ -102,6 +102,6 @@ def test_a_share_too_small_to_show_anything_is_refused() -> None:
 def test_a_version_that_does_not_become_ready_gets_no_traffic_but_may_lose_it() -> None:
     revisions = history(first(), rolling_out())
     for action in ("promote", "shift"):
-        assert "it crashes" in (preview(revisions, action, "v2a", failed=True).refusal or "")
+        assert r"it crashes\x1b[2J" in (preview(revisions, action, "v2a", failed=True).refusal or "")
     assert preview(revisions, "shift", "v2a", percentile=0, failed=True).allowed
     assert preview(revisions, "roll_back", "v2a", failed=True).allowed

@@ -190,6 +190,14 @@ def test_control_characters_of_strangers_do_nothing() -> None:
     assert overview(history(), trouble="\x1b[2Jgone").trouble == r"\x1b[2Jgone"
 
 
+def test_control_characters_in_what_a_rollout_waits_for_do_nothing() -> None:
+    revisions = history()
+    looks = looks_of(revisions, look_line(5, 100, needing(400), waits=("the mean of a\x1b[2Jb",)))
+    rollout = overview(revisions, looks).rollout
+    assert rollout is not None
+    assert rollout.waiting_for == r"the mean of a\x1b[2Jb"
+
+
 @pytest.mark.parametrize(
     ("who", "found"),
     [
