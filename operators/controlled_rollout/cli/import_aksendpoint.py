@@ -3,11 +3,9 @@
 import argparse
 from pathlib import Path
 
-import yaml
-
 from controlled_rollout.cli.arguments import Commands
 from controlled_rollout.cli.exit_codes import ExitCode
-from controlled_rollout.cli.output import add_output_option, show
+from controlled_rollout.cli.output import add_output_option, show, yaml_text
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.text_file import read_text_file
 
@@ -47,7 +45,7 @@ def _run_import(options: argparse.Namespace) -> int:
         raise ArgumentError(f"{options.file}: {error}") from error
     document, commands = imported.document(), imported.commands()
     lines = [
-        *yaml.safe_dump(document, sort_keys=False, allow_unicode=True).splitlines(),
+        *yaml_text(document).split("\n"),
         *(f"# left out: {text}" for sentence in imported.left_out for text in sentence.splitlines()),
         "# with the images in place of IMAGE-OF-…, these commands make it so:",
         *(f"#   {command}" for command in commands),

@@ -10,7 +10,7 @@ import yaml
 
 from controlled_rollout.cli.view import print_line
 
-__all__ = ["add_output_option", "is_table", "show"]
+__all__ = ["add_output_option", "is_table", "show", "yaml_text"]
 
 FORMATS: Final = ("table", "json", "yaml")
 
@@ -39,12 +39,35 @@ def show(options: argparse.Namespace, document: Any, lines: Iterable[str]) -> No
         lines: The result as text, line by line; read only for a table.
     """
     if options.output == "json":
-        print_line(json.dumps(_finite(document), indent=2, ensure_ascii=False))
+        print_line(_json_text(_finite(document)))
     elif options.output == "yaml":
-        print_line(yaml.safe_dump(_finite(document), sort_keys=False, allow_unicode=True).removesuffix("\n"))
+        print_line(yaml_text(_finite(document)))
     else:
         for line in lines:
             print_line(line)
+
+
+def yaml_text(document: Any) -> str:
+    """Return JSON values as YAML; what is not printable is written as YAML's own escapes.
+
+    Args:
+        document: The values.
+    """
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+    if not _is_visible(text):
+        text = yaml.safe_dump(document, sort_keys=False, allow_unicode=False)
+    return text.removesuffix("\n")
+
+
+def _json_text(document: Any) -> str:
+    """Return JSON values as JSON; what is not printable is written as JSON's own escapes."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return text if _is_visible(text) else json.dumps(document, indent=2)
+
+
+def _is_visible(text: str) -> bool:
+    """Return whether a text may be printed as it is; else `print_line` would write escapes that no parser knows."""
+    return text.replace("\n", "").isprintable()
 
 
 def _finite(value: Any) -> Any:

@@ -8,7 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,18 @@ def test_numbers_that_json_does_not_have_are_text(capsys: pytest.CaptureFixture[
     show(argparse.Namespace(output="json"), {"e": [math.inf, -math.inf, 1.5]}, [])
 
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"e": ["inf", "-inf", 1.5]}
+
+
+@pytest.mark.parametrize(("name", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
+@given(reason=st.text(max_size=40) | st.just("10\u00a0% \u200d\x9b\x7f\U000e0001"))
+def test_a_document_has_what_others_wrote_and_nothing_that_acts_on_a_terminal(
+    name: str, read: Callable[[str], object], reason: str
+) -> None:
+    with redirect_stdout(StringIO()) as printed:
+        show(argparse.Namespace(output=name), [{"reason": reason}], [])
+
+    assert read(printed.getvalue()) == [{"reason": reason}]
+    assert printed.getvalue().replace("\n", "").isprintable()
 
 
 def test_every_exit_code_and_every_command_is_in_the_documentation() -> None:
