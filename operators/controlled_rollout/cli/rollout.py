@@ -6,8 +6,6 @@ from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import yaml
-
 from controlled_rollout.cli.arguments import (
     Commands,
     add_workspace_options,
@@ -19,6 +17,7 @@ from controlled_rollout.cli.arguments import (
 )
 from controlled_rollout.cli.output import add_output_option, is_table, show
 from controlled_rollout.cli.progress import at_work
+from controlled_rollout.cli.settings_file import read_value
 from controlled_rollout.cli.view import print_line, print_progress
 from controlled_rollout.defaults import (
     CONFLICT_TIMEOUT,
@@ -30,7 +29,7 @@ from controlled_rollout.defaults import (
 )
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import Auth, Endpoint
-from controlled_rollout.errors import ControlledRolloutError, EndpointNotFoundError
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError, EndpointNotFoundError
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.tokens import TokenIssuer
 from controlled_rollout.version import SET_BY_STEPS, Version
@@ -290,9 +289,7 @@ def _authentication(text: str) -> Auth | TokenIssuer | None:
     from controlled_rollout.arguments import authentication
 
     try:
-        return authentication("auth", yaml.safe_load(text) if text.lstrip().startswith("{") else text)
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not the fields of an issuer of tokens as YAML") from None
+        return authentication("auth", read_value(text) if text.lstrip().startswith("{") else text)
     except ControlledRolloutError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -318,6 +315,6 @@ def _field_and_value(text: str) -> tuple[str, Any]:
     if not separator or name not in known:
         raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE with one of the fields {', '.join(known)}")
     try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"{value!r} in {text!r} is not a value: quote it as in YAML") from None
+        return name, read_value(value)
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error}") from None

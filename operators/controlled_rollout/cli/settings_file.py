@@ -1,4 +1,4 @@
-"""Reads files of settings, YAML or JSON, in which nothing is ambiguous: what YAML would guess or drop is refused."""
+"""Reads settings in files and options, YAML or JSON, without ambiguity: what YAML would guess or drop is refused."""
 
 import difflib
 import re
@@ -10,8 +10,9 @@ import yaml
 
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.text_file import read_text_file
+from controlled_rollout.visible_text import short_text
 
-__all__ = ["nearest", "read_settings_file"]
+__all__ = ["nearest", "read_settings_file", "read_value"]
 
 BOOLEAN: Final = "tag:yaml.org,2002:bool"
 # Only these are booleans, as in YAML 1.2 and JSON: `no` may be a country, `on` a name.
@@ -67,8 +68,7 @@ def read_settings_file(file: Path) -> dict[str, Any]:
             once.
     """
     try:
-        # A subclass of the safe loader.
-        content = yaml.load(read_text_file(file), Loader=_StrictLoader)  # noqa: S506
+        content = _load(read_text_file(file))
     except yaml.YAMLError as error:
         raise ArgumentError(f"the file {file} is neither YAML nor JSON of settings: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -77,6 +77,25 @@ def read_settings_file(file: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ArgumentError(f"the file {file} holds no settings: write one a line, such as `name: value`")
     return {str(name): value for name, value in content.items()}
+
+
+def read_value(text: str) -> Any:
+    """Return a value that an option gives as YAML or JSON.
+
+    Raises:
+        ArgumentError: It is neither, is nested too deep, or has a name that is given twice.
+    """
+    try:
+        return _load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = getattr(error, "problem", None) or error  # without the place in a text that is one line
+        problem = "it is nested too deep" if isinstance(error, RecursionError) else said
+        raise ArgumentError(f"{short_text(text)!r} is not a value of YAML: {problem}") from error
+
+
+def _load(text: str) -> Any:
+    """Return what a text of YAML says; raise what PyYAML, or a number or a date in it, raises."""
+    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of the safe loader
 
 
 def nearest(name: str, known: Collection[str]) -> str:

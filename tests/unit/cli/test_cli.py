@@ -98,7 +98,7 @@ def test_step_retries_until_its_timeout_and_reports_it_at_once(
         (["keys", "digits", "--regenerate", "both"], "choose from"),
         (["deploy", "digits", "one", "--image", IMAGE, "--auth", "key,token"], "choose one of key, token, none"),
         (["deploy", "digits", "one", "--image", IMAGE, "--auth", "{issuer: a}"], "no issuer of tokens"),
-        (["deploy", "digits", "one", "--image", IMAGE, "--auth", "{issuer: "], "as YAML"),
+        (["deploy", "digits", "one", "--image", IMAGE, "--auth", "{issuer: "], "is not a value of YAML"),
         (["status", "--workspace", "a", "--root", "b"], "not allowed with argument"),
     ],
 )

@@ -1,5 +1,6 @@
 """Files of settings: nothing in them is guessed, dropped, or larger than it looks."""
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlled_rollout.cli.settings_file import nearest, read_settings_file
+from controlled_rollout.cli.settings_file import nearest, read_settings_file, read_value
 from controlled_rollout.errors import ArgumentError
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{new}: &{new} [*{old}, *{old}]\n" for old, new in pairwise("abcdefghi"))
@@ -72,3 +73,20 @@ def test_whatever_the_file_says_it_is_settings_or_refused(text: str, tmp_path_fa
 def test_a_mistyped_name_is_answered_with_the_nearest_known_one() -> None:
     assert nearest("pass_ratoi", ["alpha", "pass_ratio"]) == ": did you mean pass_ratio?"
     assert nearest("xyz", ["alpha"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{a: 1, a: 2}", "'a' is given twice"),
+        ("[&a [1], *a]", "aliases"),
+        ("{at: 12:30}", "put 12:30 into quotes"),
+        ("2026-13-45", "month must be in 1..12"),
+        ("{", "is not a value of YAML"),
+        pytest.param("[" * 5000, "nested too deep", id="deep"),
+    ],
+)
+def test_a_value_of_an_option_is_read_as_strictly_as_a_file(text: str, message: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        read_value(text)
+    assert read_value("{country: no, on: true, cores: 0.5}") == {"country": "no", "on": True, "cores": 0.5}
