@@ -8,6 +8,7 @@ import json
 import math
 import reprlib
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
@@ -76,8 +77,8 @@ def parse_json(text: str) -> Any:
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """Return the pairs as a mapping; raise ValueError for a name that occurs twice."""
-        names = [name for name, _ in pairs]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
+        counted = Counter(name for name, _ in pairs)
+        if repeated := sorted(name for name, count in counted.items() if count > 1):
             raise ValueError(f"{', '.join(map(reprlib.repr, repeated))}: given twice, so one of the two would be lost")
         return dict(pairs)
 
