@@ -47,16 +47,23 @@ class ImportedEndpoint:
         return {**own, "versions": versions}
 
     def commands(self) -> list[str]:
-        """Return the command lines that make it so, the default version first, as the first one becomes it."""
+        """Return the command lines that make it so, the default version first, as the first one becomes it.
+
+        One rollout holds an endpoint: each but the last is ended, at 0 %, before the next version is deployed.
+        """
         endpoint = self.endpoint
         lines = []
-        for version in sorted(endpoint.versions.values(), key=lambda version: not version.is_default):
+        ordered = sorted(endpoint.versions.values(), key=lambda version: not version.is_default)
+        for version in ordered:
             words = ["controlled-rollout", "deploy", endpoint.name, version.name, "--image", f"IMAGE-OF-{version.name}"]
             if version.is_default and endpoint.auth is not Auth.KEY:
                 words += ["--auth", str(endpoint.auth)]
             fields = version.model_dump(mode="json", exclude_defaults=True, exclude=_SET_BY_STEPS)
             words += [word for name, value in fields.items() for word in ("--set", f"{name}={json.dumps(value)}")]
             lines.append(shlex.join(words))
+            if version not in (ordered[0], ordered[-1]):
+                reason = ["--reason", "the next version is deployed"]
+                lines.append(shlex.join(["controlled-rollout", "rollback", endpoint.name, version.name, *reason]))
         lines += [
             shlex.join(["controlled-rollout", "shift", endpoint.name, version.name, f"{version.traffic_percentile:g}"])
             for version in endpoint.versions.values()

@@ -3,6 +3,7 @@
 import copy
 import json
 import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from controlled_rollout.cli import command_parser, main
 from controlled_rollout.cli.aksendpoint_json import parse_json, read_aks_endpoint
 from controlled_rollout.cli.exit_codes import ExitCode
-from controlled_rollout.endpoint import Auth
+from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ArgumentError
+from controlled_rollout.steps import edits
 
 # Every field that azureml-core 1.61 writes, each with a value.
 VERSION: dict[str, Any] = {
@@ -212,6 +214,30 @@ def test_the_command_prints_a_file_and_commands_that_the_command_line_takes(
     assert dict(options[0].settings)["tags"] == {"team": "vision"}
     assert options[2].percentile == 20
     assert main(["import-aksendpoint", str(tmp_path / "nowhere")]) == ExitCode.FAILED
+
+
+def test_its_commands_make_it_so_also_with_several_treatments() -> None:
+    document = changed("versions", "third", to={"numReplicas": 1, "trafficPercentile": 5, "versionType": "Treatment"})
+    document["versions"]["fourth"] = {"numReplicas": 1, "trafficPercentile": 15, "versionType": "Treatment"}
+    document["versions"]["old"]["trafficPercentile"] = 60
+    imported = read_aks_endpoint(document)
+
+    made = Endpoint(name="digits")
+    for command in imported.commands():
+        verb = shlex.split(command)[1]
+        options = command_parser().parse_args(shlex.split(command)[1:])
+        if verb == "deploy":
+            made = edits.deploy(
+                made, options.version, image="a@sha256:1", owner="me@here", at=datetime(2026, 1, 5, tzinfo=UTC),
+                settings=dict(options.settings or ()),
+            )  # fmt: skip
+        elif verb == "rollback":
+            made = edits.roll_back(made, options.version, owner=None)
+        else:
+            made = edits.shift(made, options.version, percentile=options.percentile, owner=None, who="me@here")
+
+    assert made.effective_traffic() == imported.endpoint.effective_traffic()
+    assert made.effective_traffic() == {"old": 60, "new": 20, "third": 5, "fourth": 15}
 
 
 VALUES = st.recursive(
