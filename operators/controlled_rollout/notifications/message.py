@@ -9,6 +9,7 @@ from controlled_rollout.errors import EvidenceError
 from controlled_rollout.gate import describe, verdict_from_dict
 from controlled_rollout.notifications.event import Event
 from controlled_rollout.record import Decision
+from controlled_rollout.steps.new_control import judgement_before
 from controlled_rollout.target.protocol import Revision
 from controlled_rollout.text_table import text_table
 from controlled_rollout.visible_text import visible_text
@@ -33,7 +34,7 @@ HEADLINES: Final = {
 # The steps of the record whose reason is the reason of an event, the most telling first.
 REASON_STEPS: Final[dict[Event, tuple[str, ...]]] = {
     Event.ON_HOLD: ("hold",),
-    Event.PROMOTED: ("approve", "go_on", "promote"),
+    Event.PROMOTED: ("promote",),
     Event.ROLLED_BACK: ("roll_back",),
     Event.STUCK: ("look", "hold", "ask"),
 }
@@ -125,14 +126,21 @@ def rollout_of_run(endpoint: Endpoint, run: str) -> str | None:
 
 def _recorded_reason(event: Event, newest_first: Sequence[Decision]) -> str:
     """Return why something happened, by the record; empty if it does not say."""
+    if event is Event.PROMOTED and (judged := judgement_before(newest_first)):
+        return _told(judged)
     for step in REASON_STEPS.get(event, ()):
         found = next((decision for decision in newest_first if decision.step == step), None)
         if found is None:
             continue
-        outcome = f"{found.outcome.replace('_', ' ')}: " if found.outcome and step in ("go_on", "look") else ""
-        by = f" ({found.who})" if step in ("promote", "roll_back") else ""
-        return f"{outcome}{_one_line(found.reason)}{by}"
+        return _told(found)
     return ""
+
+
+def _told(decision: Decision) -> str:
+    """Return a decision's reason, with its outcome or who has made it where that says more."""
+    outcome = decision.outcome.replace("_", " ") if decision.outcome and decision.step in ("go_on", "look") else ""
+    by = f" ({decision.who})" if decision.step in ("promote", "roll_back") else ""
+    return f"{outcome}{': ' if outcome else ''}{_one_line(decision.reason)}{by}"
 
 
 def _claims(newest_first: Sequence[Decision]) -> str:

@@ -15,10 +15,12 @@ from controlled_rollout.workspace import Workspace
 if TYPE_CHECKING:
     from controlled_rollout.endpoint import Endpoint
 
-__all__ = ["new_control", "read_new_control"]
+__all__ = ["judgement_before", "new_control", "read_new_control"]
 
 # What a promotion rests on: a gate that let it go on, or a person who approved it.
 JUDGEMENTS: Final = ("go_on", "approve")
+# After one of these an earlier judgement says nothing of the promotion, which then is a person's own decision.
+NO_JUDGEMENT: Final = ("deploy", "shift", "roll_back", "hold", "ask", "reject")
 # Looks come at an interval, and the judgement is the newest line but a few.
 MOST_DECISIONS: Final = 500
 
@@ -36,8 +38,7 @@ def new_control(history: Sequence[Revision], newest_first: Iterable[Decision], v
     promotion = promotion_of(history, version)
     rollout = promotion.rollout if promotion else None
     present = (rollout.owner, rollout.started) if rollout else (None, None)
-    of_rollout = (decision for decision in newest_first if (decision.run, decision.rollout) == present)
-    judged = next((decision for decision in of_rollout if decision.step in JUDGEMENTS), None)
+    judged = judgement_before(entry for entry in newest_first if (entry.run, entry.rollout) == present)
     verdict = None
     if judged is not None:
         verdict = {
@@ -47,6 +48,23 @@ def new_control(history: Sequence[Revision], newest_first: Iterable[Decision], v
             "time": judged.time.isoformat(),
         }
     return {"former_control": promotion.former_control if promotion else None, "verdict": verdict}
+
+
+def judgement_before(newest_first: Iterable[Decision]) -> Decision | None:
+    """Return what the newest promotion rests on: the gate's or the person's word about the last share. Pure.
+
+    Args:
+        newest_first: The record's decisions about the version, newest first; read no further than is needed.
+
+    Returns:
+        The decision; None if a person has promoted without one, or for a first version.
+    """
+    for decision in newest_first:
+        if decision.step in JUDGEMENTS:
+            return decision
+        if decision.step in NO_JUDGEMENT or (decision.step == "look" and decision.outcome == "fail"):
+            return None
+    return None
 
 
 async def read_new_control(workspace: Workspace, endpoint: "Endpoint") -> dict[str, Any]:
