@@ -11,7 +11,7 @@ class ExitCode(IntEnum):
     DONE = 0
     """Done; of `gate`: the version may go on; of `scan`: it may be rolled out."""
     FAILED = 1
-    """Not done, with the reason on stderr; of `check`, `scan`, `replay`, `score`: something is not as asked."""
+    """Not done, with the reason on stderr; of commands that find something out: it is not as it should be."""
     WRONG_ARGUMENTS = 2
     """The arguments are not valid, or a port is in use; nothing was tried."""
     GATE_FAILED = 3
