@@ -65,7 +65,7 @@ def _with_card(message: RolloutMessage, claims: list[str]) -> dict[str, Any]:
 
 def _text(text: str, apart: bool = True, **style: str) -> dict[str, Any]:
     """Return a line of text; `apart`: with a space before it."""
-    # Spaces of a table would be joined to one.
-    shown = text.replace("  ", "  ") or " "
+    # Teams joins the spaces of a table to one, unless they are no-break spaces.
+    shown = text.replace("  ", "\N{NO-BREAK SPACE}" * 2) or " "
     run = {"type": "TextRun", "text": shown, **style}
     return {"type": "RichTextBlock", "spacing": "default" if apart else "none", "inlines": [run]}

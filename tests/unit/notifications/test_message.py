@@ -134,6 +134,15 @@ def test_mentions_are_escaped_in_slack_and_nothing_is_markdown_in_teams() -> Non
     assert {block["type"] for block in card["body"]} == {"RichTextBlock"}
 
 
+def test_the_columns_of_a_table_keep_their_places_in_teams_which_joins_spaces() -> None:
+    body = teams_message(message())["attachments"][0]["content"]["body"]
+    lines = [block["inlines"][0]["text"] for block in body if block["inlines"][0].get("fontType") == "monospace"]
+    assert not [line for line in lines if "  " in line]
+    assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines] == [
+        line for line in as_text(message()).splitlines()[3:] if line
+    ]
+
+
 def test_a_card_that_would_be_too_large_has_fewer_claims() -> None:
     told = message(table="\n".join("ä" * 160 for _ in range(60)))
     assert len(told.claims) == 41
