@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 from controlled_rollout.cli.output import is_table, show
 from controlled_rollout.duration import format_duration
-from controlled_rollout.errors import ArgumentError, ControlledRolloutError
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError, WorkspaceError
 from controlled_rollout.visible_text import visible_text
 
 __all__ = ["WATCH_INTERVAL", "screen_lines", "watch"]
@@ -32,6 +32,7 @@ async def watch(options: argparse.Namespace, read: Callable[[], Awaitable[Result
 
     Raises:
         ArgumentError: The interval is too short.
+        WorkspaceError: The workspace's settings cannot be used at the first look.
     """
     if interval < LEAST_INTERVAL:
         raise ArgumentError(
@@ -43,6 +44,8 @@ async def watch(options: argparse.Namespace, read: Callable[[], Awaitable[Result
         try:
             result = await read()
         except ControlledRolloutError as error:
+            if shown is None and isinstance(error, WorkspaceError):
+                raise
             result = {"error": str(error)}, [f"not known now: {error}"]
         if redraws:
             _redraw(result[1], options.endpoint or "endpoints")

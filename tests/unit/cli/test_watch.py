@@ -11,7 +11,7 @@ import pytest
 from controlled_rollout.cli import watch as watched
 from controlled_rollout.cli.progress import at_work
 from controlled_rollout.cli.view import print_line
-from controlled_rollout.errors import ArgumentError, ControlledRolloutError, TargetUnavailableError
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError, TargetUnavailableError, WorkspaceError
 
 INTERVAL = timedelta(seconds=1)
 OPTIONS = argparse.Namespace(output="table", endpoint="digits")
@@ -78,6 +78,14 @@ def test_an_interval_that_would_hammer_the_target_is_refused() -> None:
 
     with pytest.raises(ArgumentError, match=r"0\.1 s is too short: give 1 s or more"):
         asyncio.run(watched.watch(OPTIONS, read, interval=timedelta(seconds=0.1)))
+
+
+def test_a_workspace_that_is_not_valid_ends_the_watching_instead_of_being_asked_for_ever() -> None:
+    async def read() -> tuple[Any, list[str]]:
+        raise WorkspaceError("aks.yaml: 'gatway' is not known")
+
+    with pytest.raises(WorkspaceError, match="gatway"):
+        asyncio.run(watched.watch(OPTIONS, read, interval=INTERVAL))
 
 
 @pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
