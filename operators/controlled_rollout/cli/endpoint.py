@@ -280,10 +280,11 @@ def _rotate_signing_keys(options: argparse.Namespace) -> int:
             await target.rotate_signing_keys(options.endpoint)
 
     asyncio.run(rotate())
-    print_line(
+    sentence = (
         f"endpoint {options.endpoint!r} signs tokens with its next key; tokens of before go on working, until the next "
         "rotation or their own end"
     )
+    show(options, {"endpoint": options.endpoint}, [sentence])
     return 0
 
 

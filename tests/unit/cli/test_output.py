@@ -27,6 +27,7 @@ from controlled_rollout.cli.view import WIDTH, endpoint_lines
 from controlled_rollout.cli.watch import screen_lines
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.target.protocol import Change, EndpointStatus, Revision, VersionStatus
+from tests.unit.steps.memory_target import MemoryTarget
 
 DOCS = (Path(__file__).parents[3] / "docs" / "command-line.md").read_text()
 REPLICAS = ["replicas", "--requests-per-second", "200", "--request-time-ms", "50"]
@@ -109,6 +110,20 @@ def test_what_commands_give_to_programs_has_one_option_for_it() -> None:
         name for row in re.findall(r"^\| ([^|]*) \|", section, re.MULTILINE) for name in re.findall(r"`([a-z-]+)`", row)
     }
     assert not any("--json" in a.option_strings for parser in subcommands().values() for a in parser._actions)
+
+
+def test_a_rotation_is_a_document_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rotated = []
+
+    class Rotates(MemoryTarget):
+        async def rotate_signing_keys(self, name: str) -> None:
+            rotated.append(name)
+
+    monkeypatch.setattr("controlled_rollout.target.connect.connect", Rotates().open)
+
+    assert json.loads(printed(capsys, "keys", "rotate", "digits", "--output", "json")) == {"endpoint": "digits"}
+    assert printed(capsys, "keys", "rotate", "digits").startswith("endpoint 'digits' signs tokens with its next key")
+    assert rotated == ["digits", "digits"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
