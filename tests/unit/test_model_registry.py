@@ -77,6 +77,11 @@ def test_an_alias_whose_model_nobody_can_know_is_refused_when_the_dag_is_parsed(
         group(mlflow_alias="champion")
 
 
+def test_a_model_without_an_alias_which_would_change_nothing_is_refused_when_the_dag_is_parsed() -> None:
+    with pytest.raises(ValueError, match="give the alias as well"):
+        group(mlflow_model="models:/digits/7")
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

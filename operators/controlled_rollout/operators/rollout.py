@@ -104,10 +104,15 @@ class RolloutVersionOperator(RolloutOperator):
         reason: str = "",
         **kwargs: Any,
     ) -> None:
-        """Store the arguments, whose templates are rendered later; raise ValueError for an unknown choice."""
+        """Store the arguments, whose templates are rendered later; raise ValueError for what cannot be meant."""
         check_choice("on_conflict", on_conflict, *ON_CONFLICT)
         check_choice("on_silence", on_silence, *OnSilence)
         check_authentication("auth", auth)
+        if mlflow_model is not None and mlflow_alias is None:
+            raise ValueError(
+                f"mlflow_model={mlflow_model!r} was given without mlflow_alias, so it would change nothing: give the "
+                "alias as well, such as 'champion', or leave it out"
+            )
         super().__init__(**kwargs)
         self.version = version
         self.image = image
