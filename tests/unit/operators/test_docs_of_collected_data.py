@@ -82,7 +82,7 @@ def test_the_page_says_how_collected_rows_are_read(
     """Of one request, which the collector's own code has shipped."""
     monkeypatch.setenv("CONTROLLED_ROLLOUT_HOME", str(tmp_path))
     now = datetime.now(UTC) - timedelta(minutes=1)
-    replica = Replica("digits", "v1", "r1", subscription="sub", resource_group="group", workspace="ws")
+    replica = Replica("digits", "v1a", "r1", subscription="sub", resource_group="group", workspace="ws")
     entries = [
         replace(entry(collection, rows=rows), time_us=int(now.timestamp() * 1e6))
         for collection, rows in (("inputs", ({"age": 30},)), ("predictions", ({"prediction": 7},)))
