@@ -83,6 +83,7 @@ def test_airflow_image_contains_airflow_and_this_provider(storage: Storage, cont
     assert run(storage, container, "airflow", "version").strip().startswith("3.3")
     operators = run(storage, container, "python", "-c", "from controlled_rollout import *; print(BuildImageOperator)")
     assert "controlled_rollout.operators.image_build" in operators
+    assert "controlled_rollout" in run(storage, container, "airflow", "plugins", "--output", "json")
 
 
 def test_airflow_image_runs_as_an_unprivileged_user(storage: Storage, container: str) -> None:
@@ -129,8 +130,8 @@ def test_package_with_another_hash_is_not_installed(
 
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, tmp_path)
-    for name in ("operators", "docker"):
-        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("operators", "docker", "plugins", "scripts"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
     constraints = (REPOSITORY / "constraints.txt").read_text()
     block = re.search(r"^httpx==.*?(?<=[^\\])$", constraints, re.M | re.S)
     assert block is not None
