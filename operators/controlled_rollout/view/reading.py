@@ -121,7 +121,9 @@ async def read_log_tail(workspace: Workspace, target: Target, name: str, version
         EndpointNotFoundError: There is no such endpoint.
         TargetUnavailableError: The target does not answer.
     """
-    text = visible_text(await target.logs(name, version, tail=tail))
+    logged = await target.logs(name, version, tail=tail)
+    # A line may be as long as a model likes; made visible it is no shorter.
+    text = visible_text(logged[-LOG_BYTES:])
     # A character may be several bytes.
     shown = text[-LOG_BYTES:].encode()[-LOG_BYTES:].decode(errors="ignore")
     return LogTail(
@@ -129,7 +131,7 @@ async def read_log_tail(workspace: Workspace, target: Target, name: str, version
         endpoint=name,
         version=version,
         text=shown,
-        cut=len(shown) < len(text) or text.count("\n") >= tail - 1,
+        cut=len(logged) > LOG_BYTES or len(shown) < len(text) or text.count("\n") >= tail - 1,
     )
 
 

@@ -11,7 +11,8 @@ from controlled_rollout import steps
 from controlled_rollout.steps import Change
 from controlled_rollout.view import reading
 from controlled_rollout.view.followed_record import FollowedLine, FollowedRecord
-from controlled_rollout.view.reading import KnownEndpoint, read_overview
+from controlled_rollout.view.reading import KnownEndpoint, read_log_tail, read_overview
+from controlled_rollout.visible_text import visible_text
 from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget
 
@@ -51,3 +52,26 @@ async def test_a_record_that_does_not_answer_leaves_the_endpoint_shown_and_is_no
     async with asyncio.timeout(DEADLINE_S):
         while len(begun) == 1:
             await read_overview(workspace, target, "digits", known)
+
+
+async def test_the_end_of_a_log_is_shown_in_bounded_size_and_time_however_long_its_lines_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_visible = list[int]()
+
+    class TalkativeTarget(MemoryTarget):
+        """A target of a version that writes one very long line."""
+
+        async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
+            """Return it."""
+            return "first " + "\x1b" * 1_000_000 + " last"
+
+    def noted(text: str) -> str:
+        made_visible.append(len(text))
+        return visible_text(text)
+
+    monkeypatch.setattr(reading, "visible_text", noted)
+    log = await read_log_tail(Workspace.local(tmp_path), TalkativeTarget(), "digits", "v1a", tail=200)
+    assert (len(log.text), log.cut) == (reading.LOG_BYTES, True)
+    assert log.text.endswith(r"\x1b last")
+    assert made_visible == [reading.LOG_BYTES]
