@@ -112,6 +112,8 @@ class WatchedWorkspace:
         self._known: dict[str, KnownEndpoint] = {}
         self._details: OrderedDict[str, _Detail] = OrderedDict()
         self._more = 0
+        # Errors that have been logged, by what could not be read.
+        self._logged: dict[str, str] = {}
 
     async def overview(self, *, wait_s: float = 0.0) -> WorkspaceOverview:
         """Return the workspace as it was last read, and read it again in the background.
@@ -239,6 +241,7 @@ class WatchedWorkspace:
         self._changed.clear()
         # An endpoint may be deleted and created again meanwhile, with as many revisions.
         self._known.clear()
+        self._logged.clear()
         for detail in self._details.values():
             detail.revision, detail.is_read = -1, False
 
@@ -270,7 +273,7 @@ class WatchedWorkspace:
 
     def _fail(self, error: Exception) -> None:
         """Take note that the workspace does not answer; what was seen of its endpoints stays, and says so."""
-        self._problem = _problem_text(error)
+        self._problem = self._problem_text(f"workspace {self.name}", error)
         self._endpoints = {
             name: unread_endpoint(self.name, name, self._problem, seen) for name, seen in self._endpoints.items()
         }
@@ -305,7 +308,8 @@ class WatchedWorkspace:
             self._endpoints.pop(name, None)
             return
         except Exception as error:  # any: the other endpoints are shown
-            self._endpoints[name] = unread_endpoint(self.name, name, _problem_text(error), self._endpoints.get(name))
+            problem = self._problem_text(f"endpoint {name!r} of workspace {self.name}", error)
+            self._endpoints[name] = unread_endpoint(self.name, name, problem, self._endpoints.get(name))
 
     async def _read_details(self, workspace: Workspace, target: Target) -> None:
         """Read what the open pages show, one after the other: a long record needs memory and processor time."""
@@ -340,9 +344,21 @@ class WatchedWorkspace:
                 return False
             detail.problem = None
         except Exception as error:  # any: the rest of the page is shown
-            detail.problem = _problem_text(error)
+            what = f"history and record of endpoint {name!r} of workspace {self.name}"
+            detail.problem = self._problem_text(what, error)
         detail.is_read = True
         return True
+
+    def _problem_text(self, what: str, error: Exception) -> str:
+        """Return why something cannot be read, for people: of an unexpected error its kind, for it may say a secret."""
+        if isinstance(error, ControlledRolloutError):
+            return short_text(str(error), most=LONGEST_PROBLEM)
+        kind = type(error).__name__
+        # The same is read every few seconds: its error is logged once while somebody looks.
+        if self._logged.get(what) != kind:
+            self._logged[what] = kind
+            log.warning("%s cannot be read", what, exc_info=error)
+        return f"it cannot be read because of an unexpected error ({kind}): see the API server's log"
 
 
 def _follow(workspace: Workspace, name: str, detail: _Detail) -> bool:
@@ -375,11 +391,3 @@ async def _in_time(work: Awaitable[Result], seconds: float, what: str) -> Result
             return await work
     except TimeoutError as error:
         raise TargetUnavailableError(f"{what} does not answer within {seconds:g} s: it is asked again") from error
-
-
-def _problem_text(error: Exception) -> str:
-    """Return why something cannot be read, for people: of an unexpected error its kind, for it may say a secret."""
-    if isinstance(error, ControlledRolloutError):
-        return short_text(str(error), most=LONGEST_PROBLEM)
-    log.warning("a workspace cannot be read", exc_info=error)
-    return f"it cannot be read because of an unexpected error ({type(error).__name__}): see the API server's log"

@@ -110,6 +110,24 @@ async def test_an_endpoint_that_does_not_answer_or_fails_is_a_row_that_says_so(
     assert "geheim-2" not in (shown["broken"].problem or "")
 
 
+async def test_an_error_that_lasts_is_logged_once(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    await deploy(workspace, "broken")
+    target.broken = {"broken"}
+    await read(watched)
+    readings = target.readings
+
+    async def read_again() -> bool:
+        await watched.overview()
+        return target.readings > readings + 2
+
+    await until(read_again, "two more readings", timeout_s=WAIT_S)
+    assert [one.getMessage() for one in caplog.records if one.name == watched_workspace.__name__] == [
+        "endpoint 'broken' of workspace ml cannot be read"
+    ]
+
+
 async def test_a_workspace_that_stops_answering_is_shown_as_it_was_last_seen_and_recovers(
     workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
