@@ -181,11 +181,20 @@ def _window(options: argparse.Namespace) -> "EvidenceWindow":
 
 
 def _run_plan(options: argparse.Namespace) -> int:
-    """Run `controlled-rollout plan`: print changes, steps and forecast; return exit code 1 if it cannot be done."""
+    """Run `controlled-rollout plan`: print changes, steps and forecast; return exit code 1 if it cannot be done.
+
+    Raises:
+        EndpointError: A name is not valid.
+        ImageError: The image is not named by its digest.
+    """
     from controlled_rollout.checks.forecast import forecast, read_control_traffic
     from controlled_rollout.checks.plan import RolloutPlan, contradictions
+    from controlled_rollout.endpoint import Endpoint
+    from controlled_rollout.image.reference import ImageReference
     from controlled_rollout.rollout import OnSilence
 
+    Endpoint(name=options.endpoint).create_version(options.version)  # what `deploy` would refuse is refused here, too
+    image = str(ImageReference.parse(options.image)) if options.image is not None else None
     workspace, gate, window = workspace_of(options), _gate(options), _window(options)
     plan = RolloutPlan(
         endpoint=options.endpoint, version=options.version, steps=options.steps, bake=options.bake,
@@ -208,7 +217,7 @@ def _run_plan(options: argparse.Namespace) -> int:
         return endpoint, forecast(gate, plan.steps, traffic, bake=plan.bake, decision_timeout=plan.decision_timeout)
 
     endpoint, expected = asyncio.run(read())
-    changed, refused = differences(endpoint, plan, options.image)
+    changed, refused = differences(endpoint, plan, image)
     problems += refused
     document = {
         "endpoint": plan.endpoint, "version": plan.version, "changes": changed, "problems": problems,

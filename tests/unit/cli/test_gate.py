@@ -119,6 +119,23 @@ def test_a_plan_that_cannot_be_is_refused(option: tuple[str, str], capsys: pytes
     assert option[1] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("digits", "v1"), "name 'v1' is not valid"),
+        (("Digits", "v2a"), "name 'Digits' is not valid"),
+        (("digits", "v2a", "--image", "models/digits:latest"), "is not of the form name@sha256:"),
+    ],
+)
+def test_a_plan_refuses_what_deploy_would_refuse_before_anything_is_asked(
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("controlled_rollout.target.connect.connect", lambda _: pytest.fail("a target was asked"))
+
+    assert main(["plan", *arguments]) == ExitCode.FAILED
+    assert message in capsys.readouterr().err
+
+
 def test_a_plan_says_what_would_be_created_or_why_it_could_not_begin() -> None:
     held = FIRST.create_version("v2a", image=IMAGE).claim(
         "v2a", owner="weekly/run-1", at=datetime(2026, 1, 5, tzinfo=UTC), on_silence=OnSilence.KEEP
