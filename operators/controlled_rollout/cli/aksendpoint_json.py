@@ -302,7 +302,15 @@ def read_aks_endpoint(document: Any, *, endpoint: str | None = None, version: st
             only |= {"is_default": True, "is_control": True}
     if reading.problems:
         raise ArgumentError("\n".join(reading.problems))
-    return ImportedEndpoint(_endpoint(values, made), tuple(reading.left_out))
+    imported = _endpoint(values, made)
+    default = imported.default
+    if default is not None and not default.is_control:
+        control = f"{imported.control.name!r} is control" if imported.control else "no version is control"
+        reading.left_out.append(
+            f"{control}, and the default is {default.name!r}: the commands make the default the control, because the "
+            "first version of an endpoint is both"
+        )
+    return ImportedEndpoint(imported, tuple(reading.left_out))
 
 
 def _endpoint(values: Mapping[str, Any], versions: Mapping[str, Mapping[str, Any]]) -> Endpoint:

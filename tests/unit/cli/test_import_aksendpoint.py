@@ -240,6 +240,19 @@ def test_its_commands_make_it_so_also_with_several_treatments() -> None:
     assert made.effective_traffic() == {"old": 60, "new": 20, "third": 5, "fourth": 15}
 
 
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        ({"old": {"isDefault": True}, "new": {"versionType": "Control"}}, "'new' is control, and the default is 'old'"),
+        ({"old": {"isDefault": True}, "new": {}}, "no version is control, and the default is 'old'"),
+        ({"old": {"isDefault": True, "versionType": "Control"}, "new": {}}, ""),
+    ],
+)
+def test_a_control_that_the_commands_do_not_make_is_said(versions: dict[str, Any], said: str) -> None:
+    left_out = read_aks_endpoint({"name": "digits", "appInsightsEnabled": True, "versions": versions}).left_out
+    assert [line[: len(said)] for line in left_out] == ([said] if said else [])
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["Control", "v1a"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*VERSION, *ENDPOINT, "v1a"]), inner),
