@@ -59,9 +59,14 @@ def judgement_before(newest_first: Iterable[Decision]) -> Decision | None:
     Returns:
         The decision; None if a person has promoted without one, or for a first version.
     """
+    promoted_by = None
     for decision in newest_first:
         if decision.step in JUDGEMENTS:
             return decision
+        if decision.step == "promote":
+            if promoted_by not in (None, decision.who):
+                return None  # what is before it is about an earlier promotion: the version is control again
+            promoted_by = decision.who
         if decision.step in NO_JUDGEMENT or (decision.step == "look" and decision.outcome == "fail"):
             return None
     return None

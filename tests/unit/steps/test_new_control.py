@@ -10,11 +10,13 @@ from controlled_rollout.steps.new_control import judgement_before
 
 
 def decisions(*newest_first: Any) -> list[Decision]:
-    """Return decisions about a version, one for each step; `look_…` is a look with that outcome."""
+    """Return decisions about a version: `look_…` is a look with that outcome, `again` a promotion by somebody else."""
     return [
         Decision(
-            time=datetime(2026, 1, 5, tzinfo=UTC), endpoint="digits", version="new", who="weekly/run-1/task",
-            step="look" if step.startswith("look_") else step, reason=f"{len(newest_first) - place}",
+            time=datetime(2026, 1, 5, tzinfo=UTC), endpoint="digits", version="new",
+            who="judge/run-9/task" if step == "again" else "weekly/run-1/task",
+            step="look" if step.startswith("look_") else "promote" if step == "again" else step,
+            reason=f"{len(newest_first) - place}",
             outcome=step.removeprefix("look_") if step.startswith("look_") else None,
         )
         for place, step in enumerate(newest_first)
@@ -31,6 +33,8 @@ def decisions(*newest_first: Any) -> list[Decision]:
         (("promote", "look_not_enough_evidence", "shift", "go_on"), None),
         (("promote", "look_fail", "go_on", "shift"), None),
         (("promote", "deploy", "promote", "go_on"), None),
+        (("promote", "promote", "look_pass", "go_on"), "1"),
+        (("again", "promote", "go_on"), None),
         ((), None),
     ],
 )
