@@ -57,6 +57,7 @@ class _Seen:
         since: From when on a decision is waited for.
         outcome, reason, table, verdict: Of the look.
         taken_back: The revision in which an earlier try of this run took the version back; None if none did.
+        present: The endpoint at this look, if an earlier try took the version back.
         was_control: Whether the version is control, or was until it was taken back.
     """
 
@@ -67,6 +68,7 @@ class _Seen:
     table: str = ""
     verdict: "Verdict | None" = None
     taken_back: "Revision | None" = None
+    present: "Endpoint | None" = None
     was_control: bool = False
 
 
@@ -216,8 +218,10 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
         values = self._arguments(Path(context["dag"].folder))
         seen = await self._look(context, workspace, values)
         if seen.taken_back is not None:
+            # Another version may have become control since this task was killed: that is not this task's to tell.
+            controls = {one.control.name for one in (seen.taken_back.endpoint, seen.present) if one and one.control}
             return await self._rolled_back(
-                context, workspace, seen, seen.taken_back.change.reason, seen.taken_back.endpoint
+                context, workspace, seen, seen.taken_back.change.reason, seen.present if len(controls) == 1 else None
             )
         decision = decide(
             seen.outcome,
@@ -258,6 +262,7 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
                 seen.taken_back = is_taken_back_by(history, seen.version, run_of(context))
                 seen.was_control = was_control_before(history, seen.version, seen.taken_back)
                 if seen.taken_back is not None:
+                    seen.present = history[-1].endpoint
                     return seen
                 compared = comparison_of(history, seen.version, began=began)
                 seen.since = compared.waits_since

@@ -116,6 +116,22 @@ def test_a_task_that_was_killed_after_the_roll_back_finds_it_done(
     assert event.extra["version"] == "old"
 
 
+async def test_a_task_that_was_killed_tells_nothing_of_a_control_that_was_replaced_meanwhile(
+    target: MemoryTarget, workspace: Workspace, looks: Callable[..., Any]
+) -> None:
+    looks(Outcome.FAIL)
+    assert await operator()._judge(run_context(), workspace) is not None
+    later = target.newest("digits").create_version("third", image="ml/digits@sha256:" + "3" * 64)
+    later = await target.apply(later, Change(who="ann@here"))
+    await target.apply(later.promote("third"), Change(who="ann@here"))
+    given = run_context()
+
+    again = await operator()._judge(given, workspace)
+
+    assert again is not None and again["decision"] == "rolled_back"
+    assert given["outlet_events"][NEW_CONTROL].asset_alias_events == []
+
+
 async def test_a_canary_that_is_worse_loses_its_traffic_and_the_control_stays(
     target: MemoryTarget, workspace: Workspace, looks: Callable[..., Any]
 ) -> None:
