@@ -131,7 +131,9 @@ def test_package_with_another_hash_is_not_installed(
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, tmp_path)
     for name in ("operators", "docker", "plugins", "scripts"):
-        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+        shutil.copytree(
+            REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules")
+        )
     constraints = (REPOSITORY / "constraints.txt").read_text()
     block = re.search(r"^httpx==.*?(?<=[^\\])$", constraints, re.M | re.S)
     assert block is not None

@@ -134,7 +134,7 @@ def test_keys_and_tokens_together_are_refused() -> None:
 def test_auth_is_a_name_or_the_fields_of_an_issuer_as_a_mapping_or_as_json() -> None:
     assert authentication("auth", "token") is Auth.TOKEN
     assert authentication("auth", ISSUER) == authentication("auth", json.dumps(ISSUER)) == TokenIssuer(**ISSUER)
-    for wrong in ("key,token", "", None, {}, {**ISSUER, "audience": ""}, "{", '{"issuer": "a"}', ["key", "token"]):
+    for wrong in ("key,token", "", {}, {**ISSUER, "audience": ""}, "{", '{"issuer": "a"}', ["key", "token"]):
         with pytest.raises(ArgumentError, match="auth"):
             authentication("auth", wrong)
     check_authentication("auth", "{{ params.auth }}")
