@@ -1,6 +1,7 @@
-"""The content of the wheel: the provider, its entry points, the scoring runtime and the collector."""
+"""The content of the wheel (provider, scoring runtime, collector, page) and of the source distribution."""
 
 import subprocess
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -46,3 +47,17 @@ def test_the_wheel_carries_the_scoring_runtime_and_the_collector_and_announces_t
     page = {"main.js", "version"}
     assert {f"controlled_rollout_ui/static/{name}" for name in page} <= names
     assert not [name for name in names if name.startswith("controlled_rollout_ui/page/")]
+
+
+def test_the_source_distribution_carries_the_built_page_so_that_its_wheel_needs_no_node(tmp_path: Path) -> None:
+    subprocess.run(
+        [find_uv_bin(), "build", "--quiet", "--sdist", "--out-dir", tmp_path, REPOSITORY],
+        check=True,
+        capture_output=True,
+    )
+    (source,) = tmp_path.glob("airflow_provider_controlled_rollout-*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    page = "plugins/controlled_rollout_ui"
+    assert {f"{page}/static/main.js", f"{page}/static/version", f"{page}/page/build.mjs", "scripts/page"} <= names
+    assert not [name for name in names if "/node_modules/" in name]
