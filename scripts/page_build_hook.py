@@ -18,6 +18,11 @@ class PageBuildHook(BuildHookInterface[Any]):
         """Bundle the page, except for an editable install, whose caller does it."""
         if version == "editable":
             return
-        built = subprocess.run([Path(self.root) / "scripts" / "page", "build"], capture_output=True, text=True)
-        if built.returncode:
-            self.app.display_warning(f"the page of Airflow's plugin is not in this wheel: {built.stderr.strip()}")
+        try:
+            built = subprocess.run([Path(self.root) / "scripts" / "page", "build"], capture_output=True, text=True)
+        except OSError as error:  # no bash, or a folder whose programs may not be run
+            problem = str(error)
+        else:
+            problem = (built.stderr.strip() or f"exit code {built.returncode}") if built.returncode else ""
+        if problem:
+            self.app.display_warning(f"the page of Airflow's plugin was not built for this wheel: {problem}")

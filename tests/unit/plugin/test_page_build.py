@@ -31,16 +31,26 @@ class App:
         self.warnings.append(text)
 
 
-@pytest.mark.parametrize(("kind", "warned"), [("editable", False), ("standard", True)])
-def test_a_page_that_cannot_be_built_is_a_warning_of_the_build(tmp_path: Path, kind: str, warned: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "mode", "warning"),
+    [
+        ("editable", 0o755, None),
+        ("standard", 0o755, "Node.js was not found"),
+        ("standard", 0o644, "Permission denied"),
+    ],
+    ids=["editable", "no node", "no programs"],
+)
+def test_a_page_that_cannot_be_built_is_a_warning_of_the_build(
+    tmp_path: Path, kind: str, mode: int, warning: str | None
+) -> None:
     (tmp_path / "scripts").mkdir()
     script = tmp_path / "scripts" / "page"
     script.write_text("#!/bin/sh\necho 'page: Node.js was not found' >&2\nexit 1\n")
-    script.chmod(0o755)
+    script.chmod(mode)
     app: Any = App()
     hook = PageBuildHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel", app=app)  # type: ignore[arg-type]
     hook.initialize(kind, {})
-    assert ["Node.js was not found" in line for line in app.warnings] == [True] * warned
+    assert [warning is not None and warning in line for line in app.warnings] == [True] * (warning is not None)
 
 
 def test_a_page_that_is_up_to_date_needs_no_node(tmp_path: Path) -> None:
