@@ -96,10 +96,16 @@ class WatchedWorkspace:
     Args:
         name: Its connection id.
         read_connection: Returns the workspace that the connection describes; it may block.
+
+    Attributes:
+        name: Its connection id.
+        room_for_requests: How many requests may read it at once with a connection of their own.
     """
 
     def __init__(self, name: str, read_connection: Callable[[], Workspace]) -> None:
         self.name = name
+        # Each request that needs the newest state opens a connection, which may run a program that signs in.
+        self.room_for_requests = asyncio.Semaphore(AT_ONCE)
         self._read_connection = read_connection
         self._asked = 0.0
         self._task: asyncio.Task[None] | None = None

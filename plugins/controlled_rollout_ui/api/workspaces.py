@@ -108,15 +108,16 @@ class Workspaces:
         return await self._opened(workspace, read)
 
     async def _opened(self, workspace: str, read: Callable[[Workspace, Target], Awaitable[Result]]) -> Result:
-        """Return what is read from a workspace with a connection of its own, within a deadline."""
+        """Return what is read from a workspace with a connection of its own, within a deadline, a few at a time."""
         watched = self._one(workspace)
 
         async def read_in_time() -> Result:
             """Read in the background's thread."""
-            opened = await watched.open_workspace()
             try:
-                async with asyncio.timeout(DEADLINE_S), connect(opened) as target:
-                    return await read(opened, target)
+                async with asyncio.timeout(DEADLINE_S), watched.room_for_requests:
+                    opened = await watched.open_workspace()
+                    async with connect(opened) as target:
+                        return await read(opened, target)
             except TimeoutError as error:
                 raise TargetUnavailableError(
                     f"workspace {workspace} does not answer within {DEADLINE_S:g} s: ask again"

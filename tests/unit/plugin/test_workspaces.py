@@ -1,15 +1,21 @@
-"""The endpoint of a run is looked for in all workspaces, and none is said to lack it before it was read."""
+"""Requests for a workspace: a few at a time, and none is said to lack what was not read yet."""
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from controlled_rollout.errors import EndpointNotFoundError, TargetUnavailableError, WorkspaceError
+from controlled_rollout.target.protocol import Target
 from controlled_rollout.workspace import Workspace
 from controlled_rollout_ui.api import workspaces
+from controlled_rollout_ui.api.watched_workspace import AT_ONCE
 from controlled_rollout_ui.api.workspaces import Workspaces
 from tests.polling import until
+from tests.unit.steps.memory_target import MemoryTarget
 
 DEADLINE_S = 30.0
 
@@ -47,3 +53,31 @@ async def test_a_run_is_not_said_to_have_no_endpoint_while_workspaces_are_read(a
 
     text = await until(refusal, "the answer", timeout_s=DEADLINE_S)
     assert text == "no version of any endpoint is of the run weekly/run-1; these workspaces do not answer: ml"
+
+
+async def test_requests_open_few_connections_at_once_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, open_now, most = MemoryTarget(), 0, 0
+
+    @asynccontextmanager
+    async def connect(_: Workspace) -> AsyncIterator[Target]:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        await asyncio.sleep(0)  # the others go on meanwhile
+        yield target
+        open_now -= 1
+
+    async def logs(name: str, version: str, *, tail: int = 200) -> str:
+        return "a line"
+
+    monkeypatch.setattr(target, "logs", logs)
+    monkeypatch.setattr(workspaces, "connect", connect)
+    monkeypatch.setattr(workspaces, "_read_connection", lambda _: Workspace.local(tmp_path))
+    monkeypatch.setattr(workspaces, "workspace_names", lambda: ("ml",))
+    shown = Workspaces()
+    async with asyncio.timeout(DEADLINE_S):
+        read = [shown.log_tail("ml", "digits", "v1a", tail=5) for _ in range(5 * AT_ONCE)]
+        assert {log.text for log in await asyncio.gather(*read)} == {"a line"}
+    assert 0 < most <= AT_ONCE
