@@ -107,6 +107,7 @@ class WatchedWorkspace:
         # Each request that needs the newest state opens a connection, which may run a program that signs in.
         self.room_for_requests = asyncio.Semaphore(AT_ONCE)
         self._read_connection = read_connection
+        self._connection: asyncio.Task[Workspace] | None = None
         self._asked = 0.0
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -209,7 +210,11 @@ class WatchedWorkspace:
         Raises:
             ControlledRolloutError: The connection cannot be read.
         """
-        workspace = await _in_time(asyncio.to_thread(self._read_connection), OPEN_DEADLINE_S, f"connection {self.name}")
+        if self._connection is None or self._connection.done():
+            self._connection = asyncio.create_task(asyncio.to_thread(self._read_connection))
+        # A thread cannot be ended: while one hangs, nobody begins another.
+        reading = asyncio.shield(self._connection)
+        workspace = await _in_time(reading, OPEN_DEADLINE_S, f"connection {self.name}")
         return workspace.model_copy(update={"name": self.name})
 
     @property

@@ -1,6 +1,7 @@
 """A workspace that is read in the background: bounded in time and memory, and one part that fails leaves the rest."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -177,6 +178,29 @@ async def test_a_sign_in_that_does_not_end_is_said_and_tried_again(
         return (await watched.overview()).problem is None
 
     await until(recovered, "the workspace", timeout_s=WAIT_S)
+
+
+async def test_a_connection_that_hangs_keeps_one_thread_only(
+    workspace: Workspace, target: SlowTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, begun = threading.Event(), list[int]()
+
+    def hang() -> Workspace:
+        begun.append(1)
+        answers.wait(WAIT_S)
+        return workspace
+
+    monkeypatch.setattr(watched_workspace, "OPEN_DEADLINE_S", 0.05)
+    watched = WatchedWorkspace("ml", hang)
+    assert "connection ml does not answer" in ((await read(watched)).problem or "")
+    for _ in range(5):
+        with pytest.raises(TargetUnavailableError, match="connection ml does not answer"):
+            await watched.open_workspace()
+    assert begun == [1]
+
+    answers.set()
+    monkeypatch.setattr(watched_workspace, "OPEN_DEADLINE_S", WAIT_S)
+    assert (await watched.open_workspace()).name == "ml"
 
 
 async def test_charts_are_kept_for_few_endpoints_and_an_open_page_is_not_pushed_out_by_another(
