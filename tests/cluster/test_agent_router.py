@@ -29,7 +29,8 @@ async def test_no_request_fails_when_an_envoy_is_deleted_under_the_load_nor_when
         await asyncio.to_thread(gateway.scale, 2)
         sandbox = gateway.sandbox
         await sandbox.deploy("one", **PATIENT)
-        await sandbox.deploy("two", "steady2", **PATIENT)
+        # Room for its share in one replica, however slow a busy machine answers.
+        await sandbox.deploy("two", "steady2", **PATIENT | {"replica_max_concurrent_requests": 20})
 
         async def are_there() -> bool:
             return bool(await asyncio.to_thread(gateway.envoys) == (2, 2))

@@ -202,7 +202,7 @@ def test_commands_of_the_page_lead_from_the_role_to_a_promoted_version_and_to_on
     assert "there are no endpoints" in output
     assert re.search(r"^HTTP/1.1 200 OK\r?$(?:.|\n)*^azureml-model-deployment: one\r?$", output, re.MULTILINE)
     assert '{"version": "steady"' in output
-    assert re.search(r"^two\s+Treatment\s+10 %\s+10 %\s+2 of 2\s+ready", output, re.MULTILINE)
+    assert re.search(r"^two\s+treatment\s+10 %\s+2 of 2\s+ready", output, re.MULTILINE)
     assert "Connection success!" in output
     assert re.search(r"^three has captured \d+ requests; dropped 0, unreadable 0", output, re.MULTILINE)
     assert re.search(rf"^endpoint '{endpoint}' is deleted$", output, re.MULTILINE)
