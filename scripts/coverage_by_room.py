@@ -1,7 +1,8 @@
 """Print how much of each room the last run of the tests has executed, and fail where that is below the room's floor.
 
 The floors are in pyproject.toml, `[tool.controlled_rollout.coverage]`, in per cent of lines and branches. They hold for
-a run of all tests, so they are not compared where the tests on a cluster cannot run.
+a run of all tests, so they are not compared where the tests on a cluster cannot run. Tests end processes while these
+work, so a few lines are executed in one run and not in the next: a room may lack that many below its floor.
 """
 
 import json
@@ -20,6 +21,8 @@ REPORT = REPOSITORY / ".work" / "coverage" / "report.json"
 PACKAGE = "operators/controlled_rollout/"
 # Sources beside the package, each a room of its own.
 OTHER_ROOMS = ("docker/collector", "docker/scoring", "dags", "plugins", "scripts")
+# Lines and branches that a room may lack below its floor: in a small room one of them is half a per cent.
+TOLERATED = 3
 # The modules beside the rooms' folders that have no floor of their own.
 MODULES = "modules"
 
@@ -42,6 +45,10 @@ class Tally:
     def percent(self) -> float:
         """Share of lines and branches that were executed, in per cent."""
         return 100 * self.executed / self.parts if self.parts else 100.0
+
+    def reaches(self, floor: float) -> bool:
+        """Whether the share that was executed is `floor` per cent, but for the few that may be lacking."""
+        return 100 * (self.executed + TOLERATED) >= floor * self.parts
 
 
 def main() -> int:
@@ -102,7 +109,7 @@ def below(tallies: dict[str, Tally], floors: dict[str, float]) -> list[str]:
     for room, tally in tallies.items():
         if room not in floors:
             sentences.append(f"{room} has no floor: add one to pyproject.toml, [tool.controlled_rollout.coverage]")
-        elif tally.percent < floors[room]:
+        elif not tally.reaches(floors[room]):
             sentences.append(f"{room}: {tally.percent:.1f} % executed, at least {floors[room]:.0f} % are asked for")
     sentences.extend(f"{room} has a floor and no source files: remove it" for room in floors if room not in tallies)
     return sentences

@@ -1,6 +1,6 @@
 """The table of coverage: files add up to rooms, and a room below its floor is named."""
 
-from scripts.coverage_by_room import Tally, below, by_room
+from scripts.coverage_by_room import TOLERATED, Tally, below, by_room
 
 
 def summary(covered: int, missing: int) -> dict[str, int]:
@@ -42,8 +42,17 @@ def test_branches_count_as_lines_do() -> None:
 
 
 def test_a_room_below_its_floor_one_without_and_a_floor_without_a_room_are_named() -> None:
-    rooms = by_room(FILES, {"endpoint": 97})
+    files = {**FILES, "operators/controlled_rollout/endpoint.py": summary(90, 10)}
+    rooms = by_room(files, {"endpoint": 97})
 
     complaints = below(rooms, {"endpoint": 97, "modules": 50, "target": 50, "gate": 97})
 
     assert [complaint.split()[0].rstrip(":") for complaint in complaints] == ["docker/scoring", "endpoint", "gate"]
+
+
+def test_a_few_lines_below_the_floor_are_tolerated_in_a_room_of_any_size() -> None:
+    for parts in (100, 10_000):
+        least = parts * 97 // 100 - TOLERATED
+
+        assert Tally(parts=parts, executed=least).reaches(97)
+        assert not Tally(parts=parts, executed=least - 1).reaches(97)

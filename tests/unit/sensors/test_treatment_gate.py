@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import pytest
 from airflow.sdk import DAG, BaseNotifier, Context
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 from airflow.serialization.serialized_objects import BaseSerialization, DagSerialization
 
 from controlled_rollout import Gate, TreatmentGateSensor
+from controlled_rollout.evaluation import hold
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.sensors import treatment_gate
@@ -196,6 +197,59 @@ def test_connection_that_cannot_be_read_only_makes_a_gate_in_a_worker_wait(
 
     monkeypatch.setattr(WorkspaceHook, "get_workspace", get_workspace)
     assert not gate(deferrable=False).poke(context)
+
+
+def test_rescheduled_gate_goes_on_from_the_hold_that_is_recorded(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    since = datetime(2026, 1, 5, tzinfo=UTC)
+
+    async def recorded_hold(workspace: Workspace, terms: GateTerms) -> datetime:
+        return since
+
+    monkeypatch.setattr(hold, "recorded_hold", recorded_hold)
+    notifier = Notifier()
+    task = gate(mode="reschedule", deferrable=False, on_hold=notifier)
+
+    assert task._hold(context, HOLD, task._own_terms(context)).held == since
+    assert notifier.notified == 0, "they were told when it was recorded"
+
+
+def test_hold_that_cannot_be_written_ends_no_look(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def put_on_hold(*arguments: object) -> None:
+        raise ConnectionError("the storage is away")
+
+    monkeypatch.setattr(hold, "put_on_hold", put_on_hold)
+    task = gate(deferrable=False)
+
+    assert task._hold(context, HOLD, task._own_terms(context)).held is not None
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [(NextAction.GO_ON, False), (NextAction.ASK, True)],
+)
+def test_what_a_gate_has_decided_is_the_tasks_value(context: Context, action: NextAction, expected: bool) -> None:
+    task = gate(deferrable=True)
+    event = LookResult(action, "as good as control", "pass", "the table").to_event()
+
+    assert task.execute_complete(context, event) == {
+        "outcome": "pass",
+        "reason": "as good as control",
+        "table": "the table",
+        "asks": expected,
+    }
+
+
+def test_a_first_version_with_nothing_to_compare_skips_its_gate(context: Context) -> None:
+    event = LookResult(NextAction.NOTHING_TO_COMPARE, "v2a is the first version").to_event()
+    with pytest.raises(AirflowSkipException, match="v2a is the first version"):
+        gate(deferrable=True).execute_complete(context, event)
+
+
+def test_a_gate_that_asks_needs_a_task_that_asks(context: Context) -> None:
+    with pytest.raises(AirflowFailException, match="no ApproveRolloutOperator comes directly after"):
+        gate(on_deadline="ask").execute(context)
 
 
 def test_wrong_argument_fails_a_gate_without_retries(context: Context) -> None:
