@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 from controlled_rollout.agent.namespace_state import NamespaceState
 from controlled_rollout.cluster.api import Api
 from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.target.kubernetes.take_back_notes import write_take_back_note
 from controlled_rollout.target.kubernetes.target import KubernetesTarget
 from controlled_rollout.target.protocol import Revision
-from controlled_rollout.target.silence import unattended_rollout
+from controlled_rollout.target.silence import FailedTries, unattended_rollout
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class UnattendedRollouts:
     """
 
     def __init__(self, api: Api, workspace: Workspace, state: NamespaceState, watched_since: datetime) -> None:
+        self._api = api
         self._watched_since = watched_since
         self._target = KubernetesTarget(workspace, api)
         self._workspace = workspace
@@ -60,12 +62,25 @@ class UnattendedRollouts:
 
     async def _look_after(self, name: str, newest: Revision) -> None:
         """Look at one endpoint, and take its treatment back if that is due."""
+        watch = self._silence_watch()
+        before = watch.failed_tries(name)
         try:
-            await self._silence_watch().look_after(self._target, newest, progress=log.info)
+            await watch.look_after(self._target, newest, progress=log.info)
         except ControlledRolloutError as error:
             log.warning("endpoint %s: whether somebody looks at its rollout: %s", name, error)
         except Exception:  # whatever it is: it must not keep the agent from the other endpoints
             log.exception("endpoint %s: whether somebody looks at its rollout is not known", name)
+        tries = watch.failed_tries(name)
+        if tries is not None and tries != before:
+            await self._note_failed(name, tries)
+
+    async def _note_failed(self, name: str, tries: FailedTries) -> None:
+        """Write where `status` and the page see it that a treatment could not be taken back; the log says it anyway."""
+        log.error("endpoint %s: %s", name, tries.sentence)
+        try:
+            await write_take_back_note(self._api, self._workspace.namespace, name, tries)
+        except ControlledRolloutError as error:
+            log.warning("endpoint %s: that its treatment is not taken back could not be noted: %s", name, error)
 
     def _silence_watch(self) -> "SilenceWatch":
         """Return what remembers when which sign was seen; made only now, because its imports take memory."""

@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     NOT_DECIDED = 4
     """Of `gate`: no decision yet: not enough evidence, it cannot be seen, or the split is not what was set."""
     DEADLINE = 5
-    """Of `gate`: no decision within the time that it may take: a person decides."""
+    """Of `gate`: a person decides: the rollout is on hold, or there is no decision within the time that it may take."""
     NOTHING_TO_COMPARE = 6
     """Of `gate`: the version is the control, or the only one."""
     INTERRUPTED = 130

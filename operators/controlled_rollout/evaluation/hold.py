@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from controlled_rollout.evaluation.look import Look
     from controlled_rollout.evaluation.next_action import GateTerms
 
-__all__ = ["last_look", "mark", "marked", "put_on_hold", "recorded_hold", "unseen_for"]
+__all__ = ["last_look", "mark", "marked", "put_on_hold", "recorded_hold", "unseen_for", "with_newest_hold"]
 
 
 def marked(endpoint: "Endpoint", terms: "GateTerms") -> "Endpoint":
@@ -52,6 +52,34 @@ async def mark(target: Target, endpoint: "Endpoint", terms: "GateTerms", log: Ca
         await target.apply(wanted, Change(who=terms.who, reason=f"{terms.version} is {word}"))
     except Exception as error:  # another writer was faster, or the target does not answer
         log(f"that {terms.version} is {word} is not written into the endpoint yet: {error}")
+
+
+async def with_newest_hold(
+    workspace: Workspace, target: Target, endpoint: "Endpoint", terms: "GateTerms", log: Callable[[str], None]
+) -> "Endpoint":
+    """Return the endpoint as a look has seen it, or as it is now if somebody has put its rollout on hold meanwhile.
+
+    The record then says that the rollout is on hold after all: the newest line about a share is what counts.
+
+    Args:
+        workspace: Where the record is.
+        target: Where the endpoint is, open.
+        endpoint: The endpoint as the look has seen it.
+        terms: The gate's terms.
+        log: Takes a sentence for the task's log.
+    """
+    newest = await target.endpoint(endpoint.name)
+    same = endpoint.rollout is not None and endpoint.rollout.is_same(newest.rollout)
+    if not same or terms.on_hold_since(newest.rollout) is None:
+        return endpoint
+    reason = f"{terms.version} was put on hold while its gate was about to let it go on"
+    try:
+        await record_answer(
+            workspace, terms.endpoint, terms.version, step="hold", who=terms.who, reason=reason, progress=log
+        )
+    except Exception as error:  # the gate waits all the same
+        log(f"that {terms.version} is on hold is not in the record: {error}")
+    return newest
 
 
 async def put_on_hold(workspace: Workspace, terms: "GateTerms", reason: str, log: Callable[[str], None]) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "decide",
     "decide_after_conflict",
     "decide_after_error",
+    "decide_for_person",
     "decide_when_unreachable",
     "take_look",
 ]
@@ -210,6 +211,23 @@ def decide(
     return result(NextAction.HOLD, reason)
 
 
+def decide_for_person(look: "Look", terms: GateTerms, *, now: datetime, table: str = "") -> LookResult:
+    """Return what a gate would do after a look, for a person who asks: of a rollout on hold, that it is. Pure.
+
+    Whoever asks has not waited, so the hold of the endpoint's document counts whenever it began.
+
+    Args:
+        look: The look.
+        terms: What the person asks for.
+        now: The time of the look.
+        table: The claims as lines of text.
+    """
+    rollout = look.document.rollout
+    held = rollout.held if rollout is not None and rollout.version == terms.version else None
+    result = decide(look, terms.model_copy(update={"held": held}), now=now, table=table)
+    return result if held is None or result.action is NextAction.FAIL else replace(result, action=NextAction.HOLD)
+
+
 def _missing_to_go_on(look: "Look", terms: GateTerms) -> str:
     """Return what a look still lacks for the rollout to go on, such as time or requests; empty if nothing."""
     verdict = look.verdict
@@ -371,11 +389,13 @@ async def _look_and_decide(
     now = datetime.now(UTC)
     unseen_for = await hold.unseen_for(workspace, look, terms, now=now)
     result = decide(look, terms, now=now, table=table, unseen_for=unseen_for)
-    if (
-        acts
-        and result.action is NextAction.GO_ON
-        and (problem := await record_going_on(workspace, look.document, terms.version, look.verdict, who=terms.who))
-    ):
+    if not acts:
+        result = decide_for_person(look, terms, now=now, table=table)
+    if acts and result.action is NextAction.GO_ON:
+        problem = await record_going_on(workspace, look.document, terms.version, look.verdict, who=terms.who)
+        if not problem:
+            # Only now, because who holds asks the record after the hold is stored: one of the two sees the other.
+            look = replace(look, document=await hold.with_newest_hold(workspace, target, look.document, terms, log))
         result = decide(look, terms, now=now, table=table, record_problem=problem)
     if acts and result.action is not NextAction.FAIL and not terms.only_alarms:  # an alarm waits for no mark
         await hold.mark(target, look.document, terms, log)

@@ -1,5 +1,6 @@
 """The step that puts a rollout on hold by hand: its gate goes on looking, and a person decides."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
@@ -7,7 +8,7 @@ from typing import Final
 from controlled_rollout import record
 from controlled_rollout.defaults import SERVED_TIMEOUT
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError
+from controlled_rollout.errors import ConflictError, ControlledRolloutError
 from controlled_rollout.evaluation.judgements import record_answer
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps import edits
@@ -59,9 +60,8 @@ async def hold(
     change = change.with_default(f"{version} is on hold: a person decides")
     async with connect(workspace) as target:
         present = await retry_until_available(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
-        if edits.hold(present, version, at=datetime.now(UTC)) is not present:
-            await _check_gate_looks(workspace, endpoint, version)
-        stored = await _apply(target, endpoint, version, change)
+        edits.hold(present, version, at=datetime.now(UTC))  # validate before anything is stored
+        stored = await _apply(workspace, target, endpoint, version, change)
     await record_answer(
         workspace, endpoint, version, step="hold", who=change.who, reason=change.reason, progress=progress
     )
@@ -69,23 +69,59 @@ async def hold(
     return stored
 
 
-async def _apply(target: Target, endpoint: str, version: str, change: Change) -> Endpoint:
-    """Store the endpoint with its rollout on hold; try again if another writer was faster."""
+async def _apply(workspace: Workspace, target: Target, endpoint: str, version: str, change: Change) -> Endpoint:
+    """Store the endpoint with its rollout on hold; try again if another writer was faster.
+
+    A gate first records that it goes on, and then asks whether there is a hold. Here the hold is stored first, and then
+    the record is asked: of two at the same moment at least one sees the other, so that no hold is lost silently.
+
+    Raises:
+        ConflictError: No gate looks at the present share now, or it has let the rollout go on at the same moment; then
+            the hold is taken off again.
+    """
     for attempt in range(TRIES):
         newest = await target.endpoint(endpoint)
-        wanted = edits.hold(newest, version, at=datetime.now(UTC))
-        if wanted is newest:
+        if edits.hold(newest, version, at=datetime.now(UTC)) is newest:
             return newest
+        looked = await _check_gate_looks(workspace, endpoint, version)
+        # Not before the gate's last look by the gate's own clock: it would take the hold for one that has ended.
+        wanted = edits.hold(newest, version, at=max(filter(None, (datetime.now(UTC), looked))))
         try:
-            return await target.apply(wanted, change)
+            stored = await target.apply(wanted, change)
         except ConflictError:
             if attempt == TRIES - 1:
                 raise
+            continue
+        try:
+            await _check_gate_looks(workspace, endpoint, version)
+        except ControlledRolloutError:
+            await _take_off(target, stored, version, change)
+            raise
+        return stored
     raise AssertionError
 
 
-async def _check_gate_looks(workspace: Workspace, endpoint: str, version: str) -> None:
-    """Raise ConflictError if no gate looks at the present share now, or not yet: nothing would heed the hold."""
+async def _take_off(target: Target, held: Endpoint, version: str, change: Change) -> None:
+    """Store the endpoint without the hold that was stored a moment ago, unless somebody has ended it already."""
+    sentence = f"{version} is not on hold: its gate was faster, or the record cannot be read"
+    for _ in range(TRIES):
+        newest = await target.endpoint(held.name)
+        if newest.rollout is None or held.rollout is None or newest.rollout.held != held.rollout.held:
+            return
+        with suppress(ConflictError):
+            await target.apply(
+                newest.resume(version, owner=None, at=datetime.now(UTC)), Change(who=change.who, reason=sentence)
+            )
+            return
+
+
+async def _check_gate_looks(workspace: Workspace, endpoint: str, version: str) -> datetime | None:
+    """Return when the gate last looked; raise ConflictError if none looks at the present share now, or not yet.
+
+    Raises:
+        ConflictError: Nothing would heed the hold.
+        RecordUnavailableError: The record cannot be read.
+    """
     newest = await within_time(
         record.storage_of(workspace, endpoint).name, partial(record.last, workspace, endpoint, version)
     )
@@ -101,3 +137,4 @@ async def _check_gate_looks(workspace: Workspace, endpoint: str, version: str) -
             f"present share yet ({newest.step} at {newest.time:%H:%M:%S %Z}), and one that begins later does not heed "
             "a hold of before; try again once it has looked, or roll it back"
         )
+    return newest.time if newest is not None and newest.step == "look" else None

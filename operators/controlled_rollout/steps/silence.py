@@ -69,6 +69,7 @@ class SilenceWatch:
 
         Raises:
             ControlledRolloutError: The target does not answer, or the treatment could not be taken back: call again.
+                `failed_tries` tells the two apart.
         """
         name = newest.endpoint.name
         if unattended_rollout(newest.endpoint) is None:
@@ -86,11 +87,19 @@ class SilenceWatch:
             await take_back(self._workspace, target, order, progress=progress)
         except NothingToDoError as error:
             progress(str(error))
-        except ControlledRolloutError as error:
-            now = datetime.now(UTC)
-            tries = failed.and_another(order, str(error), now) if failed else FailedTries(order, str(error), now)
+        except Exception as error:  # whatever it is: the next try waits, and people are told
+            now, problem = datetime.now(UTC), str(error) or type(error).__name__
+            tries = failed.and_another(order, problem, now) if failed else FailedTries(order, problem, now)
             self._failed[name] = tries
             raise
+
+    def failed_tries(self, name: str) -> FailedTries | None:
+        """Return the tries to take an endpoint's treatment back that have failed; None if none has.
+
+        Args:
+            name: The endpoint.
+        """
+        return self._failed.get(name)
 
 
 async def take_back(

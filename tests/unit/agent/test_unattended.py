@@ -16,6 +16,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.rollout import OnSilence, Rollout
 from controlled_rollout.target.protocol import Change, Revision
+from controlled_rollout.target.silence import FailedTries, TakeBack
 from controlled_rollout.workspace import Workspace
 from tests.polling import until
 
@@ -41,6 +42,9 @@ async def test_every_canary_that_is_not_to_be_kept_is_asked_about_whatever_becom
     remembered: list[set[str]] = []
 
     class Watch:
+        def failed_tries(self, _name: str) -> FailedTries | None:
+            return None
+
         def forget_others(self, names: Collection[str]) -> None:
             remembered.append({*names})
 
@@ -72,3 +76,37 @@ async def test_every_canary_that_is_not_to_be_kept_is_asked_about_whatever_becom
     assert asked.count("digits") == 1, "one question at a time for each endpoint"
     assert "kept" not in asked
     assert remembered[-1] == {"away", "damaged", "digits"}
+
+
+@pytest.mark.parametrize("cannot_be_noted", [False, True])
+async def test_each_try_that_failed_is_written_down_once_where_status_sees_it(
+    cannot_be_noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = canary("digits", OnSilence.ROLL_BACK)
+    rollout = newest.endpoint.rollout
+    assert rollout is not None
+    order = TakeBack(endpoint="digits", rollout=rollout, revision=2, looked=None, since=newest.created)
+    noted: list[FailedTries] = []
+
+    class Watch:
+        tries: FailedTries | None = None
+
+        def failed_tries(self, _name: str) -> FailedTries | None:
+            return self.tries
+
+        async def look_after(self, _target: Any, _newest: Revision, **_options: Any) -> None:
+            if self.tries is None:
+                self.tries = FailedTries(order, "forbidden", newest.created)
+                raise TargetUnavailableError("forbidden")
+
+    async def note(_api: Api, _namespace: str, _endpoint: str, tries: FailedTries) -> None:
+        noted.append(tries)
+        if cannot_be_noted:
+            raise TargetUnavailableError("away")
+
+    monkeypatch.setattr(unattended, "write_take_back_note", note)
+    rollouts = UnattendedRollouts(cast(Api, None), WORKSPACE, NamespaceState(), datetime.now(UTC))
+    monkeypatch.setattr(rollouts, "_watch", Watch())
+    for _ in range(3):  # the second and third check wait for the next try
+        await rollouts._look_after("digits", newest)
+    assert [tries.problem for tries in noted] == ["forbidden"]

@@ -319,3 +319,53 @@ def test_rollout_that_has_ended_needs_no_look(
     assert result.action is action
     assert reason in result.reason
     assert list(record.read(gates.workspace, "digits")) == []
+
+
+def test_a_hold_in_the_moment_in_which_the_gate_goes_on_keeps_the_rollout(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the look reads its evidence, so the endpoint that was looked at has none."""
+    target = OneEndpoint(before=NOW - 5 * HOUR, created=NOW - 2 * HOUR, counted=dict)
+
+    class HeldMeanwhile(Source):
+        async def read(self, query: EvidenceQuery) -> Evidence:
+            if not self.queries:
+                held = target.newest.hold("v2a", owner="dag/run", at=datetime.now(UTC))
+                await target.apply(held, Change(who="Ada", reason="wait"))
+            return await super().read(query)
+
+    source = HeldMeanwhile(errors=5)
+    monkeypatch.setattr(connect_module, "connect", target.connect)
+    monkeypatch.setattr(looks, "evidence_source", lambda workspace: source)
+    terms = TERMS.model_copy(update={"require_pass": False, "owner": "dag/run"})
+
+    results = [asyncio.run(take_look(gates.workspace, terms, print)) for _ in range(2)]
+
+    assert [result.action for result in results] == [NextAction.WAIT] * 2
+    assert all(result.reason.startswith("on hold since") for result in results)
+    assert target.newest.rollout is not None and target.newest.rollout.held is not None
+    judgements = [line.step for line in record.read(gates.workspace, "digits") if line.step != "look"]
+    assert judgements[-2:] == ["go_on", "hold"], "what is recorded last permits no step"
+
+
+@pytest.mark.parametrize(
+    ("errors", "version", "action"),
+    [(5, "v2a", NextAction.HOLD), (900, "v2a", NextAction.FAIL), (5, "v3a", NextAction.WAIT)],
+)
+def test_a_person_who_asks_about_a_rollout_on_hold_is_told_that_unless_it_alarms(
+    errors: int, version: str, action: NextAction, gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = OneEndpoint(before=NOW - 5 * HOUR, created=NOW - 2 * HOUR, counted=dict)
+    newest = target.newest.hold("v2a", owner="dag/run", at=NOW - HOUR)
+    if version != "v2a":  # another treatment, which is in no rollout
+        newest = newest.create_version("v3a", traffic_percentile=10)
+    asyncio.run(target.apply(newest, Change(who="Ada", reason="wait")))
+    monkeypatch.setattr(connect_module, "connect", target.connect)
+    monkeypatch.setattr(looks, "evidence_source", lambda workspace: Source(errors=errors))
+    terms = TERMS.model_copy(update={"require_pass": False, "version": version})
+
+    result = asyncio.run(take_look(gates.workspace, terms, print, acts=False))
+
+    assert result.action is action
+    assert result.reason.startswith("on hold since") == (action is NextAction.HOLD)
+    assert target.newest.rollout == newest.rollout, "who asks ends no hold"

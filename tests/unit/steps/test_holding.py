@@ -1,6 +1,6 @@
 """A hold by hand: the gate that looks heeds it, the record has it, and where no gate would heed it, it is refused."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -156,3 +156,48 @@ async def test_a_shift_by_whoever_rolls_out_by_hand_ends_the_hold_and_another_lo
     assert rollout is not None
     assert (rollout.owner, rollout.held) == ("Ada", None)
     assert unattended_rollout(target.newest("digits")) == rollout
+
+
+async def test_a_hold_in_the_moment_in_which_the_gate_goes_on_is_refused_and_leaves_nothing_behind(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    """The gate has asked whether there is a hold before this one is stored: it would go on in spite of it."""
+
+    def gate_goes_on() -> None:
+        del target.before["apply"]
+        record.append(workspace, Decision.about(target.newest("digits"), "new", step="go_on", who=f"{RUN}/gate"))
+
+    target.before["apply"] = gate_goes_on
+    with pytest.raises(ConflictError, match="its gate has let it go on"):
+        await hold(workspace)
+    rollout = target.newest("digits").rollout
+    assert rollout is not None and rollout.held is None
+    assert lines(workspace) == []
+
+
+async def test_a_shift_that_is_faster_than_the_hold_refuses_it(workspace: Workspace, target: MemoryTarget) -> None:
+    """The share that was to be held is gone, and the gate of the next one would not heed it."""
+
+    def shift() -> None:
+        del target.before["apply"]
+        newest = target.newest("digits")
+        record.append(workspace, Decision.about(newest, "new", step="go_on", who=f"{RUN}/gate"))
+        target.store(newest.shift("new", 50), StoredChange(who=f"{RUN}/shift"))
+
+    target.before["apply"] = shift
+    with pytest.raises(ConflictError, match="its gate has let it go on"):
+        await hold(workspace)
+    rollout = target.newest("digits").rollout
+    assert rollout is not None and rollout.held is None
+
+
+async def test_a_hold_by_a_clock_that_is_behind_the_gates_is_one_for_the_gate(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    """A gate takes a hold from before its own begin for one that a person has ended."""
+    later = datetime.now(UTC) + timedelta(hours=1)
+    newest = target.newest("digits")
+    record.append(workspace, Decision.about(newest, "new", step="look", who=f"{RUN}/gate", outcome="pass", time=later))
+    await hold(workspace)
+    rollout = target.newest("digits").rollout
+    assert rollout is not None and rollout.held == later

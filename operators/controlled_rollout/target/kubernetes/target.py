@@ -39,6 +39,7 @@ from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_
 from controlled_rollout.target.kubernetes.preconditions import check_cluster, check_endpoint
 from controlled_rollout.target.kubernetes.shadowing import find_shadows
 from controlled_rollout.target.kubernetes.sticky_split import check_gateway_splits_by_key
+from controlled_rollout.target.kubernetes.take_back_notes import take_back_problem
 from controlled_rollout.target.kubernetes.view import EndpointView, versions_by_cluster, versions_by_service
 from controlled_rollout.target.kubernetes.watching import read_view, watch_views
 from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, LookNote, Revision
@@ -137,7 +138,14 @@ class KubernetesTarget:
             self._api.find(CONFIG_MAP.path(self._namespace, endpoint_object_name(name))),
         )
         idle = reconciling.idle_since(root, newest, datetime.now(UTC))
-        return replace(view, drift=tuple(drift), shadows=tuple(shadows), idle_since=idle, changed_by=newest.change.who)
+        return replace(
+            view,
+            drift=tuple(drift),
+            shadows=tuple(shadows),
+            idle_since=idle,
+            changed_by=newest.change.who,
+            not_taken_back=take_back_problem(root, newest),
+        )
 
     async def watch(self, name: str, *, reconcile: bool = False) -> AsyncGenerator[EndpointStatus]:
         """Yield the state of an endpoint whenever it has changed, from the API server's own watches."""

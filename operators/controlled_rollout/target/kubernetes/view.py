@@ -65,6 +65,7 @@ class EndpointView:
         shadows: The rules of others that take the endpoint's requests.
         idle_since: Since when no step has been at work on the newest revision; None if one is, or if that is not known.
         changed_by: Who stored the newest revision.
+        not_taken_back: Why a treatment that nobody looks at could not be taken back, as a sentence; empty if it could.
     """
 
     endpoint: Endpoint
@@ -79,6 +80,7 @@ class EndpointView:
     shadows: tuple[Shadow, ...] = ()
     idle_since: datetime | None = None
     changed_by: str = ""
+    not_taken_back: str = ""
 
     # The route and its rules
 
@@ -322,7 +324,8 @@ class EndpointView:
         taken = (shadow.sentence for shadow in self.shadows if not shadow.takes_all)
         moved = route_rules.moved_rules(self.route)
         others = [*self._other_replicas(), *self._not_scaled()]
-        sentences = [*map(str, self.drift), *others, *taken, *((moved,) if moved else ())]
+        kept = (self.not_taken_back,) if self.not_taken_back else ()
+        sentences = [*kept, *map(str, self.drift), *others, *taken, *((moved,) if moved else ())]
         if self.idle_since and self.served_revision < self.endpoint.revision:
             sentences.append(
                 f"revision {self.endpoint.revision}, by {self.changed_by}, is not served yet, and no step has been at "

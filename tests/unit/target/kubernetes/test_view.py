@@ -266,3 +266,8 @@ def test_a_mark_is_taken_over_once_every_envoy_serves_its_rules_or_later_ones_an
     ):
         assert not incomplete.has_taken_over(mark)
         assert reason in (incomplete.unconfirmed or "")
+
+
+def test_a_treatment_that_could_not_be_taken_back_is_the_first_warning() -> None:
+    view = replace(settled(endpoint("one"), "one"), not_taken_back="version 'two' keeps its traffic")
+    assert view.status("http://gateway", NOW).warnings == ("version 'two' keeps its traffic",)

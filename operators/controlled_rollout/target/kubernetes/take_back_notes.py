@@ -1,0 +1,52 @@
+"""The note that a treatment could not be taken back on silence: an annotation of the endpoint's root object."""
+
+from dataclasses import replace
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
+from controlled_rollout.cluster.kinds import CONFIG_MAP
+from controlled_rollout.target.kubernetes.look_notes import look_note_of
+from controlled_rollout.target.kubernetes.names import endpoint_object_name
+from controlled_rollout.target.protocol import Revision
+from controlled_rollout.target.silence import FailedTries, Signs
+
+__all__ = ["take_back_problem", "write_take_back_note"]
+
+NOTE: Final = "controlled-rollout/take-back-failed"
+# All annotations of an object together may have 256 KiB.
+MAX_PROBLEM: Final = 2_000
+TRIES: Final = TypeAdapter(FailedTries)
+
+
+async def write_take_back_note(api: Api, namespace: str, endpoint: str, tries: FailedTries) -> None:
+    """Write down that taking a treatment back has failed; do nothing if the endpoint is gone.
+
+    Nobody has to delete it: it is about one decision, and says nothing any more once somebody looks, shifts or ends the
+    rollout.
+    """
+    note = replace(tries, problem=tries.problem[:MAX_PROBLEM])
+    body = {"metadata": {"annotations": {NOTE: TRIES.dump_json(note).decode()}}}
+    try:
+        await api.merge_patch(
+            CONFIG_MAP.path(namespace, endpoint_object_name(endpoint)), body, manager=f"{FIELD_MANAGER}-silence"
+        )
+    except ApiError as error:
+        if error.status != 404:
+            raise
+
+
+def take_back_problem(root: Object | None, newest: Revision) -> str:
+    """Return why a treatment keeps its traffic although nobody looks at it, as a sentence; empty if that is not so.
+
+    Args:
+        root: The endpoint's root object; None if there is none.
+        newest: The newest revision.
+    """
+    annotations = ((root or {}).get("metadata") or {}).get("annotations") or {}
+    try:
+        tries = TRIES.validate_json(annotations.get(NOTE, ""))
+    except ValidationError:  # there is none, or somebody has edited it
+        return ""
+    return tries.sentence if tries.order.is_right(Signs(newest, look_note_of(root))) else ""
