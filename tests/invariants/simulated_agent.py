@@ -8,6 +8,7 @@ from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.steps.silence import SilenceWatch
 from controlled_rollout.target.protocol import Revision, Target
 from controlled_rollout.target.silence import Watched
+from controlled_rollout.target.silence_checks import SilenceChecks
 from controlled_rollout.workspace import Workspace
 from tests.invariants.simulated_clock import moment, seconds
 
@@ -70,11 +71,12 @@ class SimulatedAgent:
     async def _run(self, watched: Watched) -> None:
         """Check all endpoints again and again, each by itself: a roll-back takes time."""
         IN_AGENT.set(True)
-        watch = SilenceWatch(self._workspace, watched_since=watched.begun)
+        checks = SilenceChecks(watched_since=watched.begun)
+        watch = SilenceWatch(self._workspace, checks)
         while True:
             self._watched = Watched.after(self._watched, self._world.clock.now())
             self._running = {name: task for name, task in self._running.items() if not task.done()}
-            watch.forget_others({world.endpoint for world in self._world.both if world.target.revisions})
+            checks.begin_round({world.endpoint for world in self._world.both if world.target.revisions})
             for world in self._world.both:
                 if world.target.revisions and world.endpoint not in self._running:
                     checking = self._look_after(watch, world, world.target.revisions[-1])

@@ -12,6 +12,7 @@ from controlled_rollout.target.kubernetes.take_back_notes import write_take_back
 from controlled_rollout.target.kubernetes.target import KubernetesTarget
 from controlled_rollout.target.protocol import Revision
 from controlled_rollout.target.silence import FailedTries, unattended_rollout
+from controlled_rollout.target.silence_checks import SilenceChecks
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class UnattendedRollouts:
 
     def __init__(self, api: Api, workspace: Workspace, state: NamespaceState, watched_since: datetime) -> None:
         self._api = api
-        self._watched_since = watched_since
+        self._checks = SilenceChecks(watched_since=watched_since)
         self._target = KubernetesTarget(workspace, api)
         self._workspace = workspace
         self._state = state
@@ -53,8 +54,7 @@ class UnattendedRollouts:
                     for name, revision in self._state.revisions.items()
                     if unattended_rollout(revision.endpoint) is not None
                 }
-                if self._watch is not None:
-                    self._watch.forget_others(unattended)
+                self._checks.begin_round(unattended)
                 for name, revision in unattended.items():
                     if name not in self._running:
                         self._running[name] = tasks.create_task(self._look_after(name, revision))
@@ -62,15 +62,14 @@ class UnattendedRollouts:
 
     async def _look_after(self, name: str, newest: Revision) -> None:
         """Look at one endpoint, and take its treatment back if that is due."""
-        watch = self._silence_watch()
-        before = watch.failed_tries(name)
+        before = self._checks.failed_tries(name)
         try:
-            await watch.look_after(self._target, newest, progress=log.info)
+            await self._silence_watch().look_after(self._target, newest, progress=log.info)
         except ControlledRolloutError as error:
             log.warning("endpoint %s: whether somebody looks at its rollout: %s", name, error)
         except Exception:  # whatever it is: it must not keep the agent from the other endpoints
             log.exception("endpoint %s: whether somebody looks at its rollout is not known", name)
-        tries = watch.failed_tries(name)
+        tries = self._checks.failed_tries(name)
         if tries is not None and tries != before:
             await self._note_failed(name, tries)
 
@@ -83,9 +82,9 @@ class UnattendedRollouts:
             log.warning("endpoint %s: that its treatment is not taken back could not be noted: %s", name, error)
 
     def _silence_watch(self) -> "SilenceWatch":
-        """Return what remembers when which sign was seen; made only now, because its imports take memory."""
+        """Return what takes treatments back; made only now, because its imports take memory."""
         if self._watch is None:
             from controlled_rollout.steps.silence import SilenceWatch
 
-            self._watch = SilenceWatch(self._workspace, watched_since=self._watched_since)
+            self._watch = SilenceWatch(self._workspace, self._checks)
         return self._watch

@@ -6,9 +6,9 @@
 import asyncio
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from controlled_rollout.defaults import ROLL_BACK_TIMEOUT
@@ -19,14 +19,8 @@ from controlled_rollout.steps.skeleton import run_step
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import ON_SILENCE
 from controlled_rollout.target.protocol import Change, Revision, Target
-from controlled_rollout.target.silence import (
-    FailedTries,
-    Observation,
-    Signs,
-    TakeBack,
-    check_silence,
-    unattended_rollout,
-)
+from controlled_rollout.target.silence import Signs, TakeBack, unattended_rollout
+from controlled_rollout.target.silence_checks import SilenceChecks
 from controlled_rollout.target.waiting import Progress
 from controlled_rollout.workspace import Workspace
 
@@ -38,23 +32,12 @@ class SilenceWatch:
 
     Args:
         workspace: Where endpoints and records are.
-        watched_since: Since when others have been watching before this process without a gap; None for nobody.
+        checks: What it remembers: whoever calls begins its rounds there, and finds there what has failed.
     """
 
-    def __init__(self, workspace: Workspace, *, watched_since: datetime | None = None) -> None:
+    def __init__(self, workspace: Workspace, checks: SilenceChecks) -> None:
         self._workspace = workspace
-        self._watched_since = watched_since
-        self._observations: dict[str, Observation] = {}
-        self._failed: dict[str, FailedTries] = {}
-
-    def forget_others(self, names: Collection[str]) -> None:
-        """Forget all endpoints but these: one that is deleted and made again has the same revision numbers.
-
-        Args:
-            names: The endpoints that are to be checked now.
-        """
-        self._observations = {name: seen for name, seen in self._observations.items() if name in names}
-        self._failed = {name: tries for name, tries in self._failed.items() if name in names}
+        self._checks = checks
 
     async def look_after(self, target: Target, newest: Revision, *, progress: Progress) -> None:
         """Check one endpoint, and take its treatment back if nobody has looked at it for as long as its rollout says.
@@ -69,37 +52,21 @@ class SilenceWatch:
 
         Raises:
             ControlledRolloutError: The target does not answer, or the treatment could not be taken back: call again.
-                `failed_tries` tells the two apart.
         """
         name = newest.endpoint.name
         if unattended_rollout(newest.endpoint) is None:
-            self._observations.pop(name, None)
-            self._failed.pop(name, None)
+            self._checks.forget(name)
             return
-        signs = Signs(newest, await target.last_look(name))
-        now = datetime.now(UTC)
-        check = check_silence(signs, self._observations.get(name), now=now, watched_since=self._watched_since)
-        self._observations[name] = check.observation
-        failed, order = self._failed.get(name), check.take_back
-        if order is None or (failed is not None and failed.is_too_soon(order, now)):
+        order = self._checks.check(newest, await target.last_look(name))
+        if order is None:
             return
         try:
             await take_back(self._workspace, target, order, progress=progress)
         except NothingToDoError as error:
             progress(str(error))
         except Exception as error:  # whatever it is: the next try waits, and people are told
-            now, problem = datetime.now(UTC), str(error) or type(error).__name__
-            tries = failed.and_another(order, problem, now) if failed else FailedTries(order, problem, now)
-            self._failed[name] = tries
+            self._checks.note_end(order, str(error) or type(error).__name__)
             raise
-
-    def failed_tries(self, name: str) -> FailedTries | None:
-        """Return the tries to take an endpoint's treatment back that have failed; None if none has.
-
-        Args:
-            name: The endpoint.
-        """
-        return self._failed.get(name)
 
 
 async def take_back(

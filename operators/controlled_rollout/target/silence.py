@@ -5,7 +5,7 @@ the treatment fails. So whoever runs beside the endpoint all the time, the local
 this module again and again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -83,6 +83,10 @@ class Observation:
     since: datetime
     begun: datetime
     checked: datetime
+
+    def moved(self, by: timedelta) -> "Observation":
+        """Return the same after the watcher's clock was set by so much."""
+        return replace(self, since=self.since + by, begun=self.begun + by, checked=self.checked + by)
 
 
 class Watched(BaseModel):
@@ -176,6 +180,11 @@ class FailedTries:
         """Return what is known after one more try that failed; another decision is counted from one again."""
         return FailedTries(order, problem, now, self.count + 1 if order == self.order else 1)
 
+    def moved(self, by: timedelta) -> "FailedTries":
+        """Return the same after the watcher's clock was set by so much."""
+        order = self.order.model_copy(update={"since": self.order.since + by})
+        return replace(self, order=order, last=self.last + by)
+
     @property
     def sentence(self) -> str:
         """What people have to know of it."""
@@ -220,7 +229,12 @@ def unattended_rollout(endpoint: Endpoint) -> Rollout | None:
 
 
 def check_silence(
-    signs: Signs, before: Observation | None, *, now: datetime, watched_since: datetime | None = None
+    signs: Signs,
+    before: Observation | None,
+    *,
+    now: datetime,
+    watched_since: datetime | None = None,
+    unseen_at: datetime | None = None,
 ) -> SilenceCheck:
     """Return whether a treatment is to be taken back now because nobody has looked, or when it would be.
 
@@ -233,10 +247,12 @@ def check_silence(
         before: What the last check has returned; None for the first.
         now: The time by the watcher's clock.
         watched_since: For the first check: since when others have been watching before without a gap; None for nobody.
+        unseen_at: For the first check: when the watcher saw that there was no such rollout yet; None if it has only now
+            begun to watch, so that nothing but the clock of who gave the sign tells its time.
     """
     begun = now
     if before is None:
-        since, begun = signs.at, min(watched_since or now, now)
+        since, begun = max(signs.at, unseen_at or signs.at), min(watched_since or now, now)
     else:
         since = before.since if signs.key == before.key else max(signs.at, before.checked)
         if timedelta(0) <= now - before.checked <= GAP:

@@ -1,7 +1,6 @@
 """Which rollouts the agent asks about, and that one endpoint's fault does not keep it from the others."""
 
 import asyncio
-from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -39,15 +38,7 @@ async def test_every_canary_that_is_not_to_be_kept_is_asked_about_whatever_becom
 ) -> None:
     asked: list[str] = []
 
-    remembered: list[set[str]] = []
-
     class Watch:
-        def failed_tries(self, _name: str) -> FailedTries | None:
-            return None
-
-        def forget_others(self, names: Collection[str]) -> None:
-            remembered.append({*names})
-
         async def look_after(self, _target: Any, newest: Revision, **_options: Any) -> None:
             asked.append(newest.endpoint.name)
             if newest.endpoint.name == "away":
@@ -75,7 +66,6 @@ async def test_every_canary_that_is_not_to_be_kept_is_asked_about_whatever_becom
 
     assert asked.count("digits") == 1, "one question at a time for each endpoint"
     assert "kept" not in asked
-    assert remembered[-1] == {"away", "damaged", "digits"}
 
 
 @pytest.mark.parametrize("cannot_be_noted", [False, True])
@@ -89,14 +79,9 @@ async def test_each_try_that_failed_is_written_down_once_where_status_sees_it(
     noted: list[FailedTries] = []
 
     class Watch:
-        tries: FailedTries | None = None
-
-        def failed_tries(self, _name: str) -> FailedTries | None:
-            return self.tries
-
         async def look_after(self, _target: Any, _newest: Revision, **_options: Any) -> None:
-            if self.tries is None:
-                self.tries = FailedTries(order, "forbidden", newest.created)
+            if rollouts._checks.failed_tries("digits") is None:
+                rollouts._checks.note_end(order, "forbidden")
                 raise TargetUnavailableError("forbidden")
 
     async def note(_api: Api, _namespace: str, _endpoint: str, tries: FailedTries) -> None:

@@ -2,8 +2,7 @@
 
 import json
 from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target import silence as silence_module
 from controlled_rollout.target import waiting
 from controlled_rollout.target.silence import Signs, TakeBack
+from controlled_rollout.target.silence_checks import SilenceChecks
 from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget
 
@@ -210,7 +210,7 @@ async def test_watch_takes_back_when_the_time_has_come_and_not_before(
     workspace: Workspace, target: MemoryTarget, canary: TakeBack
 ) -> None:
     said: list[str] = []
-    watch = SilenceWatch(workspace)
+    watch = SilenceWatch(workspace, SilenceChecks())
     newest = (await target.history("digits"))[-1]
     await watch.look_after(target, newest, progress=said.append)
     assert share(target) == 10, "who begins to watch gives others time to look"
@@ -229,7 +229,8 @@ async def test_watch_that_could_not_take_back_waits_before_it_tries_again(
     monkeypatch.setattr(silence, "ROLL_BACK_TIMEOUT", timedelta(0))
     monkeypatch.setattr(silence_module, "GRACE", timedelta(0))
     monkeypatch.setattr(silence_module, "FIRST_PAUSE", timedelta(seconds=0.5))
-    watch, newest = SilenceWatch(workspace), (await target.history("digits"))[-1]
+    checks = SilenceChecks()
+    watch, newest = SilenceWatch(workspace, checks), (await target.history("digits"))[-1]
     early = newest.model_copy(update={"created": newest.created - timedelta(days=1)})
     tries = 0
 
@@ -242,7 +243,9 @@ async def test_watch_that_could_not_take_back_waits_before_it_tries_again(
     while tries < 2:
         with suppress(DeploymentError):
             await watch.look_after(target, early, progress=quiet)
-    assert [watch._failed["digits"].count, watch._failed["digits"].problem] == [2, "the router refuses the route"]
+    tries_that_failed = checks.failed_tries("digits")
+    assert tries_that_failed is not None
+    assert (tries_that_failed.count, tries_that_failed.problem) == (2, "the router refuses the route")
     calls = target.calls.count("history")
     await watch.look_after(target, early, progress=quiet)
     assert (tries, target.calls.count("history")) == (2, calls)
@@ -250,25 +253,7 @@ async def test_watch_that_could_not_take_back_waits_before_it_tries_again(
     while share(target):
         await watch.look_after(target, early, progress=quiet)
     await watch.look_after(target, (await target.history("digits"))[-1], progress=quiet)
-    assert watch._failed == {}
-
-
-async def test_an_endpoint_that_is_made_again_with_the_same_revisions_is_given_its_whole_silence(
-    workspace: Workspace, target: MemoryTarget, canary: TakeBack
-) -> None:
-    watch = SilenceWatch(workspace)
-    newest = (await target.history("digits"))[-1]
-    await watch.look_after(target, newest, progress=quiet)
-    before = watch._observations["digits"]
-    again = newest.model_copy(update={"created": datetime.now(UTC)})
-    # It was seen a day ago, and then deleted.
-    day = timedelta(days=1)
-    watch._observations["digits"] = replace(before, since=before.since - day, checked=before.checked - day)
-
-    watch.forget_others({"another"})
-    await watch.look_after(target, again, progress=quiet)
-
-    assert watch._observations["digits"].since >= again.created
+    assert checks.failed_tries("digits") is None
 
 
 def test_the_process_of_a_local_supervisor_says_how_it_ended(

@@ -26,15 +26,8 @@ from controlled_rollout.target.local.child_process import (
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.look_notes import LookNotes
 from controlled_rollout.target.local.revisions import RevisionStore
-from controlled_rollout.target.silence import (
-    FailedTries,
-    Observation,
-    Signs,
-    TakeBack,
-    Watched,
-    check_silence,
-    unattended_rollout,
-)
+from controlled_rollout.target.silence import TakeBack, Watched, unattended_rollout
+from controlled_rollout.target.silence_checks import SilenceChecks
 from controlled_rollout.text_file import read_regular_file
 from controlled_rollout.workspace import Workspace
 
@@ -73,7 +66,7 @@ class SilenceWatch:
     ) -> None:
         self._watched_file = workspace.root / WATCHED_FILE
         self._watched: Watched | None = None
-        self._watched_since = datetime.now(UTC)
+        self._checks = SilenceChecks(watched_since=datetime.now(UTC))
         self._settings = {
             "root": str(workspace.root),
             "cache_folder": str(workspace.cache_folder),
@@ -84,18 +77,16 @@ class SilenceWatch:
         self._revisions = revisions
         self._environment = {**supervisor_environment(), **credentials, RUNTIME_VARIABLE: str(runtime)}
         self._log = LogFile(workspace.logs_folder / "silence.log")
-        self._observations: dict[str, Observation] = {}
         self._problems: dict[str, str] = {}
         self._listing_problem = ""
         self._roll_backs: dict[str, asyncio.Task[None]] = {}
-        self._failed: dict[str, FailedTries] = {}
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start the asyncio task that checks; it goes on where a supervisor has stopped a moment ago."""
         with contextlib.suppress(OSError, ValidationError):
             self._watched = Watched.model_validate_json(read_regular_file(self._watched_file))
-        self._watched_since = Watched.after(self._watched, datetime.now(UTC)).begun
+        self._checks.watched_since = Watched.after(self._watched, datetime.now(UTC)).begun
         self._task = asyncio.create_task(self._keep_checking(), name="silence")
 
     async def stop(self) -> None:
@@ -108,15 +99,14 @@ class SilenceWatch:
 
     def warnings(self, name: str) -> tuple[str, ...]:
         """Return what people have to know of an endpoint: that its treatment could not be taken back, and why."""
-        failed = self._failed.get(name)
+        failed = self._checks.failed_tries(name)
         return (failed.sentence,) if failed is not None else ()
 
     async def _keep_checking(self) -> None:
         """Check all endpoints until cancelled; an endpoint that cannot be checked concerns itself only."""
         while True:
             names = self._endpoints()
-            self._observations = {name: seen for name, seen in self._observations.items() if name in names}
-            self._failed = {name: tries for name, tries in self._failed.items() if name in names}
+            self._checks.begin_round(names)
             for name in names:
                 problem = ""
                 try:
@@ -132,7 +122,7 @@ class SilenceWatch:
     def _note_watched(self) -> None:
         """Write down that somebody watches, while there is anything to watch."""
         self._watched = Watched.after(self._watched, datetime.now(UTC))
-        if self._observations:
+        if self._checks.names:
             with contextlib.suppress(
                 OSError
             ):  # a full disk: the next supervisor gives more time, and takes nothing back
@@ -145,7 +135,7 @@ class SilenceWatch:
         try:
             names, problem = self._revisions.endpoints(), ""
         except OSError as error:  # such as too many open files: the next check may be able to
-            names, problem = list(self._observations), str(error)
+            names, problem = self._checks.names, str(error)
         if problem and problem != self._listing_problem:
             log.error("whether somebody looks after new rollouts cannot be checked: %s", problem)
         self._listing_problem = problem
@@ -157,17 +147,10 @@ class SilenceWatch:
         if newest is None or name in self._roll_backs:
             return
         if unattended_rollout(newest.endpoint) is None:
-            self._observations.pop(name, None)
-            self._failed.pop(name, None)
+            self._checks.forget(name)
             return
-        signs = Signs(newest, self.notes.read(name))
-        now = datetime.now(UTC)
-        check = check_silence(signs, self._observations.get(name), now=now, watched_since=self._watched_since)
-        self._observations[name] = check.observation
-        failed, order = self._failed.get(name), check.take_back
-        if order is None:
-            self._failed.pop(name, None)  # somebody has looked meanwhile
-        elif failed is None or not failed.is_too_soon(order, now):
+        order = self._checks.check(newest, self.notes.read(name))
+        if order is not None:
             self._roll_backs[name] = asyncio.create_task(self._take_back(order), name=f"take back in {name}")
 
     async def _take_back(self, order: TakeBack) -> None:
@@ -193,10 +176,8 @@ class SilenceWatch:
 
     def _note_end(self, order: TakeBack, problem: str) -> None:
         """Remember that taking a treatment back has failed, if there is a problem, and say so in the log."""
-        failed, now = self._failed.pop(order.endpoint, None), datetime.now(UTC)
-        if problem:
-            tries = failed.and_another(order, problem, now) if failed else FailedTries(order, problem, now)
-            self._failed[order.endpoint] = tries
+        tries = self._checks.note_end(order, problem)
+        if tries is not None:
             log.error("endpoint %s: %s", order.endpoint, tries.sentence)
 
     def _reason(self, name: str) -> str:

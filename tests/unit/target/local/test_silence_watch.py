@@ -71,10 +71,12 @@ async def test_a_supervisor_that_takes_over_goes_on_where_the_one_before_has_sto
         watch = SilenceWatch(Workspace.local(tmp_path), Canary(tmp_path), runtime=tmp_path, credentials={})
         begun = datetime.now(UTC)
         watch.start()
-        await until(lambda: bool(watch._observations), "it has checked", timeout_s=60)  # noqa: B023 - awaited here
+        await until(lambda: bool(watch._checks.names), "it has checked", timeout_s=60)  # noqa: B023 - awaited here
         await until(lambda: file.exists() and file.read_text() != "{", "it is written down", timeout_s=60)
         await watch.stop()
-        sinces.append((watch._watched_since, begun))
+        since = watch._checks.watched_since
+        assert since is not None
+        sinces.append((since, begun))
     assert sinces[0][0] >= sinces[0][1]
     assert sinces[1][0] < sinces[1][1], "another one has watched until a moment ago"
     assert sinces[2][0] >= sinces[2][1]
