@@ -13,7 +13,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import DamagedFileError
 from controlled_rollout.target.local import supervisor
 from controlled_rollout.target.waiting import wait_until_without_traffic
-from tests.local.local_target_lab import DEADLINE, Lab, running
+from tests.local.local_target_lab import DEADLINE, Lab, is_folder_free, running
 from tests.polling import until
 
 
@@ -132,3 +132,11 @@ async def test_the_file_by_which_a_running_workspace_is_found_is_written_again(l
 
         await until(is_whole, "the file of the state is as it was", timeout_s=20)
     assert (await lab.target.status("alpha")).served_revision == endpoint.revision
+
+
+async def test_a_running_workspace_whose_lock_is_deleted_locks_its_folder_again(lab: Lab) -> None:
+    (lab.workspace.root / "lock").unlink()
+
+    await until(lambda: (lab.workspace.root / "lock").exists(), "the lock is there again", timeout_s=20)
+    # A moment between the file and its lock is left to whoever makes it.
+    await until(lambda: not is_folder_free(lab.workspace), "it is locked", timeout_s=20)

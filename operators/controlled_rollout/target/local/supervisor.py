@@ -37,6 +37,8 @@ DOWN_TIMEOUT_S: Final = 120.0
 # How long `up` waits for a process that is being started again.
 RECOVERY_TIMEOUT_S: Final = 20.0
 KILL_TIMEOUT_S: Final = 10.0
+# Within this time a supervisor has locked its folder again whose lock somebody has deleted.
+LOCK_KEPT_S: Final = 5.0
 POLL_S: Final = 0.05
 LOG_LINES: Final = 15
 
@@ -197,11 +199,24 @@ def stop_workspace(workspace: Workspace) -> int:
         return OK
     if not lock.take():
         return _end_supervisor(workspace, lock)
+    if asyncio.run(is_running(workspace)):
+        # Somebody has deleted its lock a moment ago: it takes it again, and is then ended as any other.
+        lock.release()
+        block_until(lambda: not _can_be_taken(lock), LOCK_KEPT_S, interval_s=POLL_S)
+        return _end_supervisor(workspace, lock)
     ended = end_remains(workspace, lock)
     lock.release()
     killed = f": its supervisor had been killed; ended {ended} processes that it had left" if ended else ""
     _print(f"not running (workspace {workspace.root}){killed}")
     return OK
+
+
+def _can_be_taken(lock: FolderLock) -> bool:
+    """Return whether nobody holds a lock; it is not held afterwards."""
+    if not lock.take():
+        return False
+    lock.release()
+    return True
 
 
 def _end_supervisor(workspace: Workspace, lock: FolderLock) -> int:

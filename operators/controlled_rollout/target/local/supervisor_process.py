@@ -105,7 +105,7 @@ def run_supervisor(
             with runtime_folder() as runtime:
                 lock.name_owner(runtime)
                 process = _SupervisorProcess(
-                    workspace, runtime, host, _port_number(router_port), _port_number(telemetry_port), credentials
+                    workspace, lock, runtime, host, _port_number(router_port), _port_number(telemetry_port), credentials
                 )
                 return asyncio.run(process.run(report))
     except WorkspaceError as error:
@@ -151,6 +151,7 @@ class _SupervisorProcess:
 
     Args:
         workspace: The workspace.
+        lock: The lock on its folder, which is held.
         runtime: The private folder of sockets.
         host: The router's address.
         router_port: The router's port.
@@ -162,6 +163,7 @@ class _SupervisorProcess:
     def __init__(
         self,
         workspace: Workspace,
+        lock: FolderLock,
         runtime: Path,
         host: str,
         router_port: int,
@@ -169,6 +171,7 @@ class _SupervisorProcess:
         credentials: Mapping[str, str],
     ) -> None:
         self._workspace = workspace
+        self._lock = lock
         self._runtime = runtime
         self._end = asyncio.Event()
         reserve = Reserve(workspace.root / "reserve")
@@ -326,12 +329,19 @@ class _SupervisorProcess:
         return problems + self._reconciler.failed_versions()
 
     async def _keep_state(self) -> None:
-        """Write the state again whenever its file does not say it; look at the certificate's files.
+        """Write the state again whenever its file does not say it; look at the lock, and at the certificate's files.
 
         A telemetry store that started late has answered with its workspace id, or somebody has deleted or damaged the
         file: without it nobody could roll back what is served here.
         """
-        while True:
+        while not self._end.is_set():
+            if not self._lock.keep(self._runtime):
+                log.error(
+                    "this supervisor ends: the lock of the workspace was deleted, and another supervisor, or "
+                    "`local down`, has taken its place"
+                )
+                self._end.set()
+                return
             if self._telemetry.workspace_id is None:
                 await self._telemetry.wait_until_healthy(STATE_INTERVAL_S)
             if self._certificate:

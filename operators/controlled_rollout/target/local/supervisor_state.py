@@ -85,6 +85,7 @@ class FolderLock:
     """The lock on a workspace's folder; the kernel releases it when its process ends."""
 
     def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
         self._path = workspace.root / "lock"
         self._descriptor = -1
 
@@ -130,6 +131,30 @@ class FolderLock:
         except BlockingIOError:
             self.release()
             return False
+        return True
+
+    def keep(self, runtime: Path) -> bool:
+        """Lock the folder again if somebody has deleted or replaced the lock's file; return False if it is another's.
+
+        Without this a second supervisor could be started in the folder: it would lock another file of that name.
+
+        Args:
+            runtime: The private folder of this process, which holds the lock.
+        """
+        try:
+            if os.path.samestat(os.fstat(self._descriptor), os.stat(self._path)):
+                return True
+        except OSError:  # it was deleted
+            pass
+        again = FolderLock(self._workspace)
+        try:
+            if not again.take():
+                return False
+        except WorkspaceError:  # the folder cannot be written, or is gone: nobody else can lock it either
+            return True
+        os.close(self._descriptor)
+        self._descriptor = again._descriptor
+        self.name_owner(runtime)
         return True
 
     def release(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.target.local import ports
+from controlled_rollout.target.local import ports, supervisor
 from controlled_rollout.target.local.supervisor_state import FolderLock
 from controlled_rollout.workspace import Workspace
 
@@ -40,6 +40,83 @@ def test_the_lock_names_its_owner_and_its_runtime_folder(tmp_path: Path) -> None
     assert other.take()
     assert other.owner() == owner
     other.release()
+
+
+@pytest.mark.parametrize("damage", ["deleted", "replaced"])
+def test_a_lock_whose_file_is_gone_is_taken_again_under_its_name(tmp_path: Path, damage: str) -> None:
+    workspace = Workspace.local(tmp_path)
+    lock, other = FolderLock(workspace), FolderLock(workspace)
+    assert lock.take() and lock.keep(tmp_path / "cr-1")
+    (tmp_path / "lock").unlink()
+    if damage == "replaced":
+        (tmp_path / "lock").write_text("somebody's")
+
+    assert lock.keep(tmp_path / "cr-1")
+
+    assert not other.take()
+    owner = other.owner()
+    assert owner is not None and owner.runtime == tmp_path / "cr-1"
+    lock.release()
+    assert other.take()
+    other.release()
+
+
+def test_a_lock_whose_file_is_gone_and_that_another_has_taken_is_lost(tmp_path: Path) -> None:
+    workspace = Workspace.local(tmp_path)
+    lock, other = FolderLock(workspace), FolderLock(workspace)
+    assert lock.take()
+    (tmp_path / "lock").unlink()
+    assert other.take()
+
+    assert not lock.keep(tmp_path / "cr-1")
+
+    lock.release()
+    assert not FolderLock(workspace).take(), "the other one has it still"
+    other.release()
+
+
+def test_a_lock_in_a_folder_that_is_gone_is_nobody_elses(tmp_path: Path) -> None:
+    root = tmp_path / "workspace"
+    root.mkdir()
+    lock = FolderLock(Workspace.local(root))
+    assert lock.take()
+    (root / "lock").unlink()
+    root.rmdir()
+
+    assert lock.keep(tmp_path / "cr-1")
+
+    root.mkdir()
+    assert lock.keep(tmp_path / "cr-1")
+    assert not FolderLock(Workspace.local(root)).take()
+    lock.release()
+
+
+def test_down_ends_a_supervisor_whose_lock_was_deleted_and_not_its_children_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = Workspace.local(tmp_path)
+    lock = FolderLock(workspace)
+    asked: list[bool] = []
+
+    async def answers(_workspace: Workspace) -> bool:
+        return not asked
+
+    async def shut_down(_workspace: Workspace) -> None:
+        assert lock.keep(tmp_path / "cr-1"), "it has its lock again"
+        asked.append(True)
+        lock.release()
+
+    monkeypatch.setattr(supervisor, "is_running", answers)
+    monkeypatch.setattr(supervisor, "_request_shutdown", shut_down)
+    monkeypatch.setattr(supervisor, "LOCK_KEPT_S", 0.2)
+    assert lock.take()
+    (tmp_path / "lock").unlink()
+    (tmp_path / "lock").touch()
+
+    assert supervisor.stop_workspace(workspace) == 0
+
+    assert asked == [True]
+    assert "stopped" in capsys.readouterr().out
 
 
 def test_half_a_lock_file_has_no_owner_and_still_locks(tmp_path: Path) -> None:
