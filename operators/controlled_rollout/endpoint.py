@@ -472,6 +472,12 @@ class Endpoint(Value):
             return self
         return self._validated_copy(rollout=rollout.model_copy(update={"held": None, "resumed": at}))
 
+    def without_hold(self) -> "Endpoint":
+        """Return a copy without the mark that its rollout is on hold, as a new hold begins from; itself without one."""
+        if self.rollout is None or self.rollout.held is None:
+            return self
+        return self._validated_copy(rollout=self.rollout.model_copy(update={"held": None}))
+
     def same_as(self, other: "Endpoint") -> bool:
         """Return whether both endpoints have equal content; revision numbers may differ."""
         return self.model_copy(update={"revision": other.revision}) == other

@@ -10,6 +10,7 @@ from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.steps.silence import SilenceWatch
 from controlled_rollout.target.history import ON_SILENCE
+from controlled_rollout.target.silence_checks import SilenceChecks
 from tests.conformance.target_lab import TargetLab
 from tests.polling import until
 
@@ -40,7 +41,7 @@ async def test_treatment_is_taken_back_that_nobody_looks_at_and_not_while_somebo
     endpoint, held = await asyncio.gather(canary(target_lab, "silent"), canary(target_lab, "held"))
     name = endpoint.name
     held = await target_lab.apply(held.hold("v2a", owner=None, at=datetime.now(UTC)))
-    target, watch = target_lab.target, SilenceWatch(target_lab.workspace)
+    target, watch = target_lab.target, SilenceWatch(target_lab.workspace, SilenceChecks())
 
     # Somebody looks: that is written down beside the endpoint, and is no revision.
     revision = (await target.endpoint(name)).revision
@@ -52,7 +53,7 @@ async def test_treatment_is_taken_back_that_nobody_looks_at_and_not_while_somebo
     note = await target.last_look(name)
     assert note is not None and note.version == "v2a"
     # A watch that has just begun sees the same, and gives everybody time.
-    watch = SilenceWatch(target_lab.workspace)
+    watch = SilenceWatch(target_lab.workspace, SilenceChecks())
 
     async with asyncio.timeout(DEADLINE_S):
         while document.effective_traffic()["v2a"]:

@@ -21,6 +21,8 @@ __all__ = ["hold"]
 
 # A look may mark the endpoint at the same moment; more conflicts than this are not met.
 TRIES: Final = 5
+# A hold that is not older is this one, by a try that was killed.
+SAME_HOLD: Final = timedelta(seconds=30)
 # After one of these the gate that has looked is done: the next task is not bound by a hold.
 GATE_IS_DONE: Final = ("go_on", "approve")
 # After one of these it has not begun: a gate takes a hold from before its time for one that a person has ended.
@@ -81,11 +83,13 @@ async def _apply(workspace: Workspace, target: Target, endpoint: str, version: s
     """
     for attempt in range(TRIES):
         newest = await target.endpoint(endpoint)
-        if edits.hold(newest, version, at=datetime.now(UTC)) is newest:
+        if edits.hold(newest, version, at=datetime.now(UTC)) is newest and _is_from_just_now(newest):
             return newest
         looked = await _check_gate_looks(workspace, endpoint, version)
         # Not before the gate's last look by the gate's own clock: it would take the hold for one that has ended.
-        wanted = edits.hold(newest, version, at=max(filter(None, (datetime.now(UTC), looked))))
+        at = max(filter(None, (datetime.now(UTC), looked)))
+        # A hold of before may have ended, because its gate was cleared, and the mark is still there.
+        wanted = edits.hold(newest.without_hold(), version, at=at)
         try:
             stored = await target.apply(wanted, change)
         except ConflictError:
@@ -99,6 +103,12 @@ async def _apply(workspace: Workspace, target: Target, endpoint: str, version: s
             raise
         return stored
     raise AssertionError
+
+
+def _is_from_just_now(endpoint: Endpoint) -> bool:
+    """Return whether the endpoint's rollout was put on hold just now, such as by a try of this task that was killed."""
+    held = endpoint.rollout.held if endpoint.rollout else None
+    return held is not None and datetime.now(UTC) - held < SAME_HOLD
 
 
 async def _take_off(target: Target, held: Endpoint, version: str, change: Change) -> None:

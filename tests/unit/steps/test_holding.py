@@ -201,3 +201,16 @@ async def test_a_hold_by_a_clock_that_is_behind_the_gates_is_one_for_the_gate(
     await hold(workspace)
     rollout = target.newest("digits").rollout
     assert rollout is not None and rollout.held == later
+
+
+async def test_a_hold_after_the_gate_was_cleared_is_a_new_one_although_the_mark_of_the_last_is_still_there(
+    workspace: Workspace, target: MemoryTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate that begins again heeds only a hold from after its begin; it takes the mark off at its first look."""
+    await hold(workspace)
+    cleared = datetime.now(UTC)
+    monkeypatch.setattr(holding, "SAME_HOLD", timedelta(0))
+    gate_looks(workspace, target)
+    await hold(workspace)
+    rollout = target.newest("digits").rollout
+    assert rollout is not None and rollout.held is not None and rollout.held > cleared

@@ -42,7 +42,8 @@ class Machine:
         """Begin a round ten seconds later, and check the canary."""
         self.seconds += 10
         self.checks.begin_round({"digits"})
-        return self.checks.check(self.newest, looked and LookNote(version="v2a", at=looked))
+        note = LookNote(version="v2a", at=looked) if looked is not None else None
+        return self.checks.check(self.newest, note)
 
 
 @pytest.mark.parametrize("jump_s", JUMPS)
