@@ -12,6 +12,7 @@ from controlled_rollout.evaluation import conclusion, next_action
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.gate import Outcome, Verdict
 from controlled_rollout.steps import edits, permission, rules, silence
+from controlled_rollout.target import silence_checks
 from controlled_rollout.target.silence import Observation, Signs, SilenceCheck, check_silence
 from tests.invariants.events import Event
 from tests.invariants.invariants import Violation
@@ -66,11 +67,11 @@ CASES: dict[str, tuple[Any, str, Any, tuple[Event, ...], str]] = {
         looks, "conclude_but_aggregates", _without_failing, BROKEN_FROM_THE_START, "nobody looks",
     ),
     "a watch that takes nothing back": (
-        silence, "check_silence", _nothing_due,
+        silence_checks, "check_silence", _nothing_due,
         (("start_run", "two", 0), ("tick", 1), ("airflow_gone", 200.0), ("tick", 12)), "silence",
     ),
     "a watch that does not see looks": (
-        silence, "Signs", lambda newest, looked: Signs(newest),
+        (silence, silence_checks), "Signs", lambda newest, looked: Signs(newest),
         (("start_run", "two", 0), ("tick", 1), ("quiet", True), ("tick", 9)), "taken back",
     ),
     "a roll-back that leaves the share": (edits, "roll_back", _kept_share, BROKEN_FROM_THE_START, "run-1/roll_back"),
@@ -80,7 +81,8 @@ CASES: dict[str, tuple[Any, str, Any, tuple[Event, ...], str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_fault_breaks_an_invariant(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, name, fault, events, kind = CASES[case]
-    monkeypatch.setattr(module, name, fault)
+    for place in module if isinstance(module, tuple) else (module,):
+        monkeypatch.setattr(place, name, fault)
     with pytest.raises(Violation, match=rf"^{kind}"):
         replay_sequence(events)
 
