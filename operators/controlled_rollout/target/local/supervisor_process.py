@@ -335,11 +335,8 @@ class _SupervisorProcess:
         file: without it nobody could roll back what is served here.
         """
         while not self._end.is_set():
-            if not self._lock.keep(self._runtime):
-                log.error(
-                    "this supervisor ends: the lock of the workspace was deleted, and another supervisor, or "
-                    "`local down`, has taken its place"
-                )
+            if problem := self._lock.keep(self._runtime):
+                log.error("the supervisor of the workspace %s ends: %s", self._workspace.root, problem)
                 self._end.set()
                 return
             if self._telemetry.workspace_id is None:

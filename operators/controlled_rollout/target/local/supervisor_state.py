@@ -3,8 +3,9 @@
 import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +16,9 @@ from controlled_rollout.text_file import read_regular_file
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["FolderLock", "LockOwner", "SupervisorState"]
+
+# After which time a folder that was deleted is not one that somebody replaces.
+GONE_S: Final = 10.0
 
 
 class SupervisorState(BaseModel):
@@ -88,6 +92,7 @@ class FolderLock:
         self._workspace = workspace
         self._path = workspace.root / "lock"
         self._descriptor = -1
+        self._gone_since_s: float | None = None
 
     def exists(self) -> bool:
         """Return whether a supervisor has ever run in this folder."""
@@ -133,29 +138,39 @@ class FolderLock:
             return False
         return True
 
-    def keep(self, runtime: Path) -> bool:
-        """Lock the folder again if somebody has deleted or replaced the lock's file; return False if it is another's.
+    def keep(self, runtime: Path) -> str:
+        """Lock the folder again if somebody has deleted or replaced the lock's file; return why it is lost, or "".
 
-        Without this a second supervisor could be started in the folder: it would lock another file of that name.
+        Without this a second supervisor could be started in the folder: it would lock another file of that name. Where
+        the folder itself is gone for long, nothing is left to serve, and nobody could find who holds the port.
 
         Args:
             runtime: The private folder of this process, which holds the lock.
         """
         try:
             if os.path.samestat(os.fstat(self._descriptor), os.stat(self._path)):
-                return True
+                self._gone_since_s = None
+                return ""
         except OSError:  # it was deleted
             pass
         again = FolderLock(self._workspace)
         try:
             if not again.take():
-                return False
-        except WorkspaceError:  # the folder cannot be written, or is gone: nobody else can lock it either
-            return True
+                return "its lock was deleted, and another supervisor, or `local down`, has taken its place"
+        except WorkspaceError:
+            return self._problem_without_folder()
         os.close(self._descriptor)
-        self._descriptor = again._descriptor
+        self._descriptor, self._gone_since_s = again._descriptor, None
         self.name_owner(runtime)
-        return True
+        return ""
+
+    def _problem_without_folder(self) -> str:
+        """Return that the folder was deleted, once it has been gone for long; else "": perhaps it is only replaced."""
+        if self._workspace.root.exists():
+            return ""
+        now_s = time.monotonic()
+        self._gone_since_s = now_s if self._gone_since_s is None else self._gone_since_s
+        return "its folder was deleted" if now_s - self._gone_since_s >= GONE_S else ""
 
     def release(self) -> None:
         """Unlock the folder."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.target.local import ports, supervisor
+from controlled_rollout.target.local import ports, supervisor, supervisor_state
 from controlled_rollout.target.local.supervisor_state import FolderLock
 from controlled_rollout.workspace import Workspace
 
@@ -46,12 +46,12 @@ def test_the_lock_names_its_owner_and_its_runtime_folder(tmp_path: Path) -> None
 def test_a_lock_whose_file_is_gone_is_taken_again_under_its_name(tmp_path: Path, damage: str) -> None:
     workspace = Workspace.local(tmp_path)
     lock, other = FolderLock(workspace), FolderLock(workspace)
-    assert lock.take() and lock.keep(tmp_path / "cr-1")
+    assert lock.take() and lock.keep(tmp_path / "cr-1") == ""
     (tmp_path / "lock").unlink()
     if damage == "replaced":
         (tmp_path / "lock").write_text("somebody's")
 
-    assert lock.keep(tmp_path / "cr-1")
+    assert lock.keep(tmp_path / "cr-1") == ""
 
     assert not other.take()
     owner = other.owner()
@@ -68,14 +68,14 @@ def test_a_lock_whose_file_is_gone_and_that_another_has_taken_is_lost(tmp_path: 
     (tmp_path / "lock").unlink()
     assert other.take()
 
-    assert not lock.keep(tmp_path / "cr-1")
+    assert "has taken its place" in lock.keep(tmp_path / "cr-1")
 
     lock.release()
     assert not FolderLock(workspace).take(), "the other one has it still"
     other.release()
 
 
-def test_a_lock_in_a_folder_that_is_gone_is_nobody_elses(tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_is_waited_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "workspace"
     root.mkdir()
     lock = FolderLock(Workspace.local(root))
@@ -83,11 +83,16 @@ def test_a_lock_in_a_folder_that_is_gone_is_nobody_elses(tmp_path: Path) -> None
     (root / "lock").unlink()
     root.rmdir()
 
-    assert lock.keep(tmp_path / "cr-1")
+    assert lock.keep(tmp_path / "cr-1") == ""
 
     root.mkdir()
-    assert lock.keep(tmp_path / "cr-1")
+    assert lock.keep(tmp_path / "cr-1") == ""
     assert not FolderLock(Workspace.local(root)).take()
+    (root / "lock").unlink()
+    root.rmdir()
+    assert lock.keep(tmp_path / "cr-1") == "", "its time counts anew"
+    monkeypatch.setattr(supervisor_state, "GONE_S", 0.0)
+    assert lock.keep(tmp_path / "cr-1") == "its folder was deleted"
     lock.release()
 
 
@@ -102,7 +107,7 @@ def test_down_ends_a_supervisor_whose_lock_was_deleted_and_not_its_children_alon
         return not asked
 
     async def shut_down(_workspace: Workspace) -> None:
-        assert lock.keep(tmp_path / "cr-1"), "it has its lock again"
+        assert lock.keep(tmp_path / "cr-1") == "", "it has its lock again"
         asked.append(True)
         lock.release()
 
