@@ -57,6 +57,7 @@ bench-gate: install  ## Simulate thousands of rollouts of every kind under the g
 	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate
 	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate.data
 	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate.users
+	@OPENBLAS_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gate.explained
 
 constraints: install  ## Pin what pyproject.toml asks for (UPGRADE=1: everything anew)
 	@.venv/bin/uv pip compile --quiet $(if $(UPGRADE),--upgrade) $(shell scripts/constraints-arguments)
