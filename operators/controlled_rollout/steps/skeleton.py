@@ -282,10 +282,11 @@ def _rollout_ended_by(who: str, before: Endpoint, after: Endpoint) -> str:
     rollout = before.rollout
     if rollout is None or rollout.is_same(after.rollout) or rollout.is_of(who):
         return ""
+    is_promoted = after.control is not None and after.control.name == rollout.version
+    end = "finds it promoted" if is_promoted else "ends as a conflict"
     return (
         f"warning: this ends the rollout of {rollout.version!r} by {rollout.owner}, which has held endpoint "
-        f"{before.name!r} since {rollout.started:%Y-%m-%d %H:%M:%S %Z}: {rollout.owner} ends as a conflict and changes "
-        "nothing more"
+        f"{before.name!r} since {rollout.started:%Y-%m-%d %H:%M:%S %Z}: {rollout.owner} {end} and changes nothing more"
     )
 
 
