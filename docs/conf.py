@@ -1,5 +1,7 @@
 """Settings of Sphinx, which makes the documentation's site of the pages in this folder: `make docs`."""
 
+from pathlib import Path
+
 from controlled_rollout import __version__
 
 project = "controlled-rollout"
@@ -31,6 +33,10 @@ napoleon_attr_annotations = False
 html_theme = "furo"
 html_title = f"controlled-rollout {release}"
 html_show_sourcelink = False
+# Else eighty records of decisions are found before the page that says how to do it.
+html_search_scorer = str(Path(__file__).with_name("search-order.js"))
+# A block without a language is a command or what was printed, and no Python.
+highlight_language = "none"
 # A prompt or a printed line is not part of the command.
 copybutton_prompt_text = r"\$ "
 copybutton_prompt_is_regexp = True
