@@ -55,6 +55,7 @@ def get_provider_info() -> dict[str, Any]:
             f"controlled_rollout.links.task_links.{name}"
             for name in ("EndpointLink", "ReportLink", "RequestsLink", "VersionLogLink")
         ],
+        "asset-uris": [_asset()],
         "notifications": ["controlled_rollout.notifications.notifier.RolloutNotifier"],
         "connection-types": [_connection_type()],
         "config": _config(),
@@ -68,6 +69,15 @@ def _integration() -> dict[str, Any]:
         "external-doc-url": "https://pypi.org/project/airflow-provider-controlled-rollout/",
         "how-to-guide": ["/docs/airflow.md"],
         "tags": ["machine-learning", "software"],
+    }
+
+
+def _asset() -> dict[str, Any]:
+    """Return how Airflow's provider for OpenLineage finds what the asset of an endpoint's control is as a dataset."""
+    return {
+        "schemes": ["controlled-rollout"],
+        "handler": None,
+        "to_openlineage_converter": "controlled_rollout.operators.lineage.asset_to_openlineage",
     }
 
 

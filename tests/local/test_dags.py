@@ -90,6 +90,9 @@ def dag_runner(root: Path, log: Path, folder: Path = DAGS) -> Iterator[Dags]:
     migrate_database()
     environment = os.environ | {"CONTROLLED_ROLLOUT_HOME": str(root), "AIRFLOW_HOME": str(HOME)}
     environment["AIRFLOW__CORE__DAGS_FOLDER"] = str(folder)
+    environment["AIRFLOW__OPENLINEAGE__TRANSPORT"] = json.dumps(
+        {"type": "file", "log_file_path": str(log.with_suffix(".lineage")), "append": True}
+    )
     with log.open("ab") as output:
         read, write = os.pipe()
         os.set_inheritable(write, True)
@@ -149,6 +152,17 @@ def states(answer: dict[str, Any]) -> dict[str, str]:
     return {task.removeprefix("rollout."): state for task, state in answer["tasks"].items()}
 
 
+def lineage(lab: Lab, run_id: str) -> dict[str, Any]:
+    """Return the event of each task of a run that has succeeded, as a backend of OpenLineage gets it."""
+    events = map(json.loads, (lab.folder / "dags.lineage").read_text().splitlines())
+    runs = [event for event in events if event["eventType"] == "COMPLETE" and "parent" in event["run"]["facets"]]
+    return {
+        event["job"]["name"].partition(".")[2]: event
+        for event in runs
+        if event["run"]["facets"]["airflow"]["dagRun"]["run_id"] == run_id
+    }
+
+
 def test_all_dag_files_are_loaded_without_errors(dags: Dags) -> None:
     assert dags.loaded["import_errors"] == {}
     assert set(dags.loaded["dags"]) == {
@@ -185,6 +199,17 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
     for task in ("check", "roll_out", "promote", "result"):
         assert first["links"][f"rollout.{task}"]["EndpointLink"] == page
     assert first["links"]["rollout.promote"]["VersionLogLink"] == f"{page}?version={control.name}"
+
+    # What OpenLineage's provider was told: from the model to the image, the version and the endpoint's control.
+    made = lineage(lab, first["run_id"])
+    [model], [image] = made["build_image"]["inputs"][1:], made["build_image"]["outputs"]
+    assert model["name"].endswith(".joblib")
+    assert made["rollout.roll_out"]["inputs"] == [image]
+    assert made["rollout.promote"]["inputs"] == made["rollout.roll_out"]["outputs"]
+    assert [each["name"] for each in made["rollout.promote"]["outputs"]] == ["control"]
+    assert made["rollout.promote"]["run"]["facets"]["controlledRollout_rollout"].items() >= {
+        "step": "promote", "endpoint": ENDPOINT, "version": control.name, "share": 100.0, "control": control.name,
+    }.items()  # fmt: skip
 
     status, answer = ask(lab, json.dumps({"data": [[0.0] * 64, [16] * 64]}).encode())
     assert (status, len(answer["predictions"])) == (200, 2)

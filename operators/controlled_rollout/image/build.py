@@ -8,7 +8,7 @@ from controlled_rollout.image.builders.build_request import Builder
 from controlled_rollout.image.builders.worker.buildah import BuildahBuilder
 from controlled_rollout.image.container_image import build_container_image
 from controlled_rollout.image.environment.environment import Environment
-from controlled_rollout.image.inputs.read import Progress
+from controlled_rollout.image.inputs.read import OnInputs, Progress
 from controlled_rollout.image.local_image import build_local_image
 from controlled_rollout.image.oci.azure_sign_in import with_azure_credentials
 from controlled_rollout.image.oci.registry_client import Credentials
@@ -50,6 +50,7 @@ def _check_setting(workspace: Workspace, setting: str) -> None:
         )
 
 
+# Long because most of it describes the arguments.
 async def build_image(
     workspace: Workspace,
     source_dir: str | Path,
@@ -61,6 +62,7 @@ async def build_image(
     credentials: Mapping[str, Credentials] | None = None,
     owner: str = "",
     progress: Progress = lambda line: None,
+    on_inputs: OnInputs = lambda inputs: None,
 ) -> ImageReference:
     """Build a project folder's image in the workspace's registry or cache, unless the same image exists there.
 
@@ -76,6 +78,7 @@ async def build_image(
             process signs in with its own identity.
         owner: The task that builds, see `builder_for`.
         progress: Called with a line for each step.
+        on_inputs: Called with what was read of the folder and the models.
 
     Raises:
         RegistryUnavailableError: A registry does not answer.
@@ -91,6 +94,7 @@ async def build_image(
             entry_script=entry_script,
             models=models,
             progress=progress,
+            on_inputs=on_inputs,
         )
     registries = (workspace.registry, workspace.shared_registry, workspace.base_image)
     return await build_container_image(
@@ -106,4 +110,5 @@ async def build_image(
         credentials=await with_azure_credentials(credentials or {}, registries),
         builder=builder_for(workspace, owner=owner),
         progress=progress,
+        on_inputs=on_inputs,
     )

@@ -22,7 +22,7 @@ from controlled_rollout.image.environment.environment import ANY_PYTHON, Environ
 from controlled_rollout.image.environment.hash import environment_hash
 from controlled_rollout.image.inputs.files import read_source_folder
 from controlled_rollout.image.inputs.models import model_dir
-from controlled_rollout.image.inputs.read import ImageInputs, Progress, read_image_inputs
+from controlled_rollout.image.inputs.read import ImageInputs, OnInputs, Progress, read_image_inputs
 from controlled_rollout.image.oci.layer import APP_ROOT, MODELS_FOLDER, layer_chunks_in_thread, model_layer
 from controlled_rollout.image.oci.manifest import (
     LAYER,
@@ -59,6 +59,7 @@ async def build_container_image(
     credentials: Mapping[str, Credentials] | None = None,
     builder: Builder | None = None,
     progress: Progress = lambda line: None,
+    on_inputs: OnInputs = lambda inputs: None,
 ) -> ImageReference:
     """Build a project folder's image and push it to a registry, unless the registry has the same image.
 
@@ -80,6 +81,7 @@ async def build_container_image(
         credentials: A user for each registry that needs one, by host.
         builder: Builds the environment image if no registry has it; None for buildah on this machine.
         progress: Called with a line for each step.
+        on_inputs: Called with what was read of the folder and the models.
 
     Raises:
         RegistryUnavailableError: A registry does not answer.
@@ -98,6 +100,7 @@ async def build_container_image(
         models=models,
         cache=Cache.at(cache),
         progress=progress,
+        on_inputs=on_inputs,
     )
     base_image = _base_image_name(inputs.environment, base_image)
     async with RegistryClient(credentials) as client:

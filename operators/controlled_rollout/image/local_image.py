@@ -15,7 +15,7 @@ from controlled_rollout.image.environment.environment import Environment
 from controlled_rollout.image.environment.hash import environment_hash
 from controlled_rollout.image.inputs.files import copy_files
 from controlled_rollout.image.inputs.models import LINK, LINK_TARGET, copy_models, has_link, model_dir
-from controlled_rollout.image.inputs.read import ImageInputs, Progress, read_image_inputs
+from controlled_rollout.image.inputs.read import ImageInputs, OnInputs, Progress, read_image_inputs
 from controlled_rollout.image.reference import ImageReference, ModelSource
 
 __all__ = ["LocalImage", "build_local_image", "load_local_image"]
@@ -55,6 +55,7 @@ async def build_local_image(
     entry_script: str = "score.py",
     models: Sequence[ModelSource] = (),
     progress: Progress = lambda line: None,
+    on_inputs: OnInputs = lambda inputs: None,
 ) -> ImageReference:
     """Build a project folder's image in the workspace's cache folder, unless the same image is there.
 
@@ -70,6 +71,7 @@ async def build_local_image(
         entry_script: The file with `init()` and `run(...)`, relative to the project folder.
         models: Up to 1,000.
         progress: Called with a line for each step.
+        on_inputs: Called with what was read of the folder and the models.
 
     Raises:
         ImageError: An argument is not valid, or the environment cannot be built. The cache is unchanged.
@@ -83,6 +85,7 @@ async def build_local_image(
         models=models,
         cache=place,
         progress=progress,
+        on_inputs=on_inputs,
     )
     if inputs.environment.base_image or inputs.environment.docker_steps:
         progress("environment: the base image and the docker steps count in the hash, but are not run on this machine")

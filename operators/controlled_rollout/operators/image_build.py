@@ -12,12 +12,15 @@ from controlled_rollout.errors import ArgumentError
 from controlled_rollout.hooks.registry_users import with_azure_sign_in
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.operators.base import EngineCalls, task_of
+from controlled_rollout.operators.datasets import Lineage, build_lineage
+from controlled_rollout.operators.lineage import ReportsLineage
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from controlled_rollout.image import Credentials, ModelSource
+    from controlled_rollout.image.inputs.read import ImageInputs
 
 __all__ = ["MODEL_KEY", "BuildImageOperator"]
 
@@ -25,7 +28,7 @@ __all__ = ["MODEL_KEY", "BuildImageOperator"]
 MODEL_KEY: Final = "mlflow_model"
 
 
-class BuildImageOperator(EngineCalls, BaseOperator):
+class BuildImageOperator(ReportsLineage, EngineCalls, BaseOperator):
     """Builds the image of a project folder, or finds the one that exists.
 
     With a registry in the workspace the result is a container image there, otherwise an image in the workspace's cache.
@@ -75,6 +78,7 @@ class BuildImageOperator(EngineCalls, BaseOperator):
 
         folder = Path(context["dag"].folder)
         source = folder / Path(self.source_dir).expanduser()
+        read: list[ImageInputs] = []
         environment = None
         if self.environment:
             file = folder / Path(self.environment).expanduser()
@@ -93,8 +97,16 @@ class BuildImageOperator(EngineCalls, BaseOperator):
             credentials=await with_azure_sign_in(workspace, users) if workspace.registry else None,
             owner=task_of(context),
             progress=self.log_progress,
+            on_inputs=read.append,
         )
+        self.lineage = build_lineage(str(source), models, read[0] if read else None, str(reference))
         return str(reference)
+
+    def expected_lineage(self) -> Lineage:
+        """Return the project folder and the models as the arguments name them."""
+        folder = Path(self.get_dag().folder)  # type: ignore[union-attr] # a task that runs is in a DAG
+        models = model_sources(self.models, folder)
+        return build_lineage(str(folder / Path(self.source_dir).expanduser()), models, None, "")
 
 
 def model_sources(models: Mapping[str, Any] | Sequence[Mapping[str, Any]], folder: Path) -> "list[ModelSource]":

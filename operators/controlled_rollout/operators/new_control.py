@@ -1,6 +1,7 @@
 """What follows a new control: the event of the endpoint's asset, and the alias in MLflow's registry."""
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import Asset, AssetAlias
@@ -13,10 +14,25 @@ if TYPE_CHECKING:
 
     from controlled_rollout.endpoint import Endpoint
 
-__all__ = ["NEW_CONTROL", "announce", "control_asset"]
+__all__ = ["NEW_CONTROL", "NewControl", "announce", "control_asset"]
 
 # Its events say that a version has become control of any endpoint; `control_asset` is the asset of one endpoint.
 NEW_CONTROL: Final = AssetAlias("controlled-rollout-new-control")
+
+
+@dataclass(frozen=True)
+class NewControl:
+    """What is known of a new control once it was announced.
+
+    Attributes:
+        trouble: What could not be done, in a sentence; empty if all was.
+        former_control: The version that it has replaced, if that is known.
+        verdict: What its promotion rests on, if that is known: outcome, reason, who, time.
+    """
+
+    trouble: str = ""
+    former_control: str | None = None
+    verdict: dict[str, Any] | None = None
 
 
 def control_asset(endpoint: str) -> Asset:
@@ -24,7 +40,7 @@ def control_asset(endpoint: str) -> Asset:
     return Asset(f"controlled-rollout://{endpoint}/control")
 
 
-async def announce(context: "Context", workspace: Workspace, stored: "Endpoint", log: Any) -> str:
+async def announce(context: "Context", workspace: Workspace, stored: "Endpoint", log: Any) -> NewControl:
     """Add an event to the endpoint's asset, and let the alias in MLflow's registry follow; nothing of it fails a task.
 
     Args:
@@ -34,7 +50,7 @@ async def announce(context: "Context", workspace: Workspace, stored: "Endpoint",
         log: The task's log.
 
     Returns:
-        What could not be done, in a sentence; empty if all was.
+        What is known of the control, and what could not be done.
     """
     from controlled_rollout.model_registry import follow_control
     from controlled_rollout.steps.new_control import read_new_control
@@ -57,4 +73,4 @@ async def announce(context: "Context", workspace: Workspace, stored: "Endpoint",
         **({"trouble": trouble} if trouble else {}),
     }
     context["outlet_events"][NEW_CONTROL].add(control_asset(stored.name), extra=known)
-    return trouble or ""
+    return NewControl(trouble or "", facts.get("former_control"), facts.get("verdict"))

@@ -18,17 +18,21 @@ from controlled_rollout.operators.base import (
     change_of,
     run_of,
 )
+from controlled_rollout.operators.datasets import control_dataset, version_dataset
 from controlled_rollout.operators.gate_before import last_look
-from controlled_rollout.operators.new_control import NEW_CONTROL, announce
+from controlled_rollout.operators.lineage import EndpointLineage
+from controlled_rollout.operators.new_control import NEW_CONTROL, NewControl, announce
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from controlled_rollout.endpoint import Endpoint
+
 __all__ = ["PromoteToControlOperator", "RollBackOperator"]
 
 
-class PromoteToControlOperator(RolloutOperator):
+class PromoteToControlOperator(EndpointLineage, RolloutOperator):
     """Makes a version default and control with all the traffic; the former control stays, ready, at 0 %.
 
     Updates the asset `controlled-rollout://<endpoint>/control`, with version, digest, verdict and former control in the
@@ -51,6 +55,7 @@ class PromoteToControlOperator(RolloutOperator):
     template_fields = (*RolloutOperator.template_fields, "version", "reason", "timeout")
     ui_color = "#d5f0d5"
     event_of_success = Event.PROMOTED
+    lineage_step = "promote"
     trouble = ""
 
     def __init__(
@@ -92,11 +97,21 @@ class PromoteToControlOperator(RolloutOperator):
                 look=look if self.own_rollout else None,
                 progress=self.log_progress,
             )
-        self.trouble = await announce(context, workspace, stored, self.log)
+        known = await announce(context, workspace, stored, self.log)
+        self.trouble = known.trouble
+        self.changed(
+            stored,
+            self.version,
+            inputs=[version_dataset(stored.name, self.version, stored.versions[self.version].image)],
+            outputs=[control_dataset(stored)],
+            formerControl=known.former_control,
+            verdict=known.verdict,
+            reason=self.reason or None,
+        )
         return stored.effective_traffic()
 
 
-class RollBackOperator(RolloutOperator):
+class RollBackOperator(EndpointLineage, RolloutOperator):
     """Sets a treatment to 0 % at once and releases the endpoint; everything else stays as it is.
 
     As the last task of a rollout (`trigger_rule="one_failed"`) it is skipped, with the reason, when there is nothing
@@ -119,6 +134,7 @@ class RollBackOperator(RolloutOperator):
     temporary_errors = TEMPORARY_WHEN_GOING_BACK
     links_first = False
     event_of_success, event_of_failure = Event.ROLLED_BACK, Event.NOT_ROLLED_BACK
+    lineage_step = "roll_back"
     change_reason = ""
     trouble = ""
 
@@ -163,9 +179,33 @@ class RollBackOperator(RolloutOperator):
             timeout=duration("roll_back_timeout", self.roll_back_timeout),
             progress=self.log_progress,
         )
-        if (self.to or self.to_former_control) and stored is not None and stored.control is not None:
-            self.trouble = await announce(context, workspace, stored, self.log)
-        return stored.effective_traffic() if stored is not None else None
+        if stored is None:
+            return None
+        known = None
+        if (self.to or self.to_former_control) and stored.control is not None:
+            known = await announce(context, workspace, stored, self.log)
+            self.trouble = known.trouble
+        self._remember(stored, known)
+        return stored.effective_traffic()
+
+    def _remember(self, stored: "Endpoint", known: NewControl | None) -> None:
+        """Remember for OpenLineage what the roll-back has made of the endpoint.
+
+        Args:
+            stored: The endpoint as stored.
+            known: Of the control that it has gone back to; None if the control is as before.
+        """
+        version, control = stored.versions.get(self.version), stored.control
+        before = [version_dataset(stored.name, self.version, version.image)] if version is not None else []
+        back = known is not None and control is not None
+        self.changed(
+            stored,
+            self.version,
+            inputs=[version_dataset(stored.name, control.name, control.image)] if back and control else [],
+            outputs=[control_dataset(stored)] if back else before,
+            formerControl=known.former_control if known is not None else None,
+            reason=self.change_reason,
+        )
 
     def _upstream_failure_reasons(self, context: "Context") -> str:
         """Return the reasons that failed upstream tasks pushed to XCom, joined into one text."""

@@ -24,6 +24,8 @@ from controlled_rollout.hooks.connection_secrets import Secrets, with_connection
 from controlled_rollout.hooks.workspace import WorkspaceHook
 from controlled_rollout.model_registry import with_alias
 from controlled_rollout.operators.base import TEMPORARY_WHEN_GOING_BACK, RolloutOperator, change_of, run_of
+from controlled_rollout.operators.datasets import image_dataset, version_dataset
+from controlled_rollout.operators.lineage import EndpointLineage
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.workspace import Workspace
 
@@ -37,7 +39,7 @@ ON_CONFLICT: Final = ("fail", "wait")
 NO_VERSION: Final = "no version is named, because the task that was to name it has not done so: nothing was promoted"
 
 
-class RolloutVersionOperator(RolloutOperator):
+class RolloutVersionOperator(EndpointLineage, RolloutOperator):
     """Creates a version at 0 % and waits until it is ready; creates the endpoint if there is none.
 
     From now on this DAG run holds the endpoint, until the version is promoted or rolled back. The first version of a
@@ -85,6 +87,7 @@ class RolloutVersionOperator(RolloutOperator):
         "reason",
     )
     ui_color = "#d6e9f8"
+    lineage_step = "deploy"
 
     def __init__(
         self,
@@ -173,6 +176,13 @@ class RolloutVersionOperator(RolloutOperator):
             self.log_progress(
                 f"{self.version!r} is the control of endpoint {self.endpoint!r}: nothing to compare it with"
             )
+        self.changed(
+            stored,
+            self.version,
+            inputs=[image_dataset(version.image)],
+            outputs=[version_dataset(stored.name, self.version, version.image)],
+            reason=self.reason or None,
+        )
         return {"version": self.version, "type": version.type.value, "revision": stored.revision}
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from controlled_rollout.arguments import duration, number
 from controlled_rollout.defaults import SERVED_TIMEOUT
 from controlled_rollout.operators.base import RolloutOperator, change_of, run_of
+from controlled_rollout.operators.datasets import version_dataset
 from controlled_rollout.operators.gate_before import last_look
+from controlled_rollout.operators.lineage import EndpointLineage
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["ShiftTrafficOperator"]
 
 
-class ShiftTrafficOperator(RolloutOperator):
+class ShiftTrafficOperator(EndpointLineage, RolloutOperator):
     """Sets a version's per cent of the traffic once it is ready, and waits until the router serves the new split.
 
     Behind a gate it looks once more before that, as the gate does, and fails if a claim has alarmed.
@@ -34,6 +36,7 @@ class ShiftTrafficOperator(RolloutOperator):
 
     template_fields = (*RolloutOperator.template_fields, "version", "percentile", "reason", "timeout")
     ui_color = "#d6e9f8"
+    lineage_step = "shift"
 
     def __init__(
         self,
@@ -72,4 +75,10 @@ class ShiftTrafficOperator(RolloutOperator):
                 look=look if self.own_rollout else None,
                 progress=self.log_progress,
             )
+        self.changed(
+            stored,
+            self.version,
+            outputs=[version_dataset(stored.name, self.version, stored.versions[self.version].image)],
+            reason=self.reason or None,
+        )
         return stored.effective_traffic()

@@ -13,7 +13,7 @@ from controlled_rollout import PromoteToControlOperator, ShiftTrafficOperator, c
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ControlledRolloutError, NothingToDoError, WorkspaceError
 from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.operators.new_control import NEW_CONTROL, announce
+from controlled_rollout.operators.new_control import NEW_CONTROL, NewControl, announce
 from controlled_rollout.operators.promotion import RollBackOperator
 from controlled_rollout.record import Decision
 from controlled_rollout.steps import Change, going_back, new_control
@@ -48,8 +48,9 @@ async def test_a_new_control_updates_the_endpoint_s_asset_with_digest_verdict_an
 
     ti = SimpleNamespace(dag_id="weekly", run_id="run-1", task_id="promote")
     events = OutletEventAccessors()
-    assert await announce(cast("Context", {"ti": ti, "outlet_events": events}), workspace, stored, None) == ""
+    told = await announce(cast("Context", {"ti": ti, "outlet_events": events}), workspace, stored, None)
     known = extra()
+    assert told == NewControl(former_control="old", verdict=known["verdict"])
     verdict = known.pop("verdict")
     assert known == {
         "endpoint": "digits", "version": "v2a", "who": "weekly/run-1/promote", "digest": "sha256:2",
@@ -61,7 +62,7 @@ async def test_a_new_control_updates_the_endpoint_s_asset_with_digest_verdict_an
     # A record or a target that cannot be read takes these two from the event, and no more.
     events, target.failing_calls = OutletEventAccessors(), 1
     log = logging.getLogger("test")
-    assert await announce(cast("Context", {"ti": ti, "outlet_events": events}), workspace, stored, log) == ""
+    assert await announce(cast("Context", {"ti": ti, "outlet_events": events}), workspace, stored, log) == NewControl()
     assert extra() == {name: value for name, value in known.items() if name != "former_control"}
 
 

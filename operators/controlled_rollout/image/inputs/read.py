@@ -18,7 +18,7 @@ from controlled_rollout.image.inputs.models import check_models, read_models
 from controlled_rollout.image.inputs.remote_models import fetch_remote_models
 from controlled_rollout.image.reference import ModelSource
 
-__all__ = ["ImageInputs", "Progress", "read_image_inputs"]
+__all__ = ["ImageInputs", "OnInputs", "Progress", "read_image_inputs"]
 
 NAME: Final = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*")
 
@@ -53,6 +53,10 @@ class ImageInputs:
         }
 
 
+OnInputs = Callable[[ImageInputs], None]
+"""Called once with all that was read, before anything is built of it."""
+
+
 async def read_image_inputs(
     source_dir: str | Path,
     *,
@@ -62,6 +66,7 @@ async def read_image_inputs(
     models: Sequence[ModelSource],
     cache: Cache,
     progress: Progress,
+    on_inputs: OnInputs = lambda inputs: None,
 ) -> ImageInputs:
     """Read and check all inputs of an image. Remote models are downloaded into the cache first.
 
@@ -73,6 +78,7 @@ async def read_image_inputs(
         models: Each with a path of this machine or an address.
         cache: The workspace's.
         progress: Called with a line for each step.
+        on_inputs: Called with what was read.
 
     Raises:
         ImageError: An input is not valid.
@@ -82,11 +88,13 @@ async def read_image_inputs(
     check_models(models)
     root = Path(source_dir).expanduser().absolute()
     local_models = await fetch_remote_models(models, cache, progress=progress)
-    return await in_thread(
+    inputs = await in_thread(
         lambda check_cancelled: _read_local_inputs(
             root, environment, entry_script, local_models, progress, check_cancelled
         )
     )
+    on_inputs(inputs)
+    return inputs
 
 
 def _read_local_inputs(
