@@ -12,6 +12,7 @@ from airflow.sdk import DAG, Param
 from controlled_rollout import DeleteVersionOperator, PromoteToControlOperator
 
 NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
+REASON: dict[str, Any] = {"type": "string", "pattern": r"\S", "$comment": "not empty, and not only spaces"}
 
 with DAG(
     "promote",
@@ -30,7 +31,7 @@ with DAG(
         ),
         "endpoint": Param("digits", title="Endpoint", **NAME),
         "version": Param(title="Version", description="Gets all the traffic.", **NAME),
-        "reason": Param(type="string", minLength=1, title="Reason", description="For the endpoint's history."),
+        "reason": Param(title="Reason", description="For the endpoint's history.", **REASON),
         "keep_warm": Param(
             "1 d", type="string", pattern=r"^(\d+(\.\d+)?\s*(s|min|h|d)|P.+)$", title="Keep the former control for"
         ),

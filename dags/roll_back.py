@@ -12,6 +12,7 @@ from airflow.sdk import DAG, Param
 from controlled_rollout import RollBackOperator
 
 NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
+REASON: dict[str, Any] = {"type": "string", "pattern": r"\S", "$comment": "not empty, and not only spaces"}
 
 with DAG(
     "roll_back",
@@ -37,7 +38,7 @@ with DAG(
             **{**NAME, "type": ["null", "string"]},
         ),
         "roll_back_timeout": Param("1 h", type="string", title="How long it goes on trying"),
-        "reason": Param(type="string", minLength=1, title="Reason", description="For the endpoint's history."),
+        "reason": Param(title="Reason", description="For the endpoint's history.", **REASON),
     },
     default_args={"retries": 3},
     tags=["controlled-rollout"],

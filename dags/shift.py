@@ -11,6 +11,7 @@ from airflow.sdk import DAG, Param
 from controlled_rollout import ShiftTrafficOperator
 
 NAME: dict[str, Any] = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "minLength": 3, "maxLength": 32}
+REASON: dict[str, Any] = {"type": "string", "pattern": r"\S", "$comment": "not empty, and not only spaces"}
 
 with DAG(
     "shift",
@@ -30,7 +31,7 @@ with DAG(
         "endpoint": Param("digits", title="Endpoint", **NAME),
         "version": Param(title="Version", description="Gets the traffic; the default version has the rest.", **NAME),
         "percentile": Param(type="number", minimum=0, maximum=100, title="Per cent of the requests"),
-        "reason": Param(type="string", minLength=1, title="Reason", description="For the endpoint's history."),
+        "reason": Param(title="Reason", description="For the endpoint's history.", **REASON),
     },
     default_args={"retries": 3},
     tags=["controlled-rollout"],

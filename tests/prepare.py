@@ -14,7 +14,7 @@ from tests.cluster.lab.existing import Existing
 from tests.needs import is_ci
 from tests.spark_server import install_spark, why_no_spark
 
-DEBIAN = packages.CHROMIUM | packages.CLUSTER | packages.POSTGRESQL | packages.PROMETHEUS
+DEBIAN = packages.CHROMIUM | packages.CLUSTER | packages.POSTGRESQL | packages.PROMETHEUS | packages.SHELLS
 PAGE = Path(__file__).parents[1] / "scripts" / "page"
 
 
@@ -40,8 +40,8 @@ def _prepare() -> list[str]:
     if why_not := packages.why_not_here(DEBIAN):
         cluster = "" if Existing.of() else " and on a cluster"
         skipped.append(
-            f"tests of images in registries, with Prometheus, with PostgreSQL, in a browser{cluster} will be skipped: "
-            f"{why_not}"
+            "tests of images in registries, with Prometheus, with PostgreSQL, in a browser, in zsh and fish"
+            f"{cluster} will be skipped: {why_not}"
         )
     else:
         preparation.install(DEBIAN)

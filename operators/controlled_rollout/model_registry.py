@@ -15,7 +15,15 @@ from controlled_rollout.errors import ArgumentError
 if TYPE_CHECKING:
     from controlled_rollout.endpoint import Endpoint
 
-__all__ = ["alias_properties", "check_alias", "check_model", "follow_control", "resolve_model", "with_alias"]
+__all__ = [
+    "alias_properties",
+    "check_alias",
+    "check_model",
+    "follow_control",
+    "resolve_model",
+    "stale_alias",
+    "with_alias",
+]
 
 MODEL_PROPERTY: Final = "mlflow_model"
 ALIAS_PROPERTY: Final = "mlflow_alias"
@@ -148,3 +156,22 @@ def follow_control(endpoint: "Endpoint", progress: Callable[[str], None]) -> str
         )
     progress(f"the alias {alias!r} in MLflow's registry is {model} now")
     return None
+
+
+def stale_alias(endpoint: "Endpoint", former: str | None) -> str | None:
+    """Return, in a sentence, which alias stays at the model of the former control; None if none does. Pure.
+
+    Args:
+        endpoint: The endpoint as stored.
+        former: The version that was control before; None if there was none, or it is not known.
+    """
+    control, before = endpoint.control, endpoint.versions.get(former or "")
+    if control is None or before is None or control.properties.get(ALIAS_PROPERTY):
+        return None
+    alias, model = before.properties.get(ALIAS_PROPERTY), before.properties.get(MODEL_PROPERTY)
+    if not alias or not model:
+        return None
+    return (
+        f"the alias {alias!r} in MLflow's registry stays at {model} of {former!r}, which is control no longer: "
+        f"{control.name!r} was deployed without mlflow_alias; move the alias by hand if it should follow, or delete it"
+    )

@@ -9,7 +9,7 @@ from controlled_rollout import BuildImageOperator, ControlledRollout
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.image import ModelSource
-from controlled_rollout.model_registry import alias_properties, follow_control, resolve_model, with_alias
+from controlled_rollout.model_registry import alias_properties, follow_control, resolve_model, stale_alias, with_alias
 from controlled_rollout.operators.image_build import with_versions
 
 IMAGE = "models/digits@sha256:" + "1" * 64
@@ -49,6 +49,20 @@ def test_a_control_without_an_alias_moves_none() -> None:
     endpoint = Endpoint(name="digits").create_version("old", is_control=True, image=IMAGE)
     assert follow_control(endpoint, progress=pytest.fail) is None
     assert follow_control(Endpoint(name="digits"), progress=pytest.fail) is None
+
+
+def test_an_alias_that_stays_at_the_model_of_a_former_control_is_named_with_what_to_do() -> None:
+    first = Endpoint(name="digits").create_version("old", is_control=True, image=IMAGE, properties=PROPERTIES)
+    followed = first.create_version("new", image=IMAGE, properties=PROPERTIES).promote("new")
+    left = first.create_version("new", image=IMAGE).promote("new")
+
+    assert stale_alias(left, "old") == (
+        "the alias 'champion' in MLflow's registry stays at models:/digits/7 of 'old', which is control no longer: "
+        "'new' was deployed without mlflow_alias; move the alias by hand if it should follow, or delete it"
+    )
+    assert stale_alias(followed, "old") is None
+    assert stale_alias(left, None) is None
+    assert stale_alias(left.create_version("other", image=IMAGE).promote("other"), "new") is None
 
 
 def test_only_an_alias_has_to_be_asked_for_its_version() -> None:

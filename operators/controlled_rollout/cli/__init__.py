@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from controlled_rollout.cli import (
     check,
+    cleaning,
     completion,
     data,
     endpoint,
@@ -80,6 +81,7 @@ def command_parser() -> argparse.ArgumentParser:
     history.add_to(commands)
     replicas.add_to(commands)
     machine.add_to(commands)
+    cleaning.add_to(commands)
     import_aksendpoint.add_to(commands)
     completion.add_to(commands)
     return parser

@@ -21,7 +21,8 @@ def add_to(commands: Commands) -> None:
         "completion",
         help="print what lets a shell complete this program's arguments",
         description='bash: eval "$(controlled-rollout completion bash)" in ~/.bashrc. zsh: the same with zsh in '
-        "~/.zshrc. fish: controlled-rollout completion fish > ~/.config/fish/completions/controlled-rollout.fish",
+        "~/.zshrc, after compinit. fish: controlled-rollout completion fish > "
+        "~/.config/fish/completions/controlled-rollout.fish",
     )
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=_run_completion)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, duration, workspace_of
-from controlled_rollout.cli.view import print_line
+from controlled_rollout.cli.output import add_output_option, show
 
 __all__ = ["add_to"]
 
@@ -33,6 +33,7 @@ def add_to(commands: Commands) -> None:
     data.add_argument(
         "--column", action="append", metavar="NAME", help="such as predictions.label; repeat it for several (all)"
     )
+    add_output_option(data)
     add_workspace_options(data)
     data.set_defaults(run=_run_data)
 
@@ -65,5 +66,5 @@ def _run_data(options: argparse.Namespace) -> int:
         columns=options.column,
     ) as rows:
         count = write_rows(rows, options.file)
-    print_line(f"{count:,} rows in {options.file}")
+    show(options, {"file": str(options.file), "rows": count}, [f"{count:,} rows in {options.file}"])
     return 0

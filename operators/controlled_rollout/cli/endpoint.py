@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +17,14 @@ from controlled_rollout.cli.arguments import (
 )
 from controlled_rollout.cli.collected import with_collected
 from controlled_rollout.cli.output import add_output_option, is_table, show
-from controlled_rollout.cli.view import endpoint_as_json, endpoint_lines, print_answer, print_line, unreadable_as_json
+from controlled_rollout.cli.view import (
+    endpoint_as_json,
+    endpoint_lines,
+    print_answer,
+    print_line,
+    print_progress,
+    unreadable_as_json,
+)
 from controlled_rollout.cli.watch import WATCH_INTERVAL, watch
 from controlled_rollout.duration import format_duration
 from controlled_rollout.endpoint import VERSION_HEADER, Auth
@@ -40,10 +46,9 @@ if TYPE_CHECKING:
     import httpx
 
     from controlled_rollout.endpoint import Endpoint
-    from controlled_rollout.target.protocol import EndpointStatus, Keys, Revision, Target
+    from controlled_rollout.rollout import Rollout
+    from controlled_rollout.target.protocol import Keys, Revision, Target
     from controlled_rollout.tokens import Token
-    from controlled_rollout.view.models import EndpointOverview
-    from controlled_rollout.workspace import Workspace
 
 __all__ = ["add_to", "readable_endpoint"]
 
@@ -101,6 +106,7 @@ def add_to(commands: Commands) -> None:
     delete.add_argument("endpoint")
     delete.add_argument("--reason", default="", help="the reason, for the history")
     delete.add_argument("--yes", action="store_true", required=True, help="really: nothing brings it back")
+    add_output_option(delete)
     add_workspace_options(delete)
     delete.set_defaults(run=_run_delete)
     _add_endpoint_command(commands)
@@ -143,6 +149,7 @@ def _run_status(options: argparse.Namespace) -> int:
 async def _read_status(options: argparse.Namespace) -> tuple[Any, list[str]]:
     """Read the endpoints and their status from the target; return them as JSON values and as lines of text."""
     from controlled_rollout.checks.certificate import with_certificate
+    from controlled_rollout.view.reading import KnownEndpoint, overview_of
 
     workspace = workspace_of(options)
     async with _connect_target(options) as target:
@@ -154,7 +161,11 @@ async def _read_status(options: argparse.Namespace) -> tuple[Any, list[str]]:
     for history, known in zip(histories, statuses, strict=True):
         endpoint = history[-1].endpoint if history else None
         status = await with_collected(workspace, endpoint, await with_certificate(workspace, known))
-        overview = await _overview(workspace, history, status) if history else None
+        overview = None
+        if history:
+            revisions = KnownEndpoint()
+            revisions.keep(history)
+            overview = await overview_of(workspace, status, revisions)
         documents.append(overview.model_dump(mode="json") if overview else unreadable_as_json(status))
         lines += [*endpoint_lines(endpoint, status, overview), ""]
     return documents if options.endpoint is None else documents[0], lines[:-1] or ["there are no endpoints"]
@@ -166,24 +177,6 @@ async def _readable_history(target: "Target", name: str) -> "Sequence[Revision]"
         return await target.history(name)
     except DamagedFileError:
         return []
-
-
-async def _overview(
-    workspace: "Workspace", history: "Sequence[Revision]", status: "EndpointStatus"
-) -> "EndpointOverview":
-    """Return what people see of an endpoint, as the page in Airflow does; without its record if that cannot be read."""
-    from controlled_rollout import record
-    from controlled_rollout.record.in_time import within_time
-    from controlled_rollout.view.overview import endpoint_overview
-    from controlled_rollout.view.reading import KnownEndpoint
-
-    known = KnownEndpoint()
-    known.keep(history)
-    if history[-1].endpoint.rollout is not None:
-        with suppress(ControlledRolloutError):
-            storage = record.storage_of(workspace, status.name)
-            await within_time(storage.name, lambda: known.follow(workspace, status.name))
-    return endpoint_overview(workspace.name, status, history[-1].endpoint, known.created, known.looks)
 
 
 def _run_show(options: argparse.Namespace) -> int:
@@ -294,23 +287,30 @@ def _run_delete(options: argparse.Namespace) -> int:
 
     author, reason = caller(workspace_of(options)), options.reason or f"delete the endpoint {options.endpoint}"
 
-    async def delete_endpoint() -> bool:
-        """Delete the endpoint on the target, with author and reason for the history; return whether there was one."""
+    warn = print_line if is_table(options) else print_progress
+
+    async def delete_endpoint() -> "tuple[bool, Rollout | None]":
+        """Delete the endpoint on the target, with author and reason for the history.
+
+        Returns:
+            Whether there was one, and the rollout that this has ended.
+        """
         change = Change(who=author, reason=reason)
         async with _connect_target(options) as target:
             existed = options.endpoint in await target.endpoints()
-            if existed and (rollout := (await target.endpoint(options.endpoint)).rollout):
-                print_line(f"warning: this ends the rollout of {rollout.version!r} by {rollout.owner}")
+            rollout = (await target.endpoint(options.endpoint)).rollout if existed else None
+            if rollout is not None:
+                warn(f"warning: this ends the rollout of {rollout.version!r} by {rollout.owner}")
             # Also if not: what an interrupted deletion has left goes now.
             await target.delete(options.endpoint, change)
-            return existed
+            return existed, rollout
 
-    existed = asyncio.run(delete_endpoint())
-    print_line(
-        f"endpoint {options.endpoint!r} is deleted"
-        if existed
-        else f"there is no endpoint {options.endpoint!r}: nothing to delete"
-    )
+    existed, rollout = asyncio.run(delete_endpoint())
+    ended = {"version": rollout.version, "owner": rollout.owner} if rollout is not None else None
+    sentence = f"endpoint {options.endpoint!r} is deleted"
+    if not existed:
+        sentence = f"there is no endpoint {options.endpoint!r}: nothing to delete"
+    show(options, {"endpoint": options.endpoint, "deleted": existed, "ended_rollout": ended}, [sentence])
     return 0
 
 

@@ -14,7 +14,7 @@ from controlled_rollout.cli.arguments import (
     workspace_of,
 )
 from controlled_rollout.cli.exit_codes import ExitCode
-from controlled_rollout.cli.output import add_output_option, show
+from controlled_rollout.cli.output import add_output_option, is_table, show
 from controlled_rollout.cli.progress import at_work
 from controlled_rollout.cli.registry_users import registry_users
 from controlled_rollout.cli.view import print_line, print_progress
@@ -77,6 +77,7 @@ def add_to(commands: Commands) -> None:
         default=True,
         help="attach the bill of materials (CycloneDX) to an image in a registry, whatever is found (default: yes)",
     )
+    add_output_option(scan)
     add_workspace_options(scan)
     scan.set_defaults(run=_run_scan)
 
@@ -106,7 +107,7 @@ def _run_build(options: argparse.Namespace) -> int:
 
 def _run_scan(options: argparse.Namespace) -> int:
     """Run `controlled-rollout scan`: scan an image for vulnerabilities; return the exit code."""
-    from controlled_rollout.image.scan import ScanPolicy, ScanSettings, Severity, scan_image
+    from controlled_rollout.image.scan import ScanDecision, ScanPolicy, ScanSettings, Severity, scan_image
 
     policy = ScanPolicy(
         max_severity=Severity.parse(options.max_severity),
@@ -115,8 +116,20 @@ def _run_scan(options: argparse.Namespace) -> int:
         max_database_age=options.max_database_age,
     )
     settings = ScanSettings(options.scanner, policy, attach_bill=options.attach_bill)
-    users = registry_users()
-    scan = scan_image(workspace_of(options), options.image, settings, credentials=users, progress=print_line)
-    with at_work(f"scan {options.image}"):
-        asyncio.run(scan)
+    decisions: list[ScanDecision] = []
+    scan = scan_image(
+        workspace_of(options),
+        options.image,
+        settings,
+        credentials=registry_users(),
+        progress=print_line if is_table(options) else print_progress,
+        on_decision=decisions.append,
+    )
+    try:
+        with at_work(f"scan {options.image}"):
+            asyncio.run(scan)
+    finally:
+        # As text it was told line by line, and an image that is blocked by the error.
+        for decision in decisions:
+            show(options, {"image": options.image, **decision.document()}, [])
     return 0

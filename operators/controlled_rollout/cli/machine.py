@@ -3,24 +3,22 @@
 import argparse
 import asyncio
 import sys
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from controlled_rollout.cli.arguments import (
     Commands,
     add_root_option,
-    add_workspace_options,
     duration,
     environment_variable,
     model_name_and_path,
     port,
-    workspace_of,
 )
 from controlled_rollout.cli.endpoint import readable_endpoint
 from controlled_rollout.cli.exit_codes import ExitCode
-from controlled_rollout.cli.view import endpoint_lines, print_line
+from controlled_rollout.cli.output import add_output_option, show
+from controlled_rollout.cli.view import endpoint_as_json, endpoint_lines
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.text_table import text_table
 from controlled_rollout.visible_text import visible_text
@@ -33,10 +31,8 @@ __all__ = ["add_to"]
 
 
 def add_to(commands: Commands) -> None:
-    """Add the parsers of the commands `local`, `score`, `telemetry-store`, `clean` and `erase`."""
+    """Add the parsers of the commands `local`, `score` and `telemetry-store`."""
     _add_local_command(commands)
-    _add_clean_command(commands)
-    _add_erase_command(commands)
     _add_score_command(commands)
     _add_telemetry_store_command(commands)
 
@@ -68,35 +64,9 @@ def _add_local_command(commands: Commands) -> None:
     add_root_option(down)
     down.set_defaults(run=_run_local_down)
     status = actions.add_parser("status", help="show endpoints, versions, traffic, replicas and processes")
+    add_output_option(status)
     add_root_option(status)
     status.set_defaults(run=_run_local_status)
-
-
-def _add_clean_command(commands: Commands) -> None:
-    """Add the parser of `clean`, which deletes what nothing needs any more."""
-    clean = commands.add_parser(
-        "clean",
-        help="delete images, logs and records of this machine and models and reports of the storage that nothing needs",
-    )
-    add_workspace_options(clean)
-    clean.add_argument(
-        "--older-than",
-        type=duration,
-        default=timedelta(days=30),
-        metavar="DURATION",
-        help="keep what was written or used since then (default 30 d)",
-    )
-    clean.add_argument("--yes", action="store_true", help="delete it; without this option it is only shown")
-    clean.set_defaults(run=_run_clean)
-
-
-def _add_erase_command(commands: Commands) -> None:
-    """Add the parser of `erase`, which deletes what versions have collected of one request or one caller."""
-    erase = commands.add_parser("erase", help="delete what versions have collected with one correlation or request id")
-    erase.add_argument("id", help="the correlation id or request id, as it is in the collected rows")
-    add_workspace_options(erase)
-    erase.add_argument("--yes", action="store_true", help="delete it; without this option it is only shown")
-    erase.set_defaults(run=_run_erase)
 
 
 def _add_score_command(commands: Commands) -> None:
@@ -178,22 +148,32 @@ def _run_local_status(options: argparse.Namespace) -> int:
 
     workspace = Workspace.local(options.root)
 
-    async def print_status() -> None:
-        """Read endpoints and processes from the supervisor and print them."""
+    async def read() -> "tuple[list[dict[str, Any]], list[str], list[ProcessStatus]]":
+        """Return the endpoints as JSON values and as lines of text, and the processes, from the supervisor."""
+        documents, lines = [], []
         async with LocalTarget.open(workspace) as target:
             for name in await target.endpoints():
-                for line in endpoint_lines(await readable_endpoint(target, name), await target.status(name)):
-                    print_line(line)
-                print_line("")
-            print_line(_process_table(await target.process_statuses()))
+                endpoint, status = await readable_endpoint(target, name), await target.status(name)
+                documents.append(endpoint_as_json(endpoint, status))
+                lines += [*endpoint_lines(endpoint, status), ""]
+            return documents, lines, await target.process_statuses()
 
     try:
-        asyncio.run(print_status())
+        endpoints, lines, processes = asyncio.run(read())
     except TargetUnavailableError:
         if left := remaining_processes(workspace):
-            print_line(_process_table(left))
+            _show_status(options, [], [], left)
         raise
+    _show_status(options, endpoints, lines, processes)
     return 0
+
+
+def _show_status(
+    options: argparse.Namespace, endpoints: list[dict[str, Any]], lines: list[str], processes: "list[ProcessStatus]"
+) -> None:
+    """Print the endpoints, as JSON values or as lines of text, and the processes."""
+    document = {"endpoints": endpoints, "processes": [process.model_dump(mode="json") for process in processes]}
+    show(options, document, [*lines, _process_table(processes)])
 
 
 def _process_table(processes: "list[ProcessStatus]") -> str:
@@ -203,77 +183,6 @@ def _process_table(processes: "list[ProcessStatus]") -> str:
         for process in processes
     ]
     return text_table([("process", "pid"), *rows])
-
-
-def _run_erase(options: argparse.Namespace) -> int:
-    """Run `controlled-rollout erase`: show or delete the collected rows of one id; return the exit code."""
-    from controlled_rollout.storage import open_storage
-    from controlled_rollout.storage.erasure import UnreadableFile, erase_rows, find_reports, find_rows
-
-    storage = open_storage(workspace_of(options))
-    rows = new = unreadable = 0
-    requests: set[str] = set()
-    for found in find_rows(storage, options.id, datetime.now(UTC)):
-        address = storage.address_of(found.name)
-        if isinstance(found, UnreadableFile):
-            print_line(f"cannot be read: {address} ({found.problem})")
-            unreadable += 1
-            continue
-        print_line(f"{found.rows:>8,} rows  {address}{' (still written)' * found.is_new}")
-        requests |= found.requests
-        rows += found.rows
-        new += found.is_new
-        if options.yes and not found.is_new:
-            erase_rows(storage, found)
-    for report in find_reports(storage, requests | {options.id}):
-        print_line(f"{'':>8} report {storage.address_of(report)}")
-        if options.yes:
-            storage.delete(report)
-    if not options.yes:
-        print_line(f"{rows:,} rows can be deleted: repeat with --yes")
-    elif new:
-        print_line(f"{new} parts were left, because a collector may still write them: repeat it in two minutes")
-    else:
-        print_line(f"{rows:,} rows deleted")
-    if unreadable:
-        print_line(
-            f"{unreadable} files could not be read and were left: see whether they are parts, and delete them if so"
-        )
-    return ExitCode.FAILED if unreadable or (options.yes and new) else 0
-
-
-def _run_clean(options: argparse.Namespace) -> int:
-    """Run `controlled-rollout clean`: show or delete what nothing needs any more; return the exit code."""
-    from controlled_rollout.evidence.collected.part_files import old_copies
-    from controlled_rollout.storage import open_storage
-    from controlled_rollout.storage.models import find_old_files
-    from controlled_rollout.target.local.leftovers import Leftover, delete_leftovers, find_leftovers
-    from controlled_rollout.target.local.workspace_folder import has_workspace
-
-    if options.root is not None and not has_workspace(Workspace.local(options.root).root):
-        raise WorkspaceError(
-            f"there is no workspace in {options.root}, so what its versions need is not known: nothing was deleted; "
-            "correct --root, or leave it out"
-        )
-    before = time.time() - options.older_than.total_seconds()
-    workspace = workspace_of(options)
-    leftovers = find_leftovers(workspace, before=before) if workspace.target == "local" else []
-    copies = old_copies(workspace.cache_folder, before=before)
-    leftovers += [Leftover("copy of a part", path, size) for path, size in copies]
-    storage = open_storage(workspace)
-    old_files = find_old_files(storage, before=datetime.fromtimestamp(before, UTC))
-    rows = [(each.what, f"{each.size / 1e6:,.1f}", str(each.path)) for each in leftovers]
-    rows += [(each.what, f"{each.size / 1e6:,.1f}", each.address) for each in old_files]
-    print_line(text_table([("what", "MB", "path"), *rows]))
-    if options.yes:
-        freed = delete_leftovers(leftovers)
-        for name in [name for each in old_files for name in each.names]:
-            storage.delete(name)
-        print_line(f"{(freed + sum(each.size for each in old_files)) / 1e6:,.1f} MB freed")
-    else:
-        size = sum(each.size for each in leftovers) + sum(each.size for each in old_files)
-        print_line(f"{size / 1e6:,.1f} MB can be freed: repeat with --yes")
-    return 0
 
 
 def _run_score(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import getpass
 import sys
 
 from controlled_rollout.cli.arguments import Commands, add_workspace_options, workspace_of
-from controlled_rollout.cli.view import print_line
+from controlled_rollout.cli.output import add_output_option, show
 from controlled_rollout.errors import ArgumentError
 
 __all__ = ["add_to"]
@@ -17,6 +17,7 @@ def add_to(commands: Commands) -> None:
     secret = commands.add_parser("secret", help="store a value that versions name in environment_variables, from stdin")
     secret.add_argument("name", help="the secret's name")
     secret.add_argument("key", help="the key in it")
+    add_output_option(secret)
     add_workspace_options(secret)
     secret.set_defaults(run=_run_secret)
 
@@ -40,5 +41,6 @@ def _run_secret(options: argparse.Namespace) -> int:
             await target.store_secret(options.name, {options.key: value})
 
     asyncio.run(store())
-    print_line(f"the key {options.key!r} of the secret {options.name!r} is stored: replicas that start now get it")
+    sentence = f"the key {options.key!r} of the secret {options.name!r} is stored: replicas that start now get it"
+    show(options, {"secret": options.name, "key": options.key}, [sentence])
     return 0

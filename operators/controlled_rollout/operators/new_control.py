@@ -52,7 +52,7 @@ async def announce(context: "Context", workspace: Workspace, stored: "Endpoint",
     Returns:
         What is known of the control, and what could not be done.
     """
-    from controlled_rollout.model_registry import follow_control
+    from controlled_rollout.model_registry import follow_control, stale_alias
     from controlled_rollout.steps.new_control import read_new_control
 
     assert stored.control is not None  # noqa: S101 - a promotion has made one
@@ -64,6 +64,8 @@ async def announce(context: "Context", workspace: Workspace, stored: "Endpoint",
     trouble = await asyncio.to_thread(follow_control, stored, lambda line: log.info("%s", line))
     if trouble:
         log.error("%s", trouble)
+    elif trouble := stale_alias(stored, facts.get("former_control")):
+        log.warning("%s", trouble)
     known: dict[str, Any] = {
         "endpoint": stored.name,
         "version": stored.control.name,

@@ -12,7 +12,7 @@ from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ControlledRolloutError
 from controlled_rollout.record.in_time import within_time
-from controlled_rollout.target.protocol import Revision, Target
+from controlled_rollout.target.protocol import EndpointStatus, Revision, Target
 from controlled_rollout.view.followed_record import FollowedRecord
 from controlled_rollout.view.models import EndpointOverview, LogTail
 from controlled_rollout.view.overview import Creation, creations, endpoint_overview
@@ -20,7 +20,7 @@ from controlled_rollout.view.recent_looks import RecentLooks
 from controlled_rollout.visible_text import visible_text
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["KnownEndpoint", "curl_command", "read_log_tail", "read_overview"]
+__all__ = ["KnownEndpoint", "curl_command", "overview_of", "read_log_tail", "read_overview"]
 
 # The newest lines that say how a rollout is going: a day of looks, or the looks of a few minutes of a large gate.
 NEWEST_BYTES: Final = 1024 * 1024
@@ -97,13 +97,28 @@ async def read_overview(
     # Reading all revisions takes longer than all else; an endpoint may be deleted and created again.
     if known.endpoint is None or known.endpoint.revision != status.revision or status.revision == 1:
         known.keep(await target.history(name))
-    followed, endpoint = known, known.endpoint
+    return await overview_of(workspace, status, known, record_s=RECORD_S)
+
+
+async def overview_of(
+    workspace: Workspace, status: EndpointStatus, known: KnownEndpoint, *, record_s: float | None = None
+) -> EndpointOverview:
+    """Return what people see of an endpoint whose revisions and status were read; its record is followed for it.
+
+    Args:
+        workspace: Where it is; its name is shown.
+        status: The endpoint's status.
+        known: What was read of the endpoint, its revisions at least.
+        record_s: How long to wait for the record; None for as long as a record may take anywhere.
+    """
+    endpoint = known.endpoint
     assert endpoint is not None  # noqa: S101 - it has been kept
     if endpoint.rollout is not None:
         # Without its record an endpoint is shown as well; its own page says why the record cannot be read.
         with suppress(ControlledRolloutError, TimeoutError):
-            async with asyncio.timeout(RECORD_S):
-                await within_time(record.storage_of(workspace, name).name, lambda: followed.follow(workspace, name))
+            async with asyncio.timeout(record_s):
+                storage = record.storage_of(workspace, endpoint.name)
+                await within_time(storage.name, lambda: known.follow(workspace, endpoint.name))
     return endpoint_overview(workspace.name, status, endpoint, known.created, known.looks)
 
 

@@ -7,7 +7,18 @@ from collections.abc import Iterable
 from .commands import run
 from .errors import LabError
 
-__all__ = ["CHROMIUM", "CLUSTER", "IMAGES", "POSTGRESQL", "PROMETHEUS", "SPARK", "install", "missing", "why_not_here"]
+__all__ = [
+    "CHROMIUM",
+    "CLUSTER",
+    "IMAGES",
+    "POSTGRESQL",
+    "PROMETHEUS",
+    "SHELLS",
+    "SPARK",
+    "install",
+    "missing",
+    "why_not_here",
+]
 
 # Package by program: the program (a name on the PATH, or a file) tells whether the package is needed.
 IMAGES = {
@@ -18,6 +29,8 @@ IMAGES = {
 }
 POSTGRESQL = {"pg_ctlcluster": "postgresql"}
 CHROMIUM = {"chromium": "chromium"}
+# Tests complete command lines in them; bash is there.
+SHELLS = {"fish": "fish", "zsh": "zsh"}
 PROMETHEUS = {"prometheus": "prometheus"}
 SPARK = {"java": "openjdk-17-jre-headless"}
 CLUSTER = {

@@ -3,11 +3,7 @@
 import argparse
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
@@ -124,37 +120,6 @@ def test_a_rotation_is_a_document_too(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert json.loads(printed(capsys, "keys", "rotate", "digits", "--output", "json")) == {"endpoint": "digits"}
     assert printed(capsys, "keys", "rotate", "digits").startswith("endpoint 'digits' signs tokens with its next key")
     assert rotated == ["digits", "digits"]
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_is_printed_for_each_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "controlled-rollout" in printed(capsys, "completion", shell)
-
-
-@pytest.mark.parametrize(
-    ("line", "completed"),
-    [
-        ("controlled-rollout rep", {"replay", "replicas", "report"}),
-        ("controlled-rollout status --out", {"--output"}),
-        ("controlled-rollout status --output ", {"json", "table", "yaml"}),
-        ("controlled-rollout keys ", {"token", "rotate"}),
-    ],
-)
-def test_a_real_bash_completes_commands_options_and_choices(line: str, completed: set[str]) -> None:
-    script = (
-        'eval "$(controlled-rollout completion bash)"; COMP_LINE=$1; COMP_POINT=${#1}; COMP_TYPE=9; '
-        '_python_argcomplete controlled-rollout; printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    bash = shutil.which("bash")
-    assert bash is not None
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-    ended = subprocess.run(
-        [bash, "--norc", "-c", script, "-", line],
-        env=environment, capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-
-    assert completed <= {word.strip() for word in ended.stdout.splitlines()}
 
 
 def test_status_of_an_endpoint_with_the_longest_names_fits_a_terminal() -> None:

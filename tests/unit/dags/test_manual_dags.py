@@ -50,6 +50,13 @@ def test_what_is_missing_or_no_name_is_refused_before_anything_runs(name: str, w
         validate(dag_of(name), conf)
 
 
+@pytest.mark.parametrize("name", MANUAL)
+def test_a_reason_without_a_word_is_refused_with_what_it_should_be(name: str) -> None:
+    conf = {"endpoint": "digits", "version": "v2a", **MANUAL[name], "reason": " \t "}
+    with pytest.raises(ParamValidationError, match="not empty, and not only spaces"):
+        validate(dag_of(name), conf)
+
+
 @pytest.mark.parametrize("percentile", [-1, 101, "10"])
 def test_a_share_that_is_none_is_refused(percentile: object) -> None:
     conf = {"endpoint": "digits", "version": "v2a", "reason": "because", "percentile": percentile}

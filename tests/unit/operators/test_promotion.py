@@ -59,6 +59,14 @@ async def test_a_new_control_updates_the_endpoint_s_asset_with_digest_verdict_an
     assert verdict.pop("time")
     assert verdict == {"outcome": "pass", "reason": "no claim alarms", "who": "weekly/run-1/gate_50"}
 
+    # An alias in MLflow's registry that no version's properties move any more is told.
+    aliased = stored.update_version("old", properties={"mlflow_alias": "champion", "mlflow_model": "models:/digits/7"})
+    events = OutletEventAccessors()
+    context = cast("Context", {"ti": ti, "outlet_events": events})
+    told = await announce(context, workspace, aliased, logging.getLogger("test"))
+    assert told.trouble == extra()["trouble"]
+    assert "'champion' in MLflow's registry stays at models:/digits/7 of 'old'" in told.trouble
+
     # A record or a target that cannot be read takes these two from the event, and no more.
     events, target.failing_calls = OutletEventAccessors(), 1
     log = logging.getLogger("test")

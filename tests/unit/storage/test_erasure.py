@@ -1,5 +1,6 @@
 """What versions have collected of one caller can be deleted, in every layout."""
 
+import json
 import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -164,6 +165,10 @@ def test_the_command_shows_first_and_deletes_with_yes(tmp_path: Path, capsys: py
 
     assert main(command) == 0
     assert capsys.readouterr().out.endswith("4 rows can be deleted: repeat with --yes\n")
+    assert main([*command, "--output", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["deleted"], document["rows"], document["unreadable"]) == (False, 4, [])
+    assert [part["still_written"] for part in document["parts"]].count(True) == 1
     assert main([*command, "--yes"]) == 1
     assert capsys.readouterr().out.endswith("a collector may still write them: repeat it in two minutes\n")
     assert [found.rows for found in rows_of(tmp_path / "storage", "mine")] == [2]

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from controlled_rollout.errors import ScanError, ScanUnavailableError
 from controlled_rollout.image.scan.vulnerabilities import ScanReport, Severity, Vulnerability, merge_vulnerabilities
@@ -60,6 +60,16 @@ class ScanDecision:
     def passes(self) -> bool:
         """Whether no vulnerability blocks the image and no part of it is unscanned."""
         return not self.blocking and not self.not_scanned
+
+    def document(self) -> dict[str, Any]:
+        """Return the decision as JSON values."""
+        return {
+            "passes": self.passes,
+            "blocking": [item.document() for item in self.blocking],
+            "passing": [item.document() for item in self.passing],
+            "accepted": self.n_accepted,
+            "not_scanned": dict(self.not_scanned),
+        }
 
     def summary(self) -> str:
         """Return the decision as one line of text."""

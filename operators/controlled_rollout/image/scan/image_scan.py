@@ -49,6 +49,7 @@ class ScanSettings:
     timeout: timedelta = timedelta(minutes=10)
 
 
+# Long because most of it describes the arguments.
 async def scan_image(
     workspace: Workspace,
     reference: str | ImageReference,
@@ -56,6 +57,7 @@ async def scan_image(
     *,
     credentials: Mapping[str, Credentials] | None = None,
     progress: Callable[[str], None] = lambda line: None,
+    on_decision: Callable[[ScanDecision], None] = lambda decision: None,
 ) -> ScanDecision:
     """Scan an image with a scanner, and its Python packages with pip-audit; return whether it may be rolled out.
 
@@ -65,6 +67,7 @@ async def scan_image(
         settings: How to scan, and what may pass.
         credentials: A user for each registry that needs one, by host.
         progress: Called with a line for each step, for each line of the programs, and for each vulnerability.
+        on_decision: Called with the decision, also with one that does not pass.
 
     Returns:
         The decision, which passes.
@@ -104,6 +107,7 @@ async def scan_image(
     check_database_age(scanner.name, reports[0].database_built, datetime.now(UTC), settings.policy.max_database_age)
     decision = decide_on_scan(reports, settings.policy)
     _report_decision(image, decision, progress)
+    on_decision(decision)
     if not decision.passes:
         raise _blocked_error(image, decision, settings.policy)
     return decision

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from controlled_rollout.text_table import text_table
 
@@ -57,6 +57,18 @@ class Vulnerability:
     fixed_in: tuple[str, ...] = ()
     aliases: frozenset[str] = frozenset()
     source: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return the vulnerability as JSON values."""
+        return {
+            "id": self.id,
+            "severity": str(self.severity),
+            "package": self.package,
+            "version": self.version,
+            "fixed_in": list(self.fixed_in),
+            "aliases": sorted(self.aliases),
+            "source": self.source,
+        }
 
     @property
     def names(self) -> frozenset[str]:

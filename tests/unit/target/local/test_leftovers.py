@@ -105,6 +105,12 @@ def test_clean_shows_and_then_deletes_what_nothing_needs(
     assert {path for path in unused if str(path) in shown and path.exists()} == unused
     assert str(cache / "images" / RUNNING) not in shown
 
+    assert main(["clean", "--root", str(workspace.root), "--output", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert not document["deleted"]
+    assert {each["path"] for each in document["found"]} >= {str(path) for path in unused}
+    assert document["bytes"] == sum(each["bytes"] for each in document["found"])
+
     assert main(["clean", "--root", str(workspace.root), "--yes"]) == 0
     running()
 
