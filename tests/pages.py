@@ -11,9 +11,10 @@ from markdown_it import MarkdownIt
 __all__ = ["PAGES", "REPOSITORY", "Block", "CommandLine", "command_lines", "inline_code", "read_blocks", "table_rows"]
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = tuple(sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")]))
+PAGES = tuple(sorted([REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")]))
 PROGRAM = "controlled-rollout"
-# Blocks without a language are commands too, unless they show what a program has printed.
+BEGINS_WITH_PROGRAM = re.compile(rf"^(?:\$ )?(?:\w+=\$\()?{PROGRAM} (?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
+# Blocks without a language may be commands too.
 SHELLS = ("", "bash", "sh", "console")
 HERE_DOCUMENT = re.compile(r"<<-?\s*(['\"]?)(\w+)\1[^\n]*\n.*?^\2$", re.MULTILINE | re.DOTALL)
 
@@ -95,7 +96,9 @@ def command_lines(block: Block) -> list[CommandLine]:
     if block.language not in SHELLS:
         return []
     found = []
-    for words in _commands(block.text):
+    # Without a language it may be what a program has printed: a command begins a line there.
+    lines = [block.text] if block.language else BEGINS_WITH_PROGRAM.findall(block.text)
+    for words in (words for line in lines for words in _commands(line)):
         while words and (words[0] == "$" or re.match(r"\w+=", words[0])):
             words = words[1:]
         if words[:1] == [PROGRAM]:

@@ -41,7 +41,7 @@ def check_name(name: str) -> str:
     if not 3 <= len(name) <= 32 or not NAME_PATTERN.fullmatch(name):
         raise EndpointError(
             f"name {name!r} is not valid: use 3 to 32 characters, lower-case letters, digits and hyphens, "
-            "beginning with a letter and not ending with a hyphen"
+            "beginning with a letter and not ending with a hyphen, such as 'linear-1'"
         )
     return name
 

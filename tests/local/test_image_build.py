@@ -152,6 +152,7 @@ async def test_a_hit_builds_nothing_and_takes_less_than_half_a_second(built: Pro
 
     assert min(times) < 0.5
     assert [line for line in lines if "build" in line] == []
+    assert "models: none, so AZUREML_MODEL_DIR is an empty folder" in lines
     assert {path: path.lstat().st_mtime_ns for path in built.cache.glob("*/*")} == before
 
 
@@ -174,7 +175,7 @@ async def test_changed_model_builds_an_image_but_no_environment(built: Project, 
     assert {image.environment_hash for image in images} == {
         load_local_image(built.reference, built.cache).environment_hash
     }
-    assert [line for line in lines if "building" in line] == []
+    assert [line for line in lines if "building" in line or "models: none" in line] == []
     assert [(image.model_dir / "model.pkl").read_bytes() for image in images] == [b"1", b"2"]
     assert images[0].model_dir.parts[-2:] == ("digits", "3")
     assert (images[1].app_root / "azureml-models" / "digits" / "3" / "model.pkl").read_bytes() == b"2"

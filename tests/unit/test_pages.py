@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 import controlled_rollout
 import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout.cli import command_parser
+from controlled_rollout.version import check_name
 from tests.pages import PAGES, REPOSITORY, Block, command_lines, inline_code, read_blocks, table_rows
 
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
@@ -49,6 +51,8 @@ def unknown(arguments: Iterable[str]) -> list[str]:
 
 def accepted(function: Any) -> set[str] | None:
     """Return the names of the arguments that a class or function takes; None if it takes any."""
+    if isinstance(function, type) and issubclass(function, BaseModel):
+        return set(function.model_fields)
     names: set[str] = set()
     kinds = inspect.Parameter
     for one in function.__mro__ if isinstance(function, type) else [function]:
@@ -106,7 +110,8 @@ def test_a_block_of_data_can_be_loaded(block: Block) -> None:
     if block.language == "json":
         json.loads(block.text)
     else:
-        assert list(yaml.safe_load_all(block.text))
+        # It raises what is wrong; a block may be a comment alone.
+        list(yaml.safe_load_all(block.text))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.place} {command.arguments[0]}")
@@ -117,9 +122,13 @@ def test_a_command_line_in_a_block_is_one_that_the_program_takes(
         assert not unknown(command.arguments)
         return
     try:
-        command_parser().parse_args(command.arguments)
+        options = command_parser().parse_args(command.arguments)
     except SystemExit as refusal:
         assert refusal.code == 0, capsys.readouterr().err
+        return
+    for name in {getattr(options, argument, None) for argument in ("endpoint", "version")}:
+        if name is not None and not name.startswith("$"):
+            check_name(name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -101,7 +101,10 @@ def forecast(
     if traffic is None:
         return "Forecast: none, because the first version of an endpoint has nothing to be compared with, and no gate."
     if not traffic.requests or traffic.period <= timedelta(0):
-        return "Forecast: not known, because the metric store has no requests to control."
+        return (
+            "Forecast: not known, because the metric store has no requests to control. Send some before the rollout: "
+            "without them latency is not judged."
+        )
     measured = traffic.requests >= MIN_REQUESTS
     error_rate = traffic.errors / traffic.requests if measured else USUAL_ERROR_RATE
     requests_per_second = traffic.requests / traffic.period.total_seconds()

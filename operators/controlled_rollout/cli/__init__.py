@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from controlled_rollout import __version__
 from controlled_rollout.cli import (
     check,
     cleaning,
@@ -69,6 +70,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="controlled-rollout", description="Roll out machine-learning models: canary traffic, a gate, promotion."
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     rollout.add_to(commands)
     endpoint.add_to(commands)

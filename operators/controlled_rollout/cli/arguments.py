@@ -181,7 +181,9 @@ def model_name_and_path(text: str) -> tuple[str, Path | str]:
 
     name, separator, path = text.partition("=")
     if not (name and separator and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=PATH")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not of the form NAME=PATH: put the model's name before it, such as prices={path or text}"
+        )
     try:
         return name, resolve_model_path(path, Path())
     except ImageError as error:

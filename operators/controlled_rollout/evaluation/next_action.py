@@ -245,11 +245,19 @@ def _missing_to_go_on(look: "Look", terms: GateTerms) -> str:
     ]
     if look.seen_at_share < terms.bake:
         seen, bake = format_elapsed(look.seen_at_share), format_elapsed(terms.bake)
-        missing.append(f"{seen} of {bake} seen at {look.share:g} %")
+        missing.append(f"{seen} of {bake} seen at {look.share:g} %{_why_nothing_is_seen(look, terms)}")
     # Time without a request shows nothing.
     if look.requests_at_share < max(1, terms.min_requests):
         missing.append(f"{look.requests_at_share} of {max(1, terms.min_requests)} requests seen at {look.share:g} %")
     return "; ".join(missing)
+
+
+def _why_nothing_is_seen(look: "Look", terms: GateTerms) -> str:
+    """Return, while nothing is seen at the present share, when that begins; else an empty text."""
+    if look.seen_at_share:
+        return ""
+    width, lag = format_elapsed(terms.window.bin_width), format_elapsed(terms.window.allowed_lag)
+    return f" (requests count in bins of {width}, and a bin once it ended {lag} ago: bin_width, allowed_lag)"
 
 
 def aggregates_are_due(look: "Look", terms: GateTerms) -> bool:

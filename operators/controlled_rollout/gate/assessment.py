@@ -126,7 +126,10 @@ def _notes(judged: Columns, gate: Gate, warm_up: int, wrong: int) -> Iterable[st
     """Yield what the reason of the verdict has to mention: metrics that are not judged, bins left out as warm-up."""
     if judged.starts:
         if gate.judges_traffic and gate.latency_quantiles and not judged.slow:
-            yield "latency is not judged: the bins carry no counts of slow requests"
+            yield (
+                "latency is not judged: the bins carry no counts of slow requests, as when control had hardly any "
+                "requests before the rollout"
+            )
         if judged.slow and (left_out := int((~is_judged(judged)).sum())):
             yield f"latency is not judged in {left_out} bins: a version had no room, and requests waited in its queue"
         if judged.slow and (bounded := int((crowded(judged) & is_judged(judged)).sum())):

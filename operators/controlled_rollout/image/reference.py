@@ -37,7 +37,10 @@ class ImageReference:
         """
         parts = REFERENCE.fullmatch(text)
         if not parts:
-            raise ImageError(f"image {text!r} is not of the form name@sha256:<64 hexadecimal digits>: deploy by digest")
+            raise ImageError(
+                f"image {text!r} is not of the form name@sha256:<64 hexadecimal digits>: deploy by digest, as `build` "
+                "prints it"
+            )
         return cls(parts["name"], parts["sha256"])
 
 

@@ -103,7 +103,8 @@ def waiting_sentence(looks: RecentLooks, *, step: str, held: datetime | None) ->
     needed = max((claim.needed_requests or 0 for claim in missing), default=0)
     if needed:
         return _requests_and_time(needed, looks.requests_per_second)
-    return f"the least time at {step}" if verdict.outcome is Outcome.PASS else "more evidence"
+    # Whether a least time is left is known to the gate that looks, not to the record.
+    return f"the least time at {step}, or the next step" if verdict.outcome is Outcome.PASS else "more evidence"
 
 
 def about_duration(length: timedelta) -> str:

@@ -4,18 +4,17 @@ import argparse
 import os
 import pwd
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
-from controlled_rollout.cli import command_parser, main
+from controlled_rollout import __version__
+from controlled_rollout.cli import main
 from controlled_rollout.cli.arguments import caller, workspace_of
 from controlled_rollout.cli.workspace_file import read_workspace
 from controlled_rollout.environment_variables import RESERVED
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.target.local.serve_folder import SETTINGS
-from controlled_rollout.version import check_name
 from controlled_rollout.workspace import Workspace
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -76,7 +75,10 @@ def test_step_retries_until_its_timeout_and_reports_it_at_once(
     ("arguments", "message"),
     [
         (["score", ".", "--port", "70000"], "'70000' is not a port: give a number from 1 to 65535"),
-        (["score", ".", "--model", "model.pkl"], "'model.pkl' is not of the form NAME=PATH"),
+        (
+            ["score", ".", "--model", "model.pkl"],
+            "put the model's name before it, such as prices=model.pkl",
+        ),
         (["telemetry-store", "--port", "1"], "--data"),
         (["local"], "ACTION"),
         ([], "COMMAND"),
@@ -248,35 +250,7 @@ def test_author_of_a_change_without_a_user_name_is_the_users_number(monkeypatch:
     assert caller(Workspace.local()).partition("@")[0] == str(os.getuid())
 
 
-PAGES = [page.read_text() for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]]
-
-
-def documented_commands() -> list[str]:
-    """Return the commands that stand on lines of their own in the documentation."""
-    lines = [line.strip().removeprefix("$ ").partition(" #")[0] for page in PAGES for line in page.splitlines()]
-    return sorted({line.strip() for line in lines if line.startswith("controlled-rollout ")})
-
-
-def commands_in_sentences() -> list[str]:
-    """Return the commands that sentences of the documentation name, mostly without their arguments."""
-    return sorted({command for page in PAGES for command in re.findall(r"`(controlled-rollout [^`]+)`", page)})
-
-
-@pytest.mark.parametrize("command", documented_commands())
-def test_every_documented_command_is_accepted_with_names_that_are_allowed(command: str) -> None:
-    options = command_parser().parse_args(shlex.split(command)[1:])
-    for name in {"endpoint", "version"} & set(vars(options)):
-        value = getattr(options, name)
-        if value is not None and not value.startswith("$"):
-            check_name(value)
-
-
-@pytest.mark.parametrize("command", commands_in_sentences())
-def test_every_command_that_a_sentence_names_exists_with_its_options(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    try:
-        command_parser().parse_args(shlex.split(command)[1:])
-    except SystemExit:
-        said = capsys.readouterr().err
-        assert "are required" in said
+def test_the_program_says_which_version_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert (end.value.code, capsys.readouterr().out) == (0, f"controlled-rollout {__version__}\n")

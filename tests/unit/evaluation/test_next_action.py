@@ -110,6 +110,15 @@ def test_a_step_bakes_in_evidence_that_was_seen_not_in_time_that_passed() -> Non
     unseen = decide(look("not_enough_evidence", seen=MINUTE, requests=7), easy, now=NOW)
     assert unseen.action is NextAction.WAIT
     assert "1 min of 2 min seen at 10 %" in unseen.reason
+    assert "bins" not in unseen.reason
+
+
+def test_while_nothing_is_seen_the_reason_says_when_requests_begin_to_count() -> None:
+    wait = decide(look("not_enough_evidence", seen=timedelta(0), requests=0), terms(), now=NOW)
+
+    assert (
+        "0 s of 10 min seen at 10 % (requests count in bins of 1 min, and a bin once it ended 1 min ago" in wait.reason
+    )
 
 
 @pytest.mark.parametrize("outcome", ["pass", "not_enough_evidence"])

@@ -152,7 +152,7 @@ def test_who_needs_a_person_comes_first() -> None:
         ((look_line(1, 100, needing(412)), look_line(11, 560, needing(412))), "another 412 requests, about 9 min"),
         ((look_line(1, 100, needing(None)),), "more evidence; how much cannot be said yet"),
         ((look_line(1, 100, needing(1)),), "another request"),
-        ((look_line(1, 100, outcome=Outcome.PASS),), "the least time at 10 %"),
+        ((look_line(1, 100, outcome=Outcome.PASS),), "the least time at 10 %, or the next step"),
         ((look_line(1, 100, outcome=Outcome.FAIL),), "the roll-back"),
         ((look_line(1, 100, outcome=Outcome.CANNOT_SEE),), "evidence that can be judged: because"),
         ((look_line(1, 100, waits=("an alarm is near",)),), "an alarm is near"),

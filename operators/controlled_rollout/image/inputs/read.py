@@ -111,6 +111,8 @@ def _read_local_inputs(
     if source.patterns_without_effect:
         ignoring += f" (without effect, as in git: {', '.join(map(repr, source.patterns_without_effect))})"
     progress(f"source: {len(source.files):,} files, {source.size / 1e6:,.1f} MB{ignoring}")
+    if not models:
+        progress("models: none, so AZUREML_MODEL_DIR is an empty folder")
     described = _resolve_environment(root, environment, progress)
     try:
         check_entry_script(source, entry_script)
