@@ -16,6 +16,7 @@ __all__ = [
     "SCAN_TIMEOUT",
     "SERVED_TIMEOUT",
     "SILENCE",
+    "STEPS",
 ]
 
 # How long a new version may take to become ready.
@@ -36,7 +37,9 @@ CONFLICT_TIMEOUT: Final = timedelta(hours=1)
 # How long a former control stays, ready to take the traffic back.
 KEEP_WARM: Final = timedelta(days=1)
 
-# The least time at each step of a rollout, the most, and the time between two looks.
+# A treatment's per cent of the traffic at each step of a rollout.
+STEPS: Final = (10.0, 50.0)
+# The least time at each step, the most, and the time between two looks.
 BAKE: Final = timedelta(minutes=10)
 DECISION_TIMEOUT: Final = timedelta(days=1)
 LOOK_INTERVAL: Final = timedelta(minutes=1)

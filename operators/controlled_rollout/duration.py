@@ -3,11 +3,11 @@
 import math
 import re
 from datetime import timedelta
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-__all__ = ["format_duration", "format_elapsed", "parse_duration"]
+__all__ = ["Duration", "format_duration", "format_elapsed", "parse_duration"]
 
 SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 NUMBER_AND_UNIT: Final = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(SECONDS)})?")
@@ -49,6 +49,22 @@ def _parse_duration_text(text: str) -> timedelta | None:
     if match := NUMBER_AND_UNIT.fullmatch(text):
         return timedelta(seconds=float(match[1]) * SECONDS[match[2] or "s"])
     return ISO_8601.validate_python(text) if text.startswith("P") else None
+
+
+# A setting that is a length of time; for a schema what `parse_duration` reads, as far as a pattern can say it.
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(
+        parse_duration,
+        json_schema_input_type=Annotated[float, Field(ge=0, le=LONGEST.total_seconds())]
+        | Annotated[
+            str,
+            Field(
+                pattern=r"^\s*([0-9]+([.][0-9]+)?\s*(s|min|h|d)?|P[0-9].*|PT[0-9].*)\s*$", examples=["5 min", "PT5M"]
+            ),
+        ],
+    ),
+]
 
 
 def format_duration(length: timedelta) -> str:

@@ -65,12 +65,15 @@ class Endpoint(Value):
         name: 3 to 32 characters; unique in its workspace.
         revision: The number of the stored revision that this value was read from; 0 if it was never stored. A target
             stores a changed value as `revision + 1`, unless another writer has stored that revision first.
+        description, tags, properties: For people; nothing here reads them.
+        namespace: On Kubernetes the namespace of its objects, which has to be the workspace's.
         auth: How callers authenticate.
         sticky: The key by whose hash the traffic is split, `header:<name>` or `cookie:<name>`, so that a caller stays
             with a version; None splits at random.
         user_ranges: With `sticky`: which hashes of the key each version has. It follows from the versions' traffic, and
             from what it was before, so that as few callers as possible change their version.
         token_issuer: Who issues their tokens, if `auth` is `token`; None for the endpoint's own signing keys.
+        enable_app_insights: Whether the router writes a row of telemetry for each request; without, no gate sees them.
         versions: The versions by name, in the order of their creation; at most six.
         rollout: The rollout that holds the endpoint; None if there is none.
         waiting: The runs that wait until they may hold it.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from controlled_rollout.errors import EndpointError
 
@@ -186,4 +186,13 @@ def _checked_value(name: str, value: Any) -> str | SecretReference:
     return value
 
 
-EnvironmentVariables = Annotated[dict[str, str | SecretReference], BeforeValidator(check_variables)]
+# For a schema: the names, without those that something else sets.
+NAMES_SCHEMA: Final[dict[str, Any]] = {
+    "pattern": f"^{NAME.pattern}$",
+    "not": {"enum": sorted([*FIELDS, *RESERVED])},
+}
+EnvironmentVariables = Annotated[
+    dict[str, str | SecretReference],
+    BeforeValidator(check_variables),
+    Field(json_schema_extra={"propertyNames": NAMES_SCHEMA}),
+]

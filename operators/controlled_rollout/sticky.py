@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from controlled_rollout.errors import EndpointError
 from controlled_rollout.value import Value
@@ -82,7 +82,9 @@ def _checked(text: str) -> str:
 
 
 # The setting of an endpoint: the text of a `StickyKey`.
-Sticky = Annotated[str, AfterValidator(_checked)]
+Sticky = Annotated[
+    str, AfterValidator(_checked), Field(json_schema_extra={"pattern": f"^(header|cookie):{TOKEN.pattern}$"})
+]
 
 
 class UserRange(Value):

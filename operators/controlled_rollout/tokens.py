@@ -74,7 +74,8 @@ def _one_or_more(value: Any) -> Any:
 
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT, strict=True)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more)]
+Values = Annotated[tuple[Text, ...], Field(max_length=MAX_VALUES)]
+Texts = Annotated[Values, BeforeValidator(_one_or_more, json_schema_input_type=Text | Values)]
 
 
 class TokenIssuer(Value):
@@ -92,10 +93,8 @@ class TokenIssuer(Value):
     issuer: Text
     audience: Text
     jwks_uri: Text
-    required_claims: dict[Text, Annotated[Texts, Field(min_length=1, max_length=MAX_VALUES)]] = Field(
-        default={}, max_length=MAX_CLAIMS
-    )
-    required_scopes: Annotated[Texts, Field(max_length=MAX_VALUES)] = ()
+    required_claims: dict[Text, Annotated[Texts, Field(min_length=1)]] = Field(default={}, max_length=MAX_CLAIMS)
+    required_scopes: Texts = ()
 
     @field_validator("issuer", "audience")
     @classmethod

@@ -28,6 +28,8 @@ from controlled_rollout.value import Value, not_a_bool
 __all__ = ["MAX_REPLICAS", "SET_BY_STEPS", "Name", "Version", "VersionType", "check_name", "check_settings"]
 
 NAME_PATTERN: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+# The same with its length, for a schema.
+NAME_SCHEMA: Final = {"pattern": f"^{NAME_PATTERN.pattern}$", "minLength": 3, "maxLength": 32}
 # The fields of a version that only the steps of a rollout set: as settings they would bypass the gate.
 SET_BY_STEPS: Final = ("name", "image", "traffic_percentile", "is_default", "is_control", "run_date")
 
@@ -60,7 +62,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         )
 
 
-Name = Annotated[str, Field(strict=True), AfterValidator(check_name)]
+Name = Annotated[str, Field(strict=True, json_schema_extra={**NAME_SCHEMA}), AfterValidator(check_name)]
 Percentile = Annotated[float, BeforeValidator(not_a_bool), Field(strict=True, ge=0, le=100, allow_inf_nan=False)]
 
 
@@ -84,6 +86,7 @@ class Version(Value):
     Attributes:
         name: 3 to 32 characters; unique in its endpoint.
         image: What runs: `name@sha256:…`.
+        description, tags, properties: For people; nothing here reads them.
         traffic_percentile: Per cent of the endpoint's requests set for this version, 0 to 100. The default version
             also gets what the percentiles leave.
         is_default: Whether it gets the requests that no percentile assigns.

@@ -338,3 +338,33 @@ def test_the_local_status_also_lists_the_processes(lab: Lab, capsys: pytest.Capt
     printed = capsys.readouterr().out.partition("pid\n")[2].splitlines()
     processes = dict(line.rsplit(maxsplit=1) for line in printed)
     assert processes["router"].isdigit()
+
+
+def test_a_version_of_a_file_is_built_and_deployed_and_answers_as_the_file_says(
+    lab: Lab, shell: Shell, tmp_path: Path
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "score.py").write_text(
+        "import os\ndef init(): pass\ndef run(data): return os.environ['THRESHOLD']\n"
+    )
+    (tmp_path / "code" / "requirements.txt").write_text("")
+    file = tmp_path / "endpoint.yaml"
+    file.write_text(
+        "name: filed\ndescription: Of a file\nversions:\n"
+        "  one: {build: {folder: code}, num_replicas: 1, environment_variables: {THRESHOLD: '0.7'}}\n"
+        "  two: {num_replicas: 2, traffic_percentile: 20}\n"
+        "rollout: {on_silence: roll_back, silence: 20 min}\n"
+    )
+
+    assert shell("deploy", "-f", str(file), "one")[0] == 0
+    code, out, err = shell("deploy", "-f", str(file), "two", "--image", image(lab), *ONE_REPLICA, "--output", "json")
+
+    assert (code, json.loads(out)["traffic"]) == (0, {"one": 100.0, "two": 0.0})
+    assert f"as given here, and not as in {file}: --set num_replicas" in err
+    assert "`controlled-rollout shift filed two 20`" in err
+    stored = endpoint(lab, "filed")
+    assert (stored.description, stored.versions["two"].num_replicas) == ("Of a file", 1)
+    assert stored.rollout and (stored.rollout.on_silence, stored.rollout.silence.seconds) == ("roll_back", 1200)
+    assert json.loads(shell("endpoint", "score", "filed", "--data", "{}")[1]) == "0.7"
+    assert shell("deploy", "-f", str(file), "one")[0] == 0, "what is there already is no change"
+    assert endpoint(lab, "filed").revision == stored.revision

@@ -12,6 +12,7 @@ import pytest
 import controlled_rollout
 from controlled_rollout import steps
 from controlled_rollout.cli import command_parser
+from controlled_rollout.cli.endpoint_settings import RolloutSettings
 from controlled_rollout.duration import parse_duration
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.image.scan import ScanPolicy, ScanSettings
@@ -46,7 +47,10 @@ def defaults_of_task(task: type) -> dict[str, Any]:
 def options_of(command: str) -> dict[str, Any]:
     """Return the defaults of a command's options."""
     [commands] = [action for action in command_parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    return {action.dest: action.default for action in commands.choices[command]._actions if action.option_strings}
+    own = {action.dest: action.default for action in commands.choices[command]._actions if action.option_strings}
+    # What a file may say as well is decided when both have been read.
+    in_a_file = {**RolloutSettings().model_dump(), "timeout": RolloutSettings().ready_timeout}
+    return {name: in_a_file.get(name) if value is None else value for name, value in own.items()}
 
 
 def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
@@ -94,6 +98,12 @@ def test_a_task_its_command_and_its_step_have_the_same_defaults(
         assert in_engine.pop("conflict_timeout") == timedelta(0)
         assert TASKS[task]["on_conflict"] == "fail"
     assert_same(TASKS[task], in_engine)
+
+
+@pytest.mark.parametrize("command", ["plan", "gate"])
+def test_a_rollout_by_hand_and_in_a_file_has_the_defaults_of_the_group(command: str) -> None:
+    assert_same(GROUP, {**RolloutSettings().model_dump(), "steps": (10, 50)})
+    assert_same(GROUP, options_of(command))
 
 
 def test_the_evidence_is_read_in_the_same_way_everywhere() -> None:

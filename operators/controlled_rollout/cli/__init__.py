@@ -11,6 +11,7 @@ from controlled_rollout.cli import (
     cleaning,
     completion,
     data,
+    deploy,
     endpoint,
     gate,
     history,
@@ -20,6 +21,7 @@ from controlled_rollout.cli import (
     record,
     replicas,
     rollout,
+    schema,
     secret,
 )
 from controlled_rollout.cli.exit_codes import ExitCode
@@ -72,6 +74,7 @@ def command_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    deploy.add_to(commands)
     rollout.add_to(commands)
     endpoint.add_to(commands)
     secret.add_to(commands)
@@ -85,5 +88,6 @@ def command_parser() -> argparse.ArgumentParser:
     machine.add_to(commands)
     cleaning.add_to(commands)
     import_aksendpoint.add_to(commands)
+    schema.add_to(commands)
     completion.add_to(commands)
     return parser

@@ -373,8 +373,10 @@ def _endpoint_values(fields: Mapping[str, Any], reading: _Reading) -> dict[str, 
             continue
         ours, reader = _ENDPOINT_FIELDS[name]
         values[ours] = reading.read(name, value, reader)
-        if value and ours not in ("name", "enable_app_insights"):
-            reading.left_out.append(f"{name}: no command sets it for an endpoint, only for a version")
+        if (value and ours not in ("name", "enable_app_insights")) or (
+            ours == "enable_app_insights" and value is False
+        ):
+            reading.left_out.append(f"{name}: only `deploy -f` sets it for an endpoint, the other commands do not")
     if fields.get("appInsightsEnabled") is None:
         reading.left_out.append("appInsightsEnabled is not set: it is on here, because a gate judges by it")
     return values

@@ -6,18 +6,23 @@ import math
 import os
 import pwd
 import socket
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from controlled_rollout.cli.output import add_output_option
 from controlled_rollout.cli.workspace_file import read_workspace
-from controlled_rollout.duration import parse_duration
+from controlled_rollout.duration import format_duration, parse_duration
 from controlled_rollout.errors import ImageError
 from controlled_rollout.workspace import Workspace
 
 __all__ = [
     "Commands",
+    "add_file_option",
     "add_root_option",
+    "add_step_options",
+    "add_subject",
     "add_workspace_options",
     "caller",
     "duration",
@@ -56,6 +61,74 @@ def add_workspace_options(parser: argparse.ArgumentParser) -> None:
         help=f"the workspace's settings, YAML or JSON (else ${WORKSPACE_VARIABLE}, else the local workspace)",
     )
     add_root_option(group)
+
+
+def add_subject(parser: argparse.ArgumentParser) -> tuple[argparse.Action, argparse.Action]:
+    """Add the arguments `endpoint` and `version` to a parser, and return them."""
+    return (
+        parser.add_argument("endpoint", help="the endpoint's name"),
+        parser.add_argument("version", help="the version's name"),
+    )
+
+
+def add_step_options(parser: argparse.ArgumentParser, timeout: timedelta, *, reason_required: bool = False) -> None:
+    """Add the options that all steps of a rollout share."""
+    parser.add_argument(
+        "--reason",
+        type=not_blank if reason_required else str,
+        default="",
+        required=reason_required,
+        help="the reason, for the endpoint's history",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=duration,
+        default=timeout,
+        metavar="DURATION",
+        help=f"how long to wait until it is done, such as '5 min' (default {format_duration(timeout)})",
+    )
+    add_output_option(parser)
+    add_workspace_options(parser)
+
+
+class _FileAction(argparse.Action):
+    """Takes the place of a file, with which other arguments need not be given."""
+
+    def __init__(self, *arguments: Any, optional: Sequence[argparse.Action], **more: Any) -> None:
+        """Remember the arguments that the file stands for."""
+        super().__init__(*arguments, **more)
+        self._optional = optional
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the file's place."""
+        setattr(namespace, self.dest, values)
+        for action in self._optional:
+            action.required = False
+
+
+def add_file_option(parser: argparse.ArgumentParser, *optional: argparse.Action) -> None:
+    """Add the option `--file` for an endpoint's file to a parser.
+
+    Args:
+        parser: The parser.
+        *optional: The arguments that need not be given with it.
+    """
+    parser.add_argument(
+        "-f",
+        "--file",
+        type=Path,
+        action=_FileAction,
+        optional=optional,
+        metavar="FILE",
+        help="the endpoint's file, YAML or JSON: what is not given here is taken from it; then one name is that of the "
+        "version, which may be left out if the file has only one",
+    )
 
 
 def workspace_of(options: argparse.Namespace) -> Workspace:

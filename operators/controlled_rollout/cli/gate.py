@@ -4,15 +4,22 @@ import argparse
 import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from controlled_rollout.cli.arguments import Commands, add_workspace_options, caller, duration, workspace_of
+from controlled_rollout.cli.arguments import (
+    Commands,
+    add_file_option,
+    add_subject,
+    add_workspace_options,
+    caller,
+    duration,
+    workspace_of,
+)
 from controlled_rollout.cli.exit_codes import ExitCode
 from controlled_rollout.cli.output import add_output_option, is_table, show
 from controlled_rollout.cli.progress import at_work
-from controlled_rollout.cli.settings_file import nearest, read_settings_file
 from controlled_rollout.cli.view import print_line, print_progress
-from controlled_rollout.defaults import BAKE, DECISION_TIMEOUT, KEEP_WARM, LOOK_INTERVAL, SILENCE
+from controlled_rollout.defaults import BAKE, DECISION_TIMEOUT, KEEP_WARM, LOOK_INTERVAL, STEPS
 from controlled_rollout.duration import format_duration
 from controlled_rollout.errors import ArgumentError, ConflictError, ControlledRolloutError, EndpointNotFoundError
 
@@ -20,15 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from controlled_rollout.checks.plan import RolloutPlan
+    from controlled_rollout.cli.endpoint_settings import RolloutSettings
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.evaluation.next_action import GateTerms, LookResult
     from controlled_rollout.evidence import EvidenceWindow
-    from controlled_rollout.gate import Gate
     from controlled_rollout.workspace import Workspace
 
 __all__ = ["add_to", "differences"]
-
-STEPS: Final = (10.0, 50.0)
 
 
 def add_to(commands: Commands) -> None:
@@ -50,12 +55,12 @@ def add_to(commands: Commands) -> None:
     )
     _add_gate_arguments(plan)
     plan.add_argument(
-        "--steps", type=_steps, default=STEPS, metavar="PERCENT,…",
+        "--steps", type=_steps, metavar="PERCENT,…",
         help=f"the version's per cent at each step (default {','.join(map('{:g}'.format, STEPS))})",
     )  # fmt: skip
     plan.add_argument("--image", metavar="NAME@sha256:DIGEST", help="what the version would run")
     plan.add_argument(
-        "--keep-warm", type=duration, default=KEEP_WARM, metavar="DURATION",
+        "--keep-warm", type=duration, metavar="DURATION",
         help=f"how long the former control stays (default {format_duration(KEEP_WARM)})",
     )  # fmt: skip
     plan.set_defaults(run=_run_plan)
@@ -63,8 +68,7 @@ def add_to(commands: Commands) -> None:
 
 def _add_gate_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say at what a gate looks, and what it asks for."""
-    parser.add_argument("endpoint", help="the endpoint's name")
-    parser.add_argument("version", help="the treatment's name")
+    add_file_option(parser, *add_subject(parser))
     parser.add_argument(
         "--gate", type=Path, metavar="FILE", help="the gate's fields, as YAML or JSON (else the default)"
     )
@@ -76,11 +80,9 @@ def _add_gate_arguments(parser: argparse.ArgumentParser) -> None:
         ("--baseline-length", None, "how far before the rollout control's latency is taken from"),
     ):
         usual = format_duration(default if default is not None else _window_default(option))
-        parser.add_argument(
-            option, type=duration, default=default, metavar="DURATION", help=f"{purpose} (default {usual})"
-        )
+        parser.add_argument(option, type=duration, metavar="DURATION", help=f"{purpose} (default {usual})")
     parser.add_argument(
-        "--min-requests", type=_whole_number, default=0, metavar="NUMBER", help="the fewest requests at the share (0)"
+        "--min-requests", type=_whole_number, metavar="NUMBER", help="the fewest requests at the share (0)"
     )
     add_output_option(parser)
     add_workspace_options(parser)
@@ -102,7 +104,8 @@ def _run_gate(options: argparse.Namespace) -> int:
     """
     from controlled_rollout.evaluation.next_action import NextAction, take_look
 
-    workspace, terms = workspace_of(options), _terms(options)
+    asked = _rollout(options)
+    workspace, terms = workspace_of(options), _terms(options, asked)
     log = print_line if is_table(options) else print_progress
 
     async def look() -> "LookResult":
@@ -127,8 +130,42 @@ def _run_gate(options: argparse.Namespace) -> int:
     }.get(result.action, ExitCode.DEADLINE)
 
 
-def _terms(options: argparse.Namespace) -> "GateTerms":
+def _rollout(options: argparse.Namespace) -> "RolloutSettings":
+    """Return how the version is rolled out: as options say it, else as the file does, else by default.
+
+    The names of endpoint and version in `options` are those that are meant afterwards.
+
+    Raises:
+        ArgumentError: A file cannot be read, or does not have the version.
+    """
+    from controlled_rollout.cli.endpoint_file import read_endpoint_file
+    from controlled_rollout.cli.endpoint_settings import RolloutSettings
+    from controlled_rollout.cli.gate_file import read_gate
+
+    said = RolloutSettings()
+    if options.file is not None:
+        file = read_endpoint_file(options.file)
+        said = file.rollout
+        try:
+            options.endpoint, entry = file.subject(options.endpoint, options.version)
+        except ArgumentError as error:
+            raise ArgumentError(f"{options.file}: {error}") from error
+        options.version = entry.name
+        if getattr(options, "image", "") is None:
+            options.image = entry.image or None
+    given = {name: getattr(options, name, None) for name in RolloutSettings.model_fields}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.gate is not None:
+        given["gate"] = read_gate(options.gate)
+    if overruled := [name for name in given if name in said.model_fields_set and getattr(said, name) != given[name]]:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in overruled)
+        print_progress(f"as given here, and not as in {options.file}: {words}")
+    return said.model_copy(update=given)
+
+
+def _terms(options: argparse.Namespace, asked: "RolloutSettings") -> "GateTerms":
     """Return what the gate asks for, and how it looks."""
+    from controlled_rollout.arguments import gate_of
     from controlled_rollout.evaluation.next_action import GateTerms
 
     if options.interval <= timedelta(0):
@@ -138,46 +175,23 @@ def _terms(options: argparse.Namespace) -> "GateTerms":
         version=options.version,
         who=caller(workspace_of(options)),
         owner=None,
-        gate=_gate(options),
-        bake=options.bake,
-        min_requests=options.min_requests,
+        gate=gate_of(asked.gate),
+        bake=asked.bake,
+        min_requests=asked.min_requests,
         require_pass=not options.only_alarms,
-        decision_timeout=options.decision_timeout,
+        decision_timeout=asked.decision_timeout,
         on_deadline="hold",
         interval=options.interval,
-        window=_window(options),
+        window=_window(asked),
         waiting_since=datetime.now(UTC),
     )
 
 
-def _gate(options: argparse.Namespace) -> "Gate":
-    """Return the gate of `--gate`, or the default one.
-
-    Raises:
-        ArgumentError: The file cannot be read, or has a field that is unknown or not valid.
-    """
-    from controlled_rollout.arguments import gate_of
-
-    if options.gate is None:
-        return gate_of(None)
-    from controlled_rollout.gate import Gate
-
-    fields = read_settings_file(options.gate)
-    if unknown := [name for name in fields if name not in Gate.model_fields]:
-        said = "; ".join(f"{name!r} is not known{nearest(name, Gate.model_fields)}" for name in unknown)
-        raise ArgumentError(f"{options.gate}: {said}: known are {', '.join(Gate.model_fields)}")
-    try:
-        return gate_of(fields)
-    except ArgumentError as error:
-        raise ArgumentError(f"{options.gate}: {error}") from error
-
-
-def _window(options: argparse.Namespace) -> "EvidenceWindow":
+def _window(asked: "RolloutSettings") -> "EvidenceWindow":
     """Return how evidence is read."""
     from controlled_rollout.evidence import EvidenceWindow
 
-    given = {name: getattr(options, name) for name in ("bin_width", "allowed_lag", "baseline_length")}
-    return EvidenceWindow(**{name: value for name, value in given.items() if value is not None})
+    return EvidenceWindow(**{name: getattr(asked, name) for name in EvidenceWindow.model_fields})
 
 
 def _run_plan(options: argparse.Namespace) -> int:
@@ -187,20 +201,21 @@ def _run_plan(options: argparse.Namespace) -> int:
         EndpointError: A name is not valid.
         ImageError: The image is not named by its digest.
     """
+    from controlled_rollout.arguments import gate_of
     from controlled_rollout.checks.forecast import forecast, read_control_traffic
     from controlled_rollout.checks.plan import RolloutPlan, contradictions
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.image.reference import ImageReference
-    from controlled_rollout.rollout import OnSilence
 
+    asked = _rollout(options)
     Endpoint(name=options.endpoint).create_version(options.version)  # what `deploy` would refuse is refused here, too
     image = str(ImageReference.parse(options.image)) if options.image is not None else None
-    workspace, gate, window = workspace_of(options), _gate(options), _window(options)
+    workspace, gate, window = workspace_of(options), gate_of(asked.gate), _window(asked)
     plan = RolloutPlan(
-        endpoint=options.endpoint, version=options.version, steps=options.steps, bake=options.bake,
-        min_requests=max(1, options.min_requests), pass_every_step=False, decision_timeout=options.decision_timeout,
-        on_deadline="hold", approval=False, on_silence=OnSilence.KEEP, silence=SILENCE, keep_warm=options.keep_warm,
-        keep_treatment=False,
+        endpoint=options.endpoint, version=options.version, steps=asked.steps, bake=asked.bake,
+        min_requests=max(1, asked.min_requests), pass_every_step=False, decision_timeout=asked.decision_timeout,
+        on_deadline="hold", approval=False, on_silence=asked.on_silence, silence=asked.silence,
+        keep_warm=asked.keep_warm, keep_treatment=False,
     )  # fmt: skip
     problems = contradictions(
         bake=plan.bake, decision_timeout=plan.decision_timeout, interval=LOOK_INTERVAL, window=window

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +21,9 @@ from controlled_rollout.cli.registry_users import registry_users
 from controlled_rollout.cli.view import print_line, print_progress
 from controlled_rollout.defaults import MAX_DATABASE_AGE
 from controlled_rollout.duration import format_duration
+from controlled_rollout.workspace import Workspace
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "build_reference"]
 
 SEVERITIES: Final = ("none", "negligible", "low", "medium", "high", "critical")
 
@@ -84,25 +86,56 @@ def add_to(commands: Commands) -> None:
 
 def _run_build(options: argparse.Namespace) -> int:
     """Run `controlled-rollout build`: build the image, print its reference; return the exit code."""
-    from controlled_rollout.image import ModelSource, build_image
-
-    workspace = workspace_of(options)
-    built = build_image(
-        workspace,
+    reference = build_reference(
+        workspace_of(options),
         options.folder,
         name=options.name,
         environment=options.environment,
         entry_script=options.entry_script,
-        models=[ModelSource(name, path) for name, path in options.model],
+        models=options.model,
+    )
+    show(options, {"image": reference}, [reference])
+    return ExitCode.DONE
+
+
+def build_reference(
+    workspace: Workspace,
+    folder: Path,
+    *,
+    name: str,
+    environment: str | None,
+    entry_script: str,
+    models: Sequence[tuple[str, Path | str]],
+) -> str:
+    """Build a project folder's image, or find the one that exists; return its reference.
+
+    Args:
+        workspace: Where it is built.
+        folder: The project folder.
+        name: The image's name.
+        environment: The environment's file; None for the one in the folder.
+        entry_script: The entry script, in the folder.
+        models: Names and places of the models.
+
+    Raises:
+        ControlledRolloutError: It cannot be built.
+    """
+    from controlled_rollout.image import ModelSource, build_image
+
+    built = build_image(
+        workspace,
+        folder,
+        name=name,
+        environment=environment,
+        entry_script=entry_script,
+        models=[ModelSource(model, path) for model, path in models],
         credentials=registry_users() if workspace.registry else None,
         owner=caller(workspace),
         # A shell reads the reference from stdout.
         progress=print_progress,
     )
-    with at_work(f"build {options.name}"):
-        reference = str(asyncio.run(built))
-    show(options, {"image": reference}, [reference])
-    return ExitCode.DONE
+    with at_work(f"build {name}"):
+        return str(asyncio.run(built))
 
 
 def _run_scan(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Final
 
 from controlled_rollout.cli.arguments import Commands
 from controlled_rollout.cli.exit_codes import ExitCode
@@ -10,6 +11,12 @@ from controlled_rollout.errors import ArgumentError
 from controlled_rollout.text_file import read_text_file
 
 __all__ = ["add_to"]
+
+# For an editor beside which the schema lies, and how it gets there.
+HEAD: Final = (
+    "# yaml-language-server: $schema=endpoint.schema.json",
+    "# controlled-rollout schema endpoint > endpoint.schema.json",
+)
 
 
 def add_to(commands: Commands) -> None:
@@ -45,9 +52,12 @@ def _run_import(options: argparse.Namespace) -> int:
         raise ArgumentError(f"{options.file}: {error}") from error
     document, commands = imported.document(), imported.commands()
     lines = [
+        *HEAD,
         *yaml_text(document).split("\n"),
         *(f"# left out: {text}" for sentence in imported.left_out for text in sentence.splitlines()),
-        "# with the images in place of IMAGE-OF-…, these commands make it so:",
+        "# with the images in it, this file is what `deploy` takes, a version at a time:",
+        *(f"#   controlled-rollout deploy -f endpoint.yaml {name}" for name in document["versions"]),
+        "# with the images in place of IMAGE-OF-…, these commands make it so without a file:",
         *(f"#   {command}" for command in commands),
     ]
     show(options, {"endpoint": document, "left_out": list(imported.left_out), "commands": commands}, lines)

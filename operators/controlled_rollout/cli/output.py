@@ -10,7 +10,7 @@ import yaml
 
 from controlled_rollout.cli.view import print_line
 
-__all__ = ["add_output_option", "is_table", "show", "yaml_text"]
+__all__ = ["add_output_option", "is_table", "json_text", "show", "yaml_text"]
 
 FORMATS: Final = ("table", "json", "yaml")
 
@@ -39,7 +39,7 @@ def show(options: argparse.Namespace, document: Any, lines: Iterable[str]) -> No
         lines: The result as text, line by line; read only for a table.
     """
     if options.output == "json":
-        print_line(_json_text(_finite(document)))
+        print_line(json_text(_finite(document)))
     elif options.output == "yaml":
         print_line(yaml_text(_finite(document)))
     else:
@@ -59,7 +59,7 @@ def yaml_text(document: Any) -> str:
     return text.removesuffix("\n")
 
 
-def _json_text(document: Any) -> str:
+def json_text(document: Any) -> str:
     """Return JSON values as JSON; what is not printable is written as JSON's own escapes."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
     return text if _is_visible(text) else json.dumps(document, indent=2)

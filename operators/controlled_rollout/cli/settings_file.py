@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from controlled_rollout.errors import ArgumentError
 from controlled_rollout.text_file import read_text_file
 from controlled_rollout.visible_text import short_text
 
-__all__ = ["nearest", "read_settings_file", "read_value"]
+__all__ = ["nearest", "read_settings_and_lines", "read_settings_file", "read_value"]
 
 BOOLEAN: Final = "tag:yaml.org,2002:bool"
 # Only these are booleans, as in YAML 1.2 and JSON: `no` may be a country, `on` a name.
@@ -67,8 +67,19 @@ def read_settings_file(file: Path) -> dict[str, Any]:
         ArgumentError: It cannot be read, is larger than 2 MB, or is not one mapping of settings in which each is given
             once.
     """
+    settings, _ = read_settings_and_lines(file)
+    return settings
+
+
+def read_settings_and_lines(file: Path) -> tuple[dict[str, Any], dict[tuple[str | int, ...], int]]:
+    """Return the settings of a YAML or JSON file by name, and the line of each by the names that lead to it.
+
+    Raises:
+        ArgumentError: As of `read_settings_file`.
+    """
+    lines: dict[tuple[str | int, ...], int] = {}
     try:
-        content = _load(read_text_file(file))
+        content = _load(read_text_file(file), lines)
     except yaml.YAMLError as error:
         raise ArgumentError(f"the file {file} is neither YAML nor JSON of settings: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -76,7 +87,7 @@ def read_settings_file(file: Path) -> dict[str, Any]:
         raise ArgumentError(f"the file {file} cannot be read: {problem}") from error
     if not isinstance(content, Mapping):
         raise ArgumentError(f"the file {file} holds no settings: write one a line, such as `name: value`")
-    return {str(name): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()}, lines
 
 
 def read_value(text: str) -> Any:
@@ -93,9 +104,37 @@ def read_value(text: str) -> Any:
         raise ArgumentError(f"{short_text(text)!r} is not a value of YAML: {problem}") from error
 
 
-def _load(text: str) -> Any:
-    """Return what a text of YAML says; raise what PyYAML, or a number or a date in it, raises."""
-    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of the safe loader
+def _load(text: str, lines: dict[tuple[str | int, ...], int] | None = None) -> Any:
+    """Return what a text of YAML says; raise what PyYAML, or a number or a date in it, raises.
+
+    Args:
+        text: The text.
+        lines: Takes the line of each name and each item of a list.
+    """
+    loader = _StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if lines is not None:
+            lines |= _lines(node, ())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _lines(node: yaml.Node, place: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    """Yield the place of each name and each item within a node, and its line, from 1."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                inner = (*place, str(key.value))
+                yield inner, key.start_mark.line + 1
+                yield from _lines(value, inner)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*place, index), item.start_mark.line + 1
+            yield from _lines(item, (*place, index))
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Final
 
-from controlled_rollout.cli.settings_file import read_settings_file
+from controlled_rollout.cli.checked_file import read_checked
 from controlled_rollout.errors import ArgumentError, WorkspaceError
 from controlled_rollout.workspace import Workspace, is_url
 
@@ -45,9 +45,8 @@ def read_workspace(file: Path) -> Workspace:
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
-    """Return the file's settings without empty values; raise WorkspaceError if it is not YAML or JSON of a mapping."""
+    """Return the file's settings without empty values; raise WorkspaceError if they do not fit their schema."""
     try:
-        settings = read_settings_file(file)
+        return dict(read_checked(file, "workspace").settings)
     except ArgumentError as error:
-        raise WorkspaceError(f"the workspace's settings: {error}") from error
-    return {name: value for name, value in settings.items() if value not in (None, "")}
+        raise WorkspaceError(str(error)) from error

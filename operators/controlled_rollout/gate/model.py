@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from controlled_rollout.duration import parse_duration
+from controlled_rollout.duration import Duration
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.expectations import Expectation, Suite, read_suite
 
@@ -152,7 +152,7 @@ class MaxLatency(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    duration: Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
+    duration: Annotated[Duration, Field(gt=timedelta(0))]
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
@@ -213,7 +213,7 @@ class Gate(BaseModel):
     latency_tolerance: Annotated[float, Field(ge=0)] = 0.05
     latency_quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.9, 0.95, 0.99)
     max_latency: MaxLatency | None = None
-    warm_up: Annotated[timedelta, BeforeValidator(parse_duration), Field(ge=timedelta(0))] = timedelta(0)
+    warm_up: Duration = timedelta(0)
     split_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     burst_cap: Annotated[float, Field(gt=1)] | None = None
     treatments: Annotated[int, Field(ge=1, le=5)] = 1
@@ -223,7 +223,9 @@ class Gate(BaseModel):
     events: Mapping[str, Event] = {}
     unit: Literal["request", "user"] = "request"
     judges_traffic: bool = True
-    expectations: Annotated[Suite | None, BeforeValidator(_suite)] = None
+    expectations: Annotated[
+        Suite | None, BeforeValidator(_suite, json_schema_input_type=str | dict[str, Any] | None)
+    ] = None
     expectations_against: Literal["control", "allowed"] = "control"
     on_aggregate: Literal["hold", "fail"] = "hold"
 

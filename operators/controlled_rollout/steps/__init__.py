@@ -71,6 +71,7 @@ async def deploy(
     on_silence: OnSilence = OnSilence.KEEP,
     silence: timedelta = SILENCE,
     conflict_timeout: timedelta = timedelta(0),
+    about: Mapping[str, Any] | None = None,
     timeout: timedelta = READY_TIMEOUT,
     progress: Progress = print,
 ) -> Endpoint:
@@ -93,6 +94,7 @@ async def deploy(
         on_silence: What happens to a treatment with traffic that nobody has looked at for `silence`.
         silence: How long that is.
         conflict_timeout: How long to wait while another run holds the endpoint; 0 fails at once.
+        about: Fields of the endpoint itself to set, such as its description, also of one that exists.
         timeout: How long the version may take to become ready.
         progress: Called with a sentence when something changes.
 
@@ -123,6 +125,7 @@ async def deploy(
             run_date=run_date,
             on_silence=on_silence,
             silence=silence,
+            about=about or {},
         ),
         done=lambda stored: f"version {version!r} is ready: {format_split(stored)}",
         purpose=f"deploy {version}",

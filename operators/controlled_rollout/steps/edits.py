@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from controlled_rollout.defaults import SILENCE
 from controlled_rollout.endpoint import LEAST_SHARE, Auth, Endpoint
@@ -19,6 +20,8 @@ from controlled_rollout.version import Version, check_settings
 
 __all__ = ["deploy", "hold", "promote", "retire", "roll_back", "shift"]
 
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
 
 def deploy(
     endpoint: Endpoint,
@@ -33,6 +36,7 @@ def deploy(
     run_date: datetime | None = None,
     on_silence: OnSilence = OnSilence.KEEP,
     silence: timedelta = SILENCE,
+    about: Mapping[str, Any] = NOTHING,
 ) -> Endpoint:
     """Return the endpoint with a new version at 0 %, held by `owner`; a first version becomes control and is not held.
 
@@ -44,6 +48,7 @@ def deploy(
     """
     check_settings(settings)
     endpoint.check_callers(auth, sticky)
+    endpoint = _described(endpoint, about)
     existing = endpoint.versions.get(version)
     if existing is not None and (other := _differences(endpoint, existing, image, settings)):
         is_treatment = endpoint.rollout is not None and endpoint.rollout.version == version
@@ -61,6 +66,13 @@ def deploy(
         endpoint.check_turn(owner, run_date=run_date or at, at=at)
     claimed = endpoint.claim(version, owner=owner, at=at, on_silence=on_silence, silence=silence).without_waiting(owner)
     return claimed if existing is not None else claimed.create_version(version, **settings)
+
+
+def _described(endpoint: Endpoint, about: Mapping[str, Any]) -> Endpoint:
+    """Return an endpoint with other fields of its own, such as its description; the endpoint itself if none differs."""
+    if all(getattr(endpoint, name) == value for name, value in about.items()):
+        return endpoint
+    return Endpoint(**{**{name: getattr(endpoint, name) for name in Endpoint.model_fields}, **about})
 
 
 def _differences(endpoint: Endpoint, existing: Version, image: str, settings: Mapping[str, Any]) -> str:

@@ -202,10 +202,10 @@ def test_a_workspace_s_file_that_powershell_wrote_is_read(tmp_path: Path) -> Non
         (b"", "holds no settings"),
         (b"target: [", "neither YAML nor JSON"),
         (b"cluster: aks", "cluster.*known are name, target, root.*kubeconfig"),
-        (b"target: moon", "target.*'local' or 'kubernetes'"),
+        (b"target: moon", "line 1, target: it is .moon.: give one of local, kubernetes"),
         (b"target: kubernetes", "needs the setting gateway"),
-        (b"open_cluster: yes", "open_cluster.*callable"),
-        (b"root: 2026", "root = 2026 is no path"),
+        (b"open_cluster: yes", "'open_cluster' is not known"),
+        (b"root: 2026", "root: it is 2026: give a text"),
         (b"root: ~nobody-of-this-name/x", "home folder"),
     ],
 )

@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 
 from controlled_rollout.cli import command_parser, main
 from controlled_rollout.cli.aksendpoint_json import parse_json, read_aks_endpoint
+from controlled_rollout.cli.deploy import deployment
+from controlled_rollout.cli.endpoint_file import read_endpoint_file
 from controlled_rollout.cli.exit_codes import ExitCode
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.steps import edits
 
+IMAGE = f"registry.example/digits@sha256:{'1' * 64}"
 # Every field that azureml-core 1.61 writes, each with a value.
 VERSION: dict[str, Any] = {
     "name": "old", "description": "first", "tags": {"team": "vision"}, "properties": {"origin": "lab"},
@@ -203,6 +206,7 @@ def test_the_command_prints_a_file_and_commands_that_the_command_line_takes(
     document = json.loads(capsys.readouterr().out)
 
     assert yaml.safe_load(printed) == document["endpoint"]
+    assert printed.startswith("# yaml-language-server: $schema=endpoint.schema.json\n")
     assert all(f"# left out: {line}" in printed for line in document["left_out"])
     options = [
         command_parser().parse_args(
@@ -214,6 +218,30 @@ def test_the_command_prints_a_file_and_commands_that_the_command_line_takes(
     assert dict(options[0].settings)["tags"] == {"team": "vision"}
     assert options[2].percentile == 20
     assert main(["import-aksendpoint", str(tmp_path / "nowhere")]) == ExitCode.FAILED
+
+
+@pytest.mark.parametrize(
+    "document", [ENDPOINT, changed("appInsightsEnabled", to=False), changed("aadAuthEnabled", to=True)]
+)
+def test_what_it_prints_is_the_file_of_an_endpoint_that_deploy_takes(
+    document: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old.json").write_text(json.dumps({**document, "authEnabled": not document["aadAuthEnabled"]}))
+    assert main(["import-aksendpoint", str(tmp_path / "old.json")]) == ExitCode.DONE
+    (tmp_path / "endpoint.yaml").write_text(capsys.readouterr().out)
+
+    file = read_endpoint_file(tmp_path / "endpoint.yaml")
+    old = command_parser().parse_args(["deploy", "-f", str(tmp_path / "endpoint.yaml"), "old", "--image", IMAGE])
+    asked = deployment(old, file)
+
+    imported = read_aks_endpoint({**document, "authEnabled": not document["aadAuthEnabled"]}).endpoint
+    made = edits.deploy(
+        Endpoint.new("digits", asked.auth or Auth.KEY), "old", image=IMAGE, owner="me@here",
+        at=datetime(2026, 1, 5, tzinfo=UTC), settings=asked.settings, about=asked.about,
+    )  # fmt: skip
+    kept = {"traffic_percentile": 80.0, "image": IMAGE}
+    assert made.versions["old"].model_copy(update=kept) == imported.versions["old"].model_copy(update=kept)
+    assert made.model_copy(update={"versions": {}}) == imported.model_copy(update={"versions": {}})
 
 
 def test_its_commands_make_it_so_also_with_several_treatments() -> None:

@@ -11,6 +11,7 @@ from packaging.utils import InvalidName, canonicalize_name
 from controlled_rollout.errors import ImageError
 from controlled_rollout.image.environment.conda import translate_conda
 from controlled_rollout.image.environment.environment import Environment
+from controlled_rollout.image.environment.file_keys import MLFLOW_KEYS, USUAL_KEYS
 from controlled_rollout.image.environment.requirements import RequirementLines
 from controlled_rollout.text_file import read_text_file
 
@@ -29,10 +30,6 @@ DEFAULT_FILES: Final = (
     "requirements.txt",
 )
 
-CONDA_KEYS: Final = ("name", "channels", "dependencies", "prefix")
-OWN_KEYS: Final = ("version", "python", "base_image", "docker_steps", "requirements", "index_names")
-# What MLflow writes into python_env.yaml; its `dependencies` are pip's.
-MLFLOW_KEYS: Final = ("python", "build_dependencies", "dependencies")
 # A requirement of pip itself, which no environment needs.
 PIP_ITSELF: Final = re.compile(r"\s*pip\s*([=<>!~;].*)?$")
 KEY_ADVICE: Final = {
@@ -155,7 +152,7 @@ def _read_yaml_mapping(path: Path) -> Mapping[str, Any]:
 def _environment_from_mapping(data: Mapping[str, Any], path: Path, lines: RequirementLines) -> tuple[Environment, int]:
     """Check the keys of an environment file; return its `Environment` and how many requirements are conda's."""
     is_mlflow = "build_dependencies" in data or path.stem == "python_env"
-    known = MLFLOW_KEYS if is_mlflow else (*CONDA_KEYS, *OWN_KEYS)
+    known = MLFLOW_KEYS if is_mlflow else USUAL_KEYS
     if unknown := sorted(set(data) - {*known}, key=str):
         advice = [f"; {KEY_ADVICE[key]}" for key in unknown if key in KEY_ADVICE]
         raise ImageError(
@@ -226,7 +223,9 @@ def _text_value(data: Mapping[str, Any], key: str) -> str | None:
 
 def _list_value(data: Mapping[str, Any], key: str) -> list[Any]:
     """Return the list value of a key, empty if missing; raise `ImageError` if it is not a list."""
-    value = data.get(key) or []
+    value = data.get(key, "")
+    if value == "":
+        return []
     if not isinstance(value, list):
         raise ImageError(f"{key} must be a list, found {reprlib.repr(value)}")
     return value

@@ -84,7 +84,10 @@ def test_a_conda_file_may_include_a_requirements_file(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dependancies: []\nvariables: {}", "keys 'dependancies', 'variables' are not known: known are name, channels"),
+        (
+            "dependancies: []\nvariables: {}",
+            "keys 'dependancies', 'variables' are not known: known are name, version, python",
+        ),
         ("dependencies: [a]\nrequirements: [b]", "both dependencies and requirements"),
         ("dependencies: [python=3.11]\npython: '3.12'", "asks for Python both"),
         ("dependencies: [acme::numpy]", "a package of the channel 'acme' may be another"),

@@ -1,0 +1,203 @@
+"""Files of settings, checked by their JSON Schema: what an editor marks is what the command line refuses."""
+
+import contextlib
+import datetime
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from controlled_rollout.cli.file_schemas import schema_of
+from controlled_rollout.cli.settings_file import nearest, read_settings_and_lines
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError
+from controlled_rollout.visible_text import short_text
+
+__all__ = ["CheckedFile", "read_checked"]
+
+SettingPath: TypeAlias = tuple[str | int, ...]
+
+# A file with more faults than that is another kind of file.
+MOST_FAULTS: Final = 10
+# What may be repeated of a wrong value: an address may hold a password, and so may what stands for a variable.
+HARMLESS: Final = re.compile(r"[\w .,%+-]{0,40}")
+VARIABLES: Final = "environment_variables"
+TYPES: Final = {
+    "string": "a text",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "fields by name",
+    "null": "nothing",
+}
+BOUNDS: Final = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """A file whose settings fit their schema.
+
+    Attributes:
+        path: The file.
+        settings: What it says, as JSON values.
+        lines: The line of each setting, by the names that lead to it.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    lines: Mapping[SettingPath, int]
+
+    @contextlib.contextmanager
+    def at(self, *place: str) -> Iterator[None]:
+        """Let what is raised in the block name the file and the setting that it is about.
+
+        Args:
+            *place: The names that lead to the setting; none for the whole file.
+
+        Raises:
+            ArgumentError: The block raised an error of this package, or a ValueError.
+        """
+        try:
+            yield
+        except (ControlledRolloutError, ValueError) as error:
+            where = f" ({where_is(place, self.lines)})" if place else ""
+            raise ArgumentError(f"{self.path}{where}: {error}") from error
+
+
+def read_checked(path: Path, name: str) -> CheckedFile:
+    """Return a file's settings if they fit the schema of their kind.
+
+    Args:
+        path: The file.
+        name: Its kind, one of `SCHEMA_NAMES`.
+
+    Raises:
+        ArgumentError: It cannot be read, or does not fit; the message has file, line, setting, what was found and what
+            is expected, for all faults together.
+    """
+    settings, lines = read_settings_and_lines(path)
+    if name == "workspace":
+        # What has no value there is not set.
+        settings = {setting: value for setting, value in settings.items() if value not in (None, "")}
+    faults = list(itertools.islice(_faults(settings, schema_of(name)), MOST_FAULTS + 1))
+    if faults:
+        said = [f"{where_is(place, lines)}: {fault}" for place, fault in dict.fromkeys(faults[:MOST_FAULTS])]
+        more = ["and more"] if len(faults) > MOST_FAULTS else []
+        raise ArgumentError("\n  ".join([f"{path} cannot be read as the settings of {_a(name)}:", *said, *more]))
+    settings.pop("$schema", None)
+    return CheckedFile(path, settings, lines)
+
+
+def _a(name: str) -> str:
+    """Return a noun with its article."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def where_is(place: SettingPath, lines: Mapping[SettingPath, int]) -> str:
+    """Return a setting with its line, such as `line 3, versions.v2a.cpu_cores`."""
+    known = next(place[:length] for length in range(len(place), -1, -1) if place[:length] in lines or not length)
+    dotted = ".".join(short_text(str(part)) for part in place) or "the file"
+    return f"line {lines[known]}, {dotted}" if known in lines else dotted
+
+
+def _faults(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[SettingPath, str]]:
+    """Yield the place and the sentence of each fault of a file's settings."""
+    from jsonschema import Draft202012Validator
+
+    foreign = list(_foreign(settings, ()))
+    yield from foreign
+    if foreign:
+        return  # a validator knows JSON's values only
+    for error in Draft202012Validator(schema).iter_errors(settings):
+        yield from _of_error(error, schema)
+
+
+def _foreign(value: Any, place: SettingPath) -> Iterator[tuple[SettingPath, str]]:
+    """Yield a fault for each value that YAML has and JSON has not."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                yield (*place, str(name)), "a name has to be a text: put it into quotes"
+            yield from _foreign(item, (*place, str(name)))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _foreign(item, (*place, index))
+    elif isinstance(value, datetime.date):
+        yield place, f"{value} is a date: put it into quotes for a text"
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, f"{value} is no finite number: give one"
+    elif not isinstance(value, str | int | float | None):
+        yield place, "it is neither a text, a number, true, false, nor a list or fields of these: write it so"
+
+
+def _of_error(error: Any, root: Mapping[str, Any]) -> Iterator[tuple[SettingPath, str]]:
+    """Yield the place and the sentence of a validator's error.
+
+    Args:
+        error: A `jsonschema.ValidationError`.
+        root: The whole schema.
+    """
+    place: SettingPath = tuple(error.absolute_path)
+    if "propertyNames" in error.absolute_schema_path:
+        yield (*place, error.instance), f"it cannot have this name: give {_expected(error.schema, root)}"
+    elif error.validator == "additionalProperties":
+        known = [name for name in error.schema.get("properties", {}) if name != "$schema"]
+        for name in error.instance.keys() - {*known, "$schema"}:
+            advice = nearest(name, known) or f": known are {', '.join(known)}"
+            yield (*place, name), f"{short_text(name)!r} is not known{advice}"
+    elif error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        for name in missing:
+            text = error.schema["properties"].get(name, {}).get("description", "")
+            yield place, f"{name} is missing: give it{f': {text}' if text else ''}"
+    elif error.validator == "anyOf" and (likely := _likely(error)):
+        for inner in likely:
+            yield from _of_error(inner, root)
+    else:
+        found = _found(error.instance, place)
+        yield place, f"{found}: give {_expected(error.schema, root)}"
+
+
+def _likely(error: Any) -> list[Any]:
+    """Return the errors of the one of several types that a value is of; none if it is of no or of several types."""
+    branches: dict[Any, list[Any]] = {}
+    for inner in error.context:
+        branches.setdefault(inner.schema_path[0], []).append(inner)
+    of_type = [
+        errors
+        for errors in branches.values()
+        if not any(inner.validator in ("type", "enum") and not inner.path for inner in errors)
+    ]
+    return of_type[0] if len(of_type) == 1 else []
+
+
+def _found(value: Any, place: SettingPath) -> str:
+    """Return what was found, without what may be a secret."""
+    if isinstance(value, Mapping):
+        return "it is fields by name"
+    if isinstance(value, list):
+        return "it is a list"
+    if VARIABLES in place or (isinstance(value, str) and not HARMLESS.fullmatch(value)):
+        return "it does not fit"
+    return f"it is {json.dumps(value, ensure_ascii=False)}"
+
+
+def _expected(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    """Return what a schema expects, in words."""
+    if "$ref" in schema:
+        return _expected(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_expected(branch, root) for branch in schema["anyOf"]))
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    kind = schema.get("type", "string")
+    bounds = " and ".join(f"{words} {schema[name]:g}" for name, words in BOUNDS.items() if name in schema)
+    if kind in ("number", "integer"):
+        return " ".join(filter(None, ("a number" if kind == "number" else "a whole number", bounds)))
+    if kind == "string" and (examples := schema.get("examples")):
+        return f"a text such as {' or '.join(map(repr, examples))}"
+    if kind == "string" and "pattern" in schema:
+        return f"a text of the form {schema['pattern']}"
+    return TYPES.get(kind, "another value") if isinstance(kind, str) else "a text"

@@ -1,0 +1,216 @@
+"""`deploy` by options, by a file, or both: the same deployment, and options win."""
+
+import textwrap
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlled_rollout.cli import command_parser, main
+from controlled_rollout.cli.deploy import Deployment, deployment, steps_to_file
+from controlled_rollout.cli.endpoint_file import read_endpoint_file
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import ArgumentError
+
+IMAGE = f"registry.example/digits@sha256:{'1' * 64}"
+OTHER = f"registry.example/digits@sha256:{'2' * 64}"
+ONE = f"""
+name: digits
+auth: {{issuer: "https://a.example", audience: b, jwks_uri: "https://a.example/keys"}}
+sticky: header:X-User
+versions:
+  one:
+    image: {IMAGE}
+    cpu_cores: 0.5
+    num_replicas: 2
+    tags: {{model: new}}
+    environment_variables: {{THRESHOLD: "0.7", TOKEN: {{secret: digits, key: token}}}}
+rollout:
+  on_silence: roll_back
+  silence: 10 min
+  on_conflict: wait
+  conflict_timeout: 2 h
+  ready_timeout: PT5M
+"""
+THE_SAME = [
+    "deploy", "digits", "one", "--image", IMAGE, "--set", "cpu_cores=0.5", "--set", "num_replicas=2",
+    "--set", "tags={model: new}", "--env", "THRESHOLD=0.7", "--secret-env", "TOKEN=digits/token",
+    "--auth", "{issuer: 'https://a.example', audience: b, jwks_uri: 'https://a.example/keys'}",
+    "--sticky", "header:x-user", "--on-silence", "roll_back", "--silence", "10 min", "--on-conflict", "wait",
+    "--conflict-timeout", "2 h", "--timeout", "5 min",
+]  # fmt: skip
+TWO = f"""
+name: digits
+versions:
+  one: {{image: {IMAGE}, is_default: true, is_control: true, traffic_percentile: 80}}
+  two: {{image: "", traffic_percentile: 20}}
+"""
+
+
+PLAIN = "name: digits\nversions: {one: {}}\n"
+
+
+def asked(*arguments: str) -> Deployment:
+    """Return what a command line of `deploy` asks for."""
+    options = command_parser().parse_args([*arguments])
+    return deployment(options, read_endpoint_file(options.file) if options.file else None)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Any:
+    """Write the file of an endpoint, and return its place."""
+
+    def write(text: str) -> str:
+        (tmp_path / "endpoint.yaml").write_text(textwrap.dedent(text))
+        return str(tmp_path / "endpoint.yaml")
+
+    return write
+
+
+def test_a_file_says_what_the_options_say(file: Any) -> None:
+    assert asked("deploy", "-f", file(ONE)) == asked(*THE_SAME)
+
+
+def test_without_file_and_options_the_defaults_hold() -> None:
+    plain = asked("deploy", "digits", "one", "--image", IMAGE)
+
+    assert (plain.on_silence, plain.silence, plain.timeout, plain.conflict_timeout, plain.auth) == (
+        "keep", timedelta(minutes=30), timedelta(minutes=10), timedelta(0), None,
+    )  # fmt: skip
+
+
+def test_options_win_over_the_file_and_those_that_say_something_else_are_named(file: Any) -> None:
+    both = asked(
+        "deploy", "staging", "one", "-f", file(ONE), "--image", OTHER, "--set", "cpu_cores=1",
+        "--set", "num_replicas=2", "--env", "THRESHOLD=0.8", "--env", "MODE=fast",
+        "--silence", "10 min", "--on-silence", "keep", "--timeout", "60",
+    )  # fmt: skip
+
+    assert (both.endpoint, both.image, both.timeout, both.on_silence) == (
+        "staging",
+        OTHER,
+        timedelta(minutes=1),
+        "keep",
+    )
+    assert both.settings == {
+        "cpu_cores": 1, "num_replicas": 2, "tags": {"model": "new"},
+        "environment_variables": {"THRESHOLD": "0.8", "MODE": "fast", "TOKEN": {"secret": "digits", "key": "token"}},
+    }  # fmt: skip
+    assert set(both.overruled) == {
+        "ENDPOINT",
+        "--image",
+        "--set cpu_cores",
+        "--env THRESHOLD",
+        "--on-silence",
+        "--timeout",
+    }
+
+
+def test_of_several_versions_the_one_that_is_named_is_deployed(file: Any) -> None:
+    place = file(TWO)
+
+    assert asked("deploy", "-f", place, "one").version == "one"
+    assert asked("deploy", "two", "--file", place, "--image", OTHER).image == OTHER
+    with pytest.raises(ArgumentError, match="it has the versions one, two: name the one"):
+        asked("deploy", "-f", place)
+    with pytest.raises(ArgumentError, match="it has no version 'three': it has one, two"):
+        asked("deploy", "-f", place, "three")
+    with pytest.raises(ArgumentError, match="nothing says what version 'two' runs"):
+        asked("deploy", "-f", place, "two")
+
+
+def test_a_version_is_built_from_places_beside_the_file_unless_its_image_is_given(file: Any, tmp_path: Path) -> None:
+    place = file("{name: digits, versions: {one: {build: {folder: code, models: {m: m.bin, r: 'models:/m/1'}}}}}")
+
+    build = asked("deploy", "-f", place).build
+    given = asked("deploy", "-f", place, "--image", IMAGE)
+
+    assert build is not None
+    assert build.folder == str(tmp_path / "code")
+    assert build.models == {"m": str(tmp_path / "m.bin"), "r": "models:/m/1"}
+    assert (given.build, given.image, given.overruled) == (None, IMAGE, ("--image",))
+
+
+def test_fields_of_the_endpoint_itself_are_taken_only_where_the_file_names_them(file: Any) -> None:
+    named = file("{name: digits, description: Digits, enable_app_insights: false, versions: {one: {}}}")
+
+    assert asked("deploy", "-f", named, "--image", IMAGE).about == {
+        "description": "Digits",
+        "enable_app_insights": False,
+    }
+    assert asked("deploy", "-f", file(TWO), "one").about == {}
+
+
+@pytest.mark.parametrize(
+    ("version", "shares", "said"),
+    [
+        ("two", {"one": 100, "two": 0}, ["controlled-rollout shift digits two 20"]),
+        ("two", {"one": 80, "two": 20}, []),
+        ("one", {"one": 100, "two": 0}, []),
+        ("one", {"two": 100, "one": 0}, ["controlled-rollout promote digits one"]),
+    ],
+)
+def test_what_is_left_to_do_until_a_version_is_as_in_the_file_is_said(
+    version: str, shares: dict[str, float], said: list[str], file: Any
+) -> None:
+    stored = Endpoint(name="digits")
+    for name, percent in shares.items():
+        stored = stored.create_version(name, traffic_percentile=percent, is_control=not stored.versions)
+
+    sentences = steps_to_file(read_endpoint_file(Path(file(TWO))), version, stored)
+
+    assert len(sentences) == len(said)
+    assert all(command in sentence for command, sentence in zip(said, sentences, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("name: digits", ["versions is missing: give it: The versions by name"]),
+        ("versions: {}\nname: D", ["line 1, versions: ", "line 2, name: it is \"D\": give a text of the form"]),
+        (
+            "name: digits\nversions:\n  one:\n    cpu_coers: 1\n    memory_gb: much\n",
+            ["line 4, versions.one.cpu_coers: 'cpu_coers' is not known: did you mean cpu_cores?",
+             'line 5, versions.one.memory_gb: it is "much": give a number above 0'],
+        ),
+        ("name: digits\nversions: {one: {name: one}}", ["'name' is not known"]),
+        ("name: digits\nversions: {one: {run_date: 2026-01-05}}", ["run_date: 2026-01-05 is a date: put"]),
+        ("name: digits\nversions: {one: {cpu_cores: .inf}}", ["cpu_cores: inf is no finite number"]),
+        ("name: digits\nversions: {one: {tags: {1: a}}}", ["tags.1: a name has to be a text: put it into quotes"]),
+        ("name: digits\nversions:\n  one: {}\n  two: {is_default: true, is_control: true}\n  three: {is_control: true}",
+         ["one control version"]),
+        ("name: digits\nversions:\n  one: {traffic_percentile: 60}\n  two: {traffic_percentile: 60}",
+         ["may not exceed 100"]),
+        ("name: digits\nversions:\n  one:\n    cpu_cores: 2\n    cpu_cores_limit: 1",
+         ["(line 3, versions.one)", "a limit may not"]),
+        (PLAIN + "rollout:\n  steps: [50, 10]", ["(line 3, rollout)", "ascending percentiles"]),
+        (PLAIN + "rollout:\n  gate: none.yaml", ["(line 4, rollout.gate)", "none.yaml cannot be read"]),
+        (PLAIN + "rollout: {gate: {pass_ratoi: 2}}", ["did you mean pass_ratio?"]),
+        (PLAIN + "auth: {issuer: a}", ["audience is missing", "jwks_uri is missing"]),
+        (PLAIN + "auth: keys", ['auth: it is "keys": give one of key, token, none or fields by']),
+        (PLAIN + "sticky: header:cookie", ["does not tell one caller from another"]),
+        ("name: digits\nversions: {a1a: {}, a2a: {}, a3a: {}, a4a: {}, a5a: {}, a6a: {}, a7a: {}}", ["versions: "]),
+        ("{" + ", ".join(f"u{number}: 1" for number in range(30)) + "}", ["and more"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_refused_with_line_and_setting(
+    text: str, faults: list[str], file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = file(text)
+
+    assert main(["deploy", "-f", place, "one"]) == 1
+
+    error = capsys.readouterr().err
+    assert place in error
+    assert [fault for fault in faults if fault not in error] == []
+
+
+def test_what_may_be_a_secret_is_not_repeated(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    place = file("name: digits\nversions: {one: {environment_variables: {PIN: 4711}, image: 'https://u:hunter2@x'}}")
+
+    assert main(["deploy", "-f", place]) == 1
+
+    error = capsys.readouterr().err
+    assert "environment_variables.PIN: it does not fit: give a text" in error
+    assert not [secret for secret in ("4711", "hunter2") if secret in error]
