@@ -24,7 +24,7 @@ with DAG(
         "conn_id": Param(
             "controlled_rollout_default",
             type="string",
-            pattern=r"^[\w.-]{1,250}$",
+            pattern=r"^[\w#!()\-.:/\\]{1,250}$",
             title="Workspace",
             description="The connection of the workspace.",
         ),

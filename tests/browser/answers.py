@@ -220,12 +220,14 @@ class Api:
         overview: The answer for the overview, or the status and sentence of a refusal.
         detail: The same for each endpoint and for each run.
         asked: The paths that were asked for.
+        lost_previews: How many requests for previews of actions are answered 503, from now on.
     """
 
     def __init__(self, page: Page, shown: EndpointOverview | None = None) -> None:
         self.overview: BaseModel | tuple[int, str] = overview(shown or endpoint())
         self.detail: BaseModel | tuple[int, str] = detail(shown)
         self.asked: list[str] = []
+        self.lost_previews = 0
         page.route("**/controlled-rollout/api/**", self._answer)
 
     def _answer(self, route: Route) -> None:
@@ -234,6 +236,9 @@ class Api:
         answer: BaseModel | tuple[int, str] = self.detail
         if path == "overview":
             answer = self.overview
+        elif path.endswith("/actions") and self.lost_previews:
+            self.lost_previews -= 1
+            answer = (503, "the workspace does not answer")
         elif path.endswith("/actions"):
             answer = actions(float(urlsplit(route.request.url).query.partition("=")[2]))
         elif path.endswith("/log"):

@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from tests.browser.open_page import RECORDER, OpenPage
 from tests.local.airflow_api_server import AirflowApiServer
 from tests.needs import skip
 
@@ -75,6 +77,16 @@ class Airflow:
             yield page
         finally:
             context.close()
+
+    @contextmanager
+    def page_left_open(self, path: str) -> Iterator[OpenPage]:
+        """Context manager: an open page of the administrator that notes what it has shown when."""
+        with self.page(user="admin") as page:
+            page.add_init_script(RECORDER)
+            opened = datetime.now(UTC)
+            page.goto(self.server.url + path)
+            expect(page.get_by_role("region", name="History").get_by_role("row").nth(1)).to_be_visible()
+            yield OpenPage(page, opened)
 
     def _context(self, user: str | None, width: int, mode: Mode) -> BrowserContext:
         context = self.browser.new_context(

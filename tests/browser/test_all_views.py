@@ -5,6 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.browser.answers import Api, endpoint
 from tests.browser.browser_lab import NARROW, WIDE, Mode, serious_faults
 from tests.browser.rollout_lab import ENDPOINTS, ROLLOUT_DAG, WORKSPACE, Rollouts
 
@@ -87,12 +88,25 @@ def test_all_addresses_are_below_airflows_base_path(here: Rollouts) -> None:
         assert [address for address in asked if not address.startswith(here.airflow.server.url)] == []
 
 
+def test_the_id_of_a_connection_may_have_slashes_and_colons(here: Rollouts) -> None:
+    with here.airflow.page() as page:
+        api = Api(page, endpoint(workspace="eu/west:ml"))
+        page.goto(here.airflow.server.url + OVERVIEW)
+        page.get_by_role("link", name="digits").click()
+        expect(page.get_by_role("heading", name="digits", exact=True)).to_be_visible()
+        page.reload()
+        expect(page.get_by_role("heading", name="digits", exact=True)).to_be_visible()
+    assert {path for path in api.asked if path != "overview"} == {"workspaces/eu/west:ml/endpoints/digits"}
+
+
 def test_anonymous_is_sent_to_the_sign_in(here: Rollouts) -> None:
     with here.airflow.page(OVERVIEW, user=None) as page:
         expect(page.get_by_label("Username").or_(page.locator("input[name=username]")).first).to_be_visible()
         assert "/login" in page.url
-        answer = page.request.get(here.airflow.server.url + "controlled-rollout/api/overview")
-        assert answer.status == 401
+        here_are = f"controlled-rollout/api/workspaces/{WORKSPACE}/endpoints/{ENDPOINTS[0]}"
+        for path in ("controlled-rollout/api/overview", here_are, f"{here_are}/actions", "api/v2/dags/promote"):
+            assert page.request.get(here.airflow.server.url + path).status == 401
+        assert page.request.post(f"{here.airflow.server.url}api/v2/dags/promote/dagRuns", data={}).status == 401
 
 
 def test_run_without_a_rollout_says_so(here: Rollouts) -> None:

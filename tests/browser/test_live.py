@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import pytest
-from playwright.sync_api import CDPSession, Page, expect
+from playwright.sync_api import Page, expect
 
 from controlled_rollout.view.models import WorkspaceOverview
 from tests.browser.answers import HELD, WORKSPACE, Api, detail, endpoint, overview
 from tests.browser.browser_lab import NARROW
+from tests.browser.open_page import memory
 from tests.browser.rollout_lab import Rollouts
 
 # The first test of a process starts Airflow, the rollouts and the browser, beside two other busy processes.
@@ -112,12 +113,10 @@ def test_what_needs_a_person_comes_first_and_a_workspace_that_is_away_last_seen(
 
 def test_a_page_left_open_over_thousands_of_changes_keeps_its_memory(here: Rollouts) -> None:
     with stopped(here, ENDPOINT) as (page, api):
-        session = page.context.new_cdp_session(page)
-        session.send("Performance.enable")
         change(page, api, 20)
-        before = memory(session)
+        before = memory(page)
         change(page, api, 60)
-        after = memory(session)
+        after = memory(page)
     assert after["Nodes"] <= before["Nodes"] + 50, (before, after)
     assert after["JSEventListeners"] <= before["JSEventListeners"] + 20, (before, after)
     assert after["JSHeapUsedSize"] <= before["JSHeapUsedSize"] + 3_000_000, (before, after)
@@ -129,12 +128,6 @@ def change(page: Page, api: Api, times: int) -> None:
         api.detail = detail(endpoint(revision=number, warnings=(f"warning {number}",)))
         page.clock.run_for(5_000)
         expect(page.get_by_text(f"warning {number}", exact=True)).to_be_visible()
-
-
-def memory(session: CDPSession) -> dict[str, float]:
-    """Return what the page holds once nothing is left to collect."""
-    session.send("HeapProfiler.collectGarbage")
-    return {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
 
 
 def test_keyboard_alone_opens_an_endpoint_reads_the_verdict_and_closes_the_dialog(here: Rollouts) -> None:

@@ -1,18 +1,24 @@
 """What a person does on the page: refused, not permitted, and clicked through to its end on real rollouts."""
 
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser.answers import WORKSPACE, Api
 from tests.browser.browser_lab import NARROW
-from tests.browser.rollout_lab import ENDPOINTS, Rollouts
+from tests.browser.open_page import memory
+from tests.browser.rollout_lab import ENDPOINTS, PAGE, Rollouts
 from tests.polling import wait_until
 
 # The first test of a process starts Airflow, the rollouts and the browser, beside two other busy processes.
 pytestmark = pytest.mark.timeout(900)
 
-PAGE = "plugin/controlled-rollout"
 DEADLINE_S = 240.0
+# From a change to the request whose answer shows it: the request's own time is a question of the machine's load.
+SHOWN_WITHIN = timedelta(seconds=6)
 
 
 def open_dialog(page: Page, action: str) -> Locator:
@@ -38,13 +44,52 @@ def test_refused_action_shows_its_reason_and_cannot_be_started(here: Rollouts) -
         expect(dialog).to_contain_text("from 0 to 100 per cent")
 
 
-def test_viewer_reads_the_page_and_may_not_act(here: Rollouts) -> None:
+def test_a_dialog_asks_again_until_it_is_answered(here: Rollouts) -> None:
+    with here.airflow.page() as page:
+        api = Api(page)
+        page.goto(f"{here.airflow.server.url}{PAGE}/{WORKSPACE}/digits")
+        api.lost_previews = 2
+        page.get_by_role("region", name="Rollout").get_by_role("button", name="Shift").click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog).to_contain_text("the workspace does not answer It is asked again.")
+        expect(dialog).to_contain_text("Traffic before and after")
+        expect(dialog.get_by_text("does not answer")).to_have_count(0)
+
+
+def test_viewer_sees_what_an_action_would_do_and_may_not_start_it(here: Rollouts) -> None:
     with here.airflow.page(f"{PAGE}/{WORKSPACE}/{ENDPOINTS[1]}", user="viewer") as page:
         dialog = open_dialog(page, "Roll back")
+        expect(dialog.get_by_role("row", name="first")).to_contain_text("100 %")
+        expect(dialog).to_contain_text("gets no traffic any more")
         dialog.get_by_role("textbox", name="Reason").fill("to see whether I may")
         dialog.get_by_role("button", name="Roll back").click()
         expect(dialog).to_contain_text("You may not start the DAG roll_back")
+        expect(dialog.get_by_role("button", name="Roll back")).to_be_enabled()
     assert 10.0 in here.traffic(ENDPOINTS[1]).values()
+    assert runs_of(here, "roll_back") == []
+
+
+def test_a_hold_whose_answers_are_lost_is_started_once(here: Rollouts) -> None:
+    with here.airflow.page(f"{PAGE}/{WORKSPACE}/{ENDPOINTS[1]}") as page:
+        lost = list[int]()
+
+        def lose(route: Route) -> None:
+            """Let Airflow start the run, and the page not learn of it, at the first request."""
+            if route.request.method != "POST" or lost:
+                route.continue_()
+                return
+            lost.append(route.fetch().status)
+            route.abort()
+
+        page.route("**/api/v2/dags/hold/dagRuns", lose)
+        dialog = open_dialog(page, "Hold")
+        dialog.get_by_role("textbox", name="Reason").fill("I want to look at it first")
+        dialog.get_by_role("button", name="Hold").click()
+        expect(dialog).to_have_count(0)
+        expect(page.get_by_text("Hold: version")).to_be_visible()
+    assert lost == [200]
+    [run] = runs_of(here, "hold")
+    assert run["conf"]["reason"] == "I want to look at it first"
 
 
 def test_promote_is_clicked_through_to_the_end_on_a_phone(here: Rollouts) -> None:
@@ -59,14 +104,32 @@ def test_promote_is_clicked_through_to_the_end_on_a_phone(here: Rollouts) -> Non
 
         wait_until(lambda: 100.0 in here.traffic(endpoint).values(), "the promotion", timeout_s=DEADLINE_S)
         assert here.traffic(endpoint)["first"] == 0
-        # The page learns of it within its 5 s; the rest is the server's.
         expect(page.get_by_role("region", name="History")).to_contain_text("I have seen enough", timeout=30_000)
         expect(page.get_by_role("region", name="History").get_by_role("link", name="promote/").first).to_be_visible()
 
 
-def test_roll_back_is_clicked_through_to_the_end_by_keyboard(here: Rollouts) -> None:
-    endpoint = ENDPOINTS[1]
+def test_shift_is_clicked_through_to_the_end_and_a_held_rollout_is_rolled_back_by_keyboard(here: Rollouts) -> None:
+    shifted, held = ENDPOINTS
+    with here.airflow.page(f"{PAGE}/{WORKSPACE}/{shifted}") as page:
+        page.get_by_role("button", name="Act on first").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Action").select_option("shift")
+        dialog.get_by_label("Per cent of the traffic").fill("25")
+        expect(dialog.get_by_role("row", name="first")).to_contain_text("25 %")
+        dialog.get_by_role("textbox", name="Reason").fill("compare once more")
+        dialog.get_by_role("button", name="Shift traffic").click()
+        expect(dialog).to_have_count(0)
+        # Its run takes a while: meanwhile the other one.
+        roll_back_by_keyboard(here, held)
+        wait_until(lambda: here.traffic(shifted)["first"] == 25, "the shift", timeout_s=DEADLINE_S)
+        expect(page.get_by_role("region", name="History")).to_contain_text("compare once more", timeout=30_000)
+        expect(page.get_by_text("has succeeded")).to_be_visible()
+
+
+def roll_back_by_keyboard(here: Rollouts, endpoint: str) -> None:
+    """Roll a rollout back that is on hold."""
     with here.airflow.page(f"{PAGE}/{WORKSPACE}/{endpoint}") as page:
+        expect(page.get_by_text("is on hold: promote it or roll it back")).to_be_visible()
         page.get_by_role("region", name="Rollout").get_by_role("button", name="Roll back").focus()
         page.keyboard.press("Enter")
         dialog = page.get_by_role("dialog")
@@ -80,3 +143,31 @@ def test_roll_back_is_clicked_through_to_the_end_by_keyboard(here: Rollouts) -> 
         wait_until(lambda: here.traffic(endpoint)["first"] == 100, "the roll-back", timeout_s=DEADLINE_S)
         expect(page.get_by_role("region", name="History")).to_contain_text("callers complain", timeout=30_000)
         expect(page.get_by_text("has succeeded")).to_be_visible()
+
+
+def test_a_page_left_open_over_a_whole_rollout_shows_each_change_at_once_and_keeps_its_memory(here: Rollouts) -> None:
+    endpoint, left_open = ENDPOINTS[1], here.left_open
+    changes = [one for one in here.history(endpoint) if one.created > left_open.opened]
+    newest = left_open.page.get_by_role("region", name="History").get_by_role("row").nth(1)
+    expect(newest.get_by_role("cell").first).to_have_text(str(changes[-1].number))
+    shown = left_open.revisions()
+    # The version, its share and, where the tests before this one have run, the hold and the roll-back.
+    assert len(changes) >= 2
+    assert left_open.looks() >= 10
+    late = {one.number: shown[one.number].asked - one.created for one in changes}
+    assert max(late.values()) <= SHOWN_WITHIN, late
+    requests = left_open.requests_at()
+    assert min(b - a for a, b in pairwise(requests[2:])) >= timedelta(seconds=4.9), requests
+
+    with here.airflow.page(f"{PAGE}/{WORKSPACE}/{endpoint}") as fresh:
+        expect(fresh.get_by_role("region", name="Verdict")).to_be_visible()
+        opened, kept = memory(fresh), memory(left_open.page)
+    assert kept["Nodes"] <= opened["Nodes"] + 500, (opened, kept)
+    assert kept["JSEventListeners"] <= opened["JSEventListeners"] + 100, (opened, kept)
+    assert kept["JSHeapUsedSize"] <= opened["JSHeapUsedSize"] + 10_000_000, (opened, kept)
+
+
+def runs_of(here: Rollouts, dag_id: str) -> list[dict[str, Any]]:
+    """Return the runs of a DAG."""
+    with here.airflow.server.client("admin") as client:
+        return list(client.get(f"api/v2/dags/{dag_id}/dagRuns").raise_for_status().json()["dag_runs"])

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -19,6 +20,8 @@ from tests.unit import record_lines
 API: Final = "controlled-rollout/api"
 RUN: Final = "weekly/run-1"
 ENDPOINT: Final = f"{API}/workspaces/ml/endpoints/digits"
+# Airflow allows all of these characters in the id of a connection.
+SAME_WITH_SLASH: Final = "eu/west:ml"
 DEADLINE_S: Final = 60.0
 
 
@@ -59,7 +62,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
         settings = {
             "AIRFLOW_CONN_ML": json.dumps(connection),
             "AIRFLOW_CONN_DOWN": json.dumps(down),
-            "AIRFLOW__CONTROLLED_ROLLOUT__UI_WORKSPACES": "down, ml",
+            f"AIRFLOW_CONN_{SAME_WITH_SLASH.upper()}": json.dumps(connection),
+            "AIRFLOW__CONTROLLED_ROLLOUT__UI_WORKSPACES": f"down, ml, {SAME_WITH_SLASH}",
         }
         with airflow_api_server(folder / "airflow", settings) as server:
             yield Surroundings(server, lab)
@@ -103,7 +107,7 @@ def test_users_who_may_see_plugins_may_read(here: Surroundings, user: str) -> No
 
 
 def test_a_workspace_that_is_down_is_a_row_with_its_reason_and_the_others_live(here: Surroundings) -> None:
-    down, alive = here.read(f"{API}/overview")["workspaces"]
+    down, alive, _ = here.read(f"{API}/overview")["workspaces"]
 
     assert (down["workspace"], down["endpoints"]) == ("down", [])
     assert "nothing-runs-here" in down["problem"]
@@ -147,9 +151,38 @@ def test_an_unchanged_answer_is_not_sent_again(here: Surroundings) -> None:
     assert (again.status_code, again.content) == (httpx.codes.NOT_MODIFIED, b"")
 
 
+def test_what_was_read_again_and_is_as_before_is_not_sent_again(here: Surroundings) -> None:
+    paths = (ENDPOINT, f"{API}/overview")
+    for path in paths:
+        here.read(path)
+    known = {path: here.get(path) for path in paths}
+
+    def is_read_again() -> bool:
+        return all(here.get(path).content != known[path].content for path in paths)
+
+    wait_until(is_read_again, "another reading, with another time", timeout_s=DEADLINE_S, interval_s=0.5)
+    for path in paths:
+        answer = here.get(path, **{"If-None-Match": known[path].headers["etag"]})
+        assert (answer.status_code, answer.content) == (httpx.codes.NOT_MODIFIED, b"")
+
+
+@pytest.mark.parametrize("written", [quote(SAME_WITH_SLASH, safe=""), SAME_WITH_SLASH], ids=["quoted", "decoded"])
+def test_the_id_of_a_connection_may_have_slashes_and_colons(here: Surroundings, written: str) -> None:
+    path = f"{API}/workspaces/{written}/endpoints/digits"
+    assert here.read(path)["overview"]["workspace"] == SAME_WITH_SLASH
+    assert here.get(f"{path}/actions").json()["workspace"] == SAME_WITH_SLASH
+    assert "init" in here.get(f"{path}/versions/v1a/log").json()["text"]
+
+
 def test_what_is_not_there_is_said_with_404(here: Surroundings) -> None:
     here.read(f"{API}/overview")
-    for path in ("workspaces/secret/endpoints/digits", "workspaces/ml/endpoints/nothing", "runs/weekly/run-99"):
+    for path in (
+        "workspaces/secret/endpoints/digits",
+        "workspaces/ml/endpoints/nothing",
+        "workspaces/ml/endpoints/nothing/actions",
+        "workspaces/ml/endpoints/digits/versions/v9z/log",
+        "runs/weekly/run-99",
+    ):
         answer = here.get(f"{API}/{path}")
         assert (answer.status_code, len(answer.json()["detail"]) > 20) == (httpx.codes.NOT_FOUND, True)
 
@@ -190,7 +223,9 @@ def test_actions_show_what_they_would_do_and_refused_ones_why(here: Surroundings
 
 def test_the_signed_in_user_triggers_the_dag_and_airflow_refuses_a_viewer(here: Surroundings) -> None:
     preview = hold_preview(here)
-    body = {"conf": {**preview["conf"], "reason": "I want to look at it first"}, "logical_date": None}
+    conf = {**preview["conf"], "reason": "I want to look at it first"}
+    # The page chooses the run's id, so that it may try again where no answer came.
+    body = {"dag_run_id": "manual__2026-11-29T05:55:23.123Z_0123456789abcdef", "conf": conf, "logical_date": None}
     path = f"api/v2/dags/{preview['dag_id']}/dagRuns"
     with here.server.client("viewer") as viewer:
         assert viewer.post(path, json=body).status_code == httpx.codes.FORBIDDEN
@@ -203,7 +238,9 @@ def test_the_signed_in_user_triggers_the_dag_and_airflow_refuses_a_viewer(here: 
             path, json={"conf": preview["conf"], "logical_date": None}
         ).is_client_error  # without a reason
         triggered = admin.post(path, json=body).raise_for_status().json()
-    assert triggered["conf"] == body["conf"]
+        assert admin.post(path, json=body).status_code == httpx.codes.CONFLICT
+    assert len(runs_of(here, "hold")) == 1
+    assert (triggered["dag_run_id"], triggered["conf"]) == (body["dag_run_id"], conf)
     assert triggered["triggering_user_name"] == "admin"
 
 

@@ -20,13 +20,17 @@ from controlled_rollout.view.recent_looks import RecentLooks
 from controlled_rollout.visible_text import visible_text
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["KnownEndpoint", "curl_command", "overview_of", "read_log_tail", "read_overview"]
+__all__ = ["KnownEndpoint", "LogNotFoundError", "curl_command", "overview_of", "read_log_tail", "read_overview"]
 
 # The newest lines that say how a rollout is going: a day of looks, or the looks of a few minutes of a large gate.
 NEWEST_BYTES: Final = 1024 * 1024
 LOG_BYTES: Final = 64 * 1024
 # How long an endpoint's state waits for its record, which may be in a folder or an account that does not answer.
 RECORD_S: Final = 1.0
+
+
+class LogNotFoundError(ControlledRolloutError):
+    """The endpoint has no version of that name, and no log of one is kept."""
 
 
 @dataclass
@@ -134,9 +138,16 @@ async def read_log_tail(workspace: Workspace, target: Target, name: str, version
 
     Raises:
         EndpointNotFoundError: There is no such endpoint.
+        LogNotFoundError: It has no such version, and no log of one is kept.
         TargetUnavailableError: The target does not answer.
     """
     logged = await target.logs(name, version, tail=tail)
+    # The log of a version that was deleted may be kept: only one without a log is looked up.
+    if not logged and version not in (await target.endpoint(name)).versions:
+        raise LogNotFoundError(
+            f"endpoint {name!r} has no version {version!r}, and no log of one is kept: the endpoint's page lists its "
+            "versions"
+        )
     # A line may be as long as a model likes; made visible it is no shorter.
     text = visible_text(logged[-LOG_BYTES:])
     # A character may be several bytes.

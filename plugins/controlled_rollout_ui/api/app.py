@@ -9,7 +9,8 @@ from controlled_rollout import __version__
 from controlled_rollout.errors import ControlledRolloutError, EndpointError, EndpointNotFoundError
 from controlled_rollout.view.actions import DEFAULT_PERCENTILE
 from controlled_rollout.view.models import Overview
-from controlled_rollout_ui.api.conditional import conditional_answer
+from controlled_rollout.view.reading import LogNotFoundError
+from controlled_rollout_ui.api.conditional import READ_OF_DETAIL, READ_OF_OVERVIEW, conditional_answer
 from controlled_rollout_ui.api.watched_workspace import POLL_S
 from controlled_rollout_ui.api.workspaces import UnknownWorkspaceError, Workspaces
 
@@ -40,11 +41,13 @@ def create_app() -> "FastAPI":
     )
     workspaces = Workspaces()
     Name = Annotated[str, Path(max_length=250)]
+    # The id of a connection may have slashes, which servers before this one may have decoded.
+    of_endpoint = "/workspaces/{workspace:path}/endpoints/{endpoint}"
     Known = Annotated[str | None, Header(alias="If-None-Match", max_length=1_000)]
 
     def refused(_: Request, error: Exception) -> Response:
         """Return what cannot be answered as a sentence, with the status code of its kind."""
-        is_missing = isinstance(error, UnknownWorkspaceError | EndpointNotFoundError)
+        is_missing = isinstance(error, UnknownWorkspaceError | EndpointNotFoundError | LogNotFoundError)
         code = 404 if is_missing else 422 if isinstance(error, EndpointError) else 503
         return JSONResponse({"detail": str(error)}, code, {"Cache-Control": "no-store"})
 
@@ -59,14 +62,14 @@ def create_app() -> "FastAPI":
     async def overview(known: Known = None) -> Response:
         """Return every endpoint of every workspace."""
         shown = Overview(workspaces=await workspaces.overviews(), poll_seconds=POLL_S)
-        return conditional_answer(shown, known)
+        return conditional_answer(shown, known, but=READ_OF_OVERVIEW)
 
-    @app.get("/workspaces/{workspace}/endpoints/{endpoint}")
+    @app.get(of_endpoint)
     async def detail(workspace: Name, endpoint: Name, known: Known = None) -> Response:
         """Return an endpoint with all that its page shows."""
-        return conditional_answer(await workspaces.detail(workspace, endpoint), known)
+        return conditional_answer(await workspaces.detail(workspace, endpoint), known, but=READ_OF_DETAIL)
 
-    @app.get("/workspaces/{workspace}/endpoints/{endpoint}/versions/{version}/log")
+    @app.get(of_endpoint + "/versions/{version}/log")
     async def log(
         workspace: Name,
         endpoint: Name,
@@ -77,7 +80,7 @@ def create_app() -> "FastAPI":
         """Return the last lines of a version's log."""
         return conditional_answer(await workspaces.log_tail(workspace, endpoint, version, tail=tail), known)
 
-    @app.get("/workspaces/{workspace}/endpoints/{endpoint}/actions")
+    @app.get(of_endpoint + "/actions")
     async def actions(
         workspace: Name,
         endpoint: Name,
@@ -90,6 +93,6 @@ def create_app() -> "FastAPI":
     @app.get("/runs/{dag_id}/{run_id:path}")
     async def run(dag_id: Name, run_id: Annotated[str, Path(max_length=250)], known: Known = None) -> Response:
         """Return the endpoint that a DAG run rolls out on, or has rolled out on."""
-        return conditional_answer(await workspaces.detail_of_run(dag_id, run_id), known)
+        return conditional_answer(await workspaces.detail_of_run(dag_id, run_id), known, but=READ_OF_DETAIL)
 
     return app

@@ -1,31 +1,41 @@
 """Answers that a page which asks again and again gets only if they have changed: `ETag` and 304. Pure."""
 
 import hashlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
-__all__ = ["conditional_answer"]
+__all__ = ["READ_OF_DETAIL", "READ_OF_OVERVIEW", "conditional_answer"]
+
+# As pydantic's `exclude`.
+Fields = dict[str, Any]
 
 NOT_MODIFIED: Final = 304
 # Each user sees what their permission allows, and the newest state counts.
 CACHE: Final = "private, no-cache"
+# When something was read is shown only beside why it cannot be read now, which makes another value in any case.
+READ_OF_OVERVIEW: Final[Fields] = {
+    "workspaces": {"__all__": {"read": True, "endpoints": {"__all__": {"read"}}}},
+}
+READ_OF_DETAIL: Final[Fields] = {"overview": {"read"}}
 
 
-def conditional_answer(content: BaseModel, if_none_match: str | None) -> "Response":
+def conditional_answer(content: BaseModel, if_none_match: str | None, *, but: Fields | None = None) -> "Response":
     """Return a value as JSON with its `ETag`; an empty 304 if the caller has it already.
 
     Args:
         content: The value.
         if_none_match: What the caller sent as `If-None-Match`; None if nothing.
+        but: The fields that do not make another value of it, as pydantic's `exclude`.
     """
     from starlette.responses import Response
 
     body = content.model_dump_json().encode()
-    tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+    compared = body if but is None else content.model_dump_json(exclude=but).encode()
+    tag = f'"{hashlib.blake2b(compared, digest_size=12).hexdigest()}"'
     headers = {"ETag": tag, "Cache-Control": CACHE, "X-Content-Type-Options": "nosniff"}
     known = {one.strip().removeprefix("W/") for one in (if_none_match or "").split(",")}
     if tag in known or "*" in known:

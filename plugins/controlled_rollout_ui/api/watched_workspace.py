@@ -5,10 +5,11 @@ Nothing is decided here: an API server that is restarted reads the same again.
 
 import asyncio
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TypeVar
@@ -39,6 +40,13 @@ __all__ = ["WatchedWorkspace"]
 # Between two readings, while somebody looks; and how long after the last request somebody still does.
 POLL_S: Final = 5.0
 IDLE_S: Final = 30.0
+# A state that is older is read again for the request that asks for it, which waits so long for that. Otherwise a page
+# would show a change only after the time between two readings and the time between two requests.
+FRESH_S: Final = 0.5
+FRESH_WAIT_S: Final = 0.15
+FRESH_DETAIL_WAIT_S: Final = 1.0
+# A workspace may have hundreds of endpoints: for requests it is read in no more than one part in so many of the time.
+READING_SHARE: Final = 5
 # How long a workspace, and each of its endpoints, may take to answer.
 DEADLINE_S: Final = 2.0
 # How long the connection may take to be read and opened: on Kubernetes that may run a program that signs in.
@@ -77,6 +85,7 @@ class _Detail:
         revision: The revision that the history reaches to.
         problem: Why its record cannot be read.
         is_read: Whether its record has been read once.
+        following: Held while its record is read: a reading that is given up stays behind in its thread.
     """
 
     asked: float
@@ -88,6 +97,7 @@ class _Detail:
     revision: int = -1
     problem: str | None = None
     is_read: bool = False
+    following: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
 
 class WatchedWorkspace:
@@ -119,6 +129,13 @@ class WatchedWorkspace:
         self._known: dict[str, KnownEndpoint] = {}
         self._details: OrderedDict[str, _Detail] = OrderedDict()
         self._more = 0
+        # What is open while it is read, and what is read again for a request, by endpoint.
+        self._session: tuple[Workspace, Target] | None = None
+        self._refreshing: dict[str, asyncio.Task[None]] = {}
+        # When the newest reading of each endpoint began, and that of all; how long that took; what waits for its end.
+        self._began: dict[str, float] = {}
+        self._round_began = self._round_took = 0.0
+        self._round = asyncio.Event()
         # Errors that have been logged, by what could not be read.
         self._logged: dict[str, str] = {}
 
@@ -130,6 +147,7 @@ class WatchedWorkspace:
         """
         self._watch()
         await self._first_reading(wait_s)
+        await self._refresh_all()
         return WorkspaceOverview(
             workspace=self.name,
             target=self._workspace.target if self._workspace else None,
@@ -153,7 +171,9 @@ class WatchedWorkspace:
         """
         detail = self._detail_asked_for(endpoint)
         try:
-            overview = await self.endpoint(endpoint, wait_s=wait_s)
+            await self.endpoint(endpoint, wait_s=wait_s)
+            await self._refresh(endpoint)
+            overview = await self.endpoint(endpoint)
         except EndpointNotFoundError:
             self._details.pop(endpoint, None)
             raise
@@ -228,6 +248,41 @@ class WatchedWorkspace:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._keep_reading())
 
+    async def _refresh_all(self) -> None:
+        """Have all endpoints read again unless that was just done, and wait a little for it."""
+        age = time.monotonic() - self._round_began
+        if self._session is not None and age > max(FRESH_S, READING_SHARE * self._round_took):
+            self._wanted.set()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._round.wait(), FRESH_WAIT_S)
+
+    async def _refresh(self, endpoint: str) -> None:
+        """Read an endpoint and its record again unless that was just done, and wait a little for it."""
+        began = self._began.get(endpoint, 0.0)
+        if self._session is None or time.monotonic() - began < FRESH_S:
+            return
+        reading = self._refreshing.get(endpoint)
+        if reading is None:
+            reading = asyncio.create_task(self._read_page(*self._session, endpoint))
+            self._refreshing[endpoint] = reading
+            reading.add_done_callback(lambda _: self._refreshing.pop(endpoint, None))
+        await asyncio.wait([reading], timeout=FRESH_DETAIL_WAIT_S)
+
+    async def _read_page(self, workspace: Workspace, target: Target, name: str) -> None:
+        """Read an endpoint, and its history and record if they have been read before: a first reading may take long."""
+        await self._read_endpoint(workspace, target, name)
+        detail = self._open_detail(name)
+        if name in self._endpoints and detail is not None and detail.is_read:
+            await self._read_detail(workspace, target, name, detail)
+
+    async def _end_session(self) -> None:
+        """End what is read for requests, before the connection is closed."""
+        self._session = None
+        readings = list(self._refreshing.values())
+        for reading in readings:
+            reading.cancel()
+        await asyncio.gather(*readings, return_exceptions=True)
+
     async def _first_reading(self, wait_s: float) -> None:
         """Wait until it was read once, or could not be."""
         if wait_s and self._is_loading:
@@ -269,6 +324,8 @@ class WatchedWorkspace:
         async with AsyncExitStack() as opened:
             opening = opened.enter_async_context(connect(workspace))
             target = await _in_time(opening, OPEN_DEADLINE_S, f"the sign-in to workspace {self.name}")
+            opened.push_async_callback(self._end_session)
+            self._session = workspace, target
             while time.monotonic() - began < SESSION_S and time.monotonic() - self._asked < IDLE_S:
                 await self._read_once(workspace, target)
                 await self._pause()
@@ -292,11 +349,13 @@ class WatchedWorkspace:
 
     async def _read_once(self, workspace: Workspace, target: Target) -> None:
         """Read all endpoints, a few at a time; raise if the workspace does not answer."""
+        began = time.monotonic()
         names = await _in_time(target.endpoints(), DEADLINE_S, f"workspace {self.name}")
         shown = names[:MAX_ENDPOINTS]
         self._more = len(names) - len(shown)
         self._known = {name: self._known.get(name, KnownEndpoint()) for name in shown}
         self._endpoints = {name: seen for name, seen in self._endpoints.items() if name in self._known}
+        self._began = {name: at for name, at in self._began.items() if name in self._known}
         room = asyncio.Semaphore(AT_ONCE)
 
         async def read(name: str) -> None:
@@ -307,14 +366,21 @@ class WatchedWorkspace:
         await asyncio.gather(*(read(name) for name in shown))
         self._problem, self._read = None, datetime.now(UTC)
         self._changed.set()
+        self._round_began, self._round_took = began, time.monotonic() - began
+        self._round.set()
+        self._round = asyncio.Event()
         await self._read_details(workspace, target)
 
     async def _read_endpoint(self, workspace: Workspace, target: Target, name: str) -> None:
         """Read one endpoint; one that cannot be read is a row that says why."""
-        detail = self._open_detail(name)
-        reading = read_overview(workspace, target, name, self._known[name], inspect=detail is not None)
+        detail, began = self._open_detail(name), time.monotonic()
+        known = self._known.setdefault(name, KnownEndpoint())
+        reading = read_overview(workspace, target, name, known, inspect=detail is not None)
         try:
-            self._endpoints[name] = await _in_time(reading, DEADLINE_S, f"endpoint {name!r}")
+            shown = await _in_time(reading, DEADLINE_S, f"endpoint {name!r}")
+            # Of two readings at once that which began later is shown.
+            if began >= self._began.get(name, 0.0):
+                self._endpoints[name], self._began[name] = shown, began
         except EndpointNotFoundError:  # deleted meanwhile
             self._endpoints.pop(name, None)
             return
@@ -374,6 +440,16 @@ class WatchedWorkspace:
 
 def _follow(workspace: Workspace, name: str, detail: _Detail) -> bool:
     """Read what was appended to an endpoint's record, and make its charts; in a thread. Return whether all was read."""
+    if not detail.following.acquire(timeout=SLICE_S):
+        return False
+    try:
+        return _follow_alone(workspace, name, detail)
+    finally:
+        detail.following.release()
+
+
+def _follow_alone(workspace: Workspace, name: str, detail: _Detail) -> bool:
+    """Do what `_follow` does, of which one call at a time may."""
     if detail.followed is None:
         detail.followed = FollowedRecord(record.storage_of(workspace, name))
     ends = time.monotonic() + SLICE_S

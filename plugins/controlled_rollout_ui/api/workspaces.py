@@ -84,7 +84,8 @@ class Workspaces:
         Raises:
             UnknownWorkspaceError: The page does not show such a workspace.
             EndpointNotFoundError: There is no such endpoint.
-            EndpointError: It has no such version.
+            EndpointError: The version's name is none.
+            LogNotFoundError: It has no such version, and no log of one is kept.
             TargetUnavailableError: The workspace does not answer.
         """
         return await self._opened(

@@ -1,9 +1,11 @@
 """An answer that a page has already is not sent again."""
 
+from datetime import UTC, datetime
+
 import pytest
 
-from controlled_rollout.view.models import Overview
-from controlled_rollout_ui.api.conditional import conditional_answer
+from controlled_rollout.view.models import Overview, WorkspaceOverview
+from controlled_rollout_ui.api.conditional import READ_OF_OVERVIEW, conditional_answer
 
 CONTENT = Overview(workspaces=(), poll_seconds=5)
 
@@ -22,3 +24,17 @@ def test_who_has_it_gets_304(sent: str) -> None:
     tag = conditional_answer(CONTENT, None).headers["etag"]
     answer = conditional_answer(CONTENT, sent.format(tag))
     assert (answer.status_code, answer.body) == (304, b"")
+
+
+def test_a_workspace_that_was_read_again_and_is_as_before_is_the_same_answer() -> None:
+    def overview(minute: int, problem: str | None) -> Overview:
+        read = datetime(2026, 3, 2, 3, minute, tzinfo=UTC)
+        shown = WorkspaceOverview(
+            workspace="ml", target="local", problem=problem, read=read, loading=False, endpoints=()
+        )
+        return Overview(workspaces=(shown,), poll_seconds=5)
+
+    tag = conditional_answer(overview(0, None), None, but=READ_OF_OVERVIEW).headers["etag"]
+    assert conditional_answer(overview(1, None), tag, but=READ_OF_OVERVIEW).status_code == 304
+    away = conditional_answer(overview(1, "no answer in 2 s"), tag, but=READ_OF_OVERVIEW)
+    assert (away.status_code, b"03:01" in away.body) == (200, True)

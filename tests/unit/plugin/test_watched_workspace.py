@@ -13,7 +13,7 @@ from controlled_rollout.errors import EndpointNotFoundError, TargetUnavailableEr
 from controlled_rollout.steps import Change
 from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target.protocol import EndpointStatus
-from controlled_rollout.view.models import WorkspaceOverview
+from controlled_rollout.view.models import EndpointDetail, WorkspaceOverview
 from controlled_rollout.workspace import Workspace
 from controlled_rollout_ui.api import watched_workspace
 from controlled_rollout_ui.api.watched_workspace import MAX_DETAILS, WatchedWorkspace
@@ -36,6 +36,7 @@ class SlowTarget(MemoryTarget):
         self.broken: set[str] = set()
         self.hangs = False
         self.readings = 0
+        self.statuses = 0
 
     async def endpoints(self) -> list[str]:
         self.readings += 1
@@ -44,6 +45,7 @@ class SlowTarget(MemoryTarget):
         return await super().endpoints()
 
     async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
+        self.statuses += 1
         if name in self.hanging:
             await asyncio.Event().wait()
         if name in self.broken:
@@ -298,6 +300,54 @@ async def test_a_connection_that_leads_elsewhere_shows_nothing_of_where_it_led_b
 
     await until(moved, "the other workspace", timeout_s=WAIT_S)
     assert (await watched.overview()).endpoints == ()
+
+
+async def test_a_request_shows_what_has_changed_since_the_last_reading(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deploy(workspace, "digits")
+    await read(watched)
+    shown = await until(lambda: loaded_detail(watched, "digits"), "the page", timeout_s=WAIT_S)
+    # From here on nothing is read but for requests.
+    for name in ("POLL_S", "FRESH_WAIT_S", "FRESH_DETAIL_WAIT_S"):
+        monkeypatch.setattr(watched_workspace, name, WAIT_S)
+    monkeypatch.setattr(watched_workspace, "FRESH_S", 0.0)
+    monkeypatch.setattr(watched_workspace, "READING_SHARE", 0)
+
+    change = Change(who="maria", reason="it is newer")
+    await steps.deploy(workspace, "digits", "v2a", image="a@sha256:1", owner="maria", change=change, progress=quiet)
+    detail = await watched.detail("digits")
+    assert detail.overview.revision > shown.overview.revision
+    assert detail.history[0].reason == "it is newer"
+
+    await deploy(workspace, "prices")
+    assert [one.name for one in (await watched.overview()).endpoints] == ["digits", "prices"]
+
+
+async def loaded_detail(watched: WatchedWorkspace, endpoint: str) -> EndpointDetail | None:
+    detail = await watched.detail(endpoint)
+    return None if detail.loading else detail
+
+
+async def test_many_requests_at_once_read_an_endpoint_once(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deploy(workspace, "digits")
+    await read(watched)
+    await until(lambda: loaded_detail(watched, "digits"), "the page", timeout_s=WAIT_S)
+    monkeypatch.setattr(watched_workspace, "POLL_S", WAIT_S)
+    monkeypatch.setattr(watched_workspace, "FRESH_S", 0.0)
+    # From the next reading on nothing is read but for requests.
+    await asyncio.wait_for(watched._round.wait(), WAIT_S)
+    before = target.statuses
+    await asyncio.gather(*(watched.detail("digits") for _ in range(20)))
+    assert target.statuses - before == 1
+    monkeypatch.setattr(watched_workspace, "FRESH_S", WAIT_S)
+    before, readings = target.statuses, target.readings
+    for _ in range(20):
+        await watched.detail("digits")
+        await watched.overview()
+    assert (target.statuses, target.readings) == (before, readings)
 
 
 async def begins_again(watched: WatchedWorkspace, target: SlowTarget, readings: int) -> bool:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout import steps
+from controlled_rollout.errors import EndpointNotFoundError
 from controlled_rollout.steps import Change
 from controlled_rollout.view import reading
 from controlled_rollout.view.followed_record import FollowedLine, FollowedRecord
-from controlled_rollout.view.reading import KnownEndpoint, read_log_tail, read_overview
+from controlled_rollout.view.reading import KnownEndpoint, LogNotFoundError, read_log_tail, read_overview
 from controlled_rollout.visible_text import visible_text
 from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget
@@ -75,3 +76,23 @@ async def test_the_end_of_a_log_is_shown_in_bounded_size_and_time_however_long_i
     assert (len(log.text), log.cut) == (reading.LOG_BYTES, True)
     assert log.text.endswith(r"\x1b last")
     assert made_visible == [reading.LOG_BYTES]
+
+
+async def test_a_log_that_nobody_has_written_is_missing_only_if_there_is_no_such_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, workspace, change = MemoryTarget(), Workspace.local(tmp_path), Change(who="maria")
+    monkeypatch.setattr(steps, "connect", target.open)
+    await steps.deploy(workspace, "digits", "v1a", image="a@sha256:1", owner="maria", change=change, progress=quiet)
+    kept = {"v0a": "of a version that was deleted"}
+
+    async def logs(name: str, version: str, *, tail: int = 200) -> str:
+        return kept.get(version, "")
+
+    monkeypatch.setattr(target, "logs", logs)
+    for version, text in (("v1a", ""), *kept.items()):
+        assert (await read_log_tail(workspace, target, "digits", version, tail=5)).text == text
+    with pytest.raises(LogNotFoundError, match="'digits' has no version 'v9z'"):
+        await read_log_tail(workspace, target, "digits", "v9z", tail=5)
+    with pytest.raises(EndpointNotFoundError):
+        await read_log_tail(workspace, target, "nothing", "v1a", tail=5)

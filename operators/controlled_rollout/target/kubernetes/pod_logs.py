@@ -17,6 +17,8 @@ from controlled_rollout.workspace import Workspace
 __all__ = ["version_logs", "with_logs"]
 
 STATUS_LINES: Final = 30
+# Of one pod, however long the lines are that its model prints.
+MOST_BYTES: Final = 1024 * 1024
 
 
 async def version_logs(api: Api, workspace: Workspace, endpoint: str, version: str, lines: int) -> str:
@@ -56,11 +58,16 @@ async def _pod_log(api: Api, workspace: Workspace, pod: Object, lines: int) -> s
     containers = (pod.get("status") or {}).get("containerStatuses") or [{}]
     # A container that waits for its next start has logged nothing yet: the one before it says why it ended.
     previous = "waiting" in (containers[0].get("state") or {}) and containers[0].get("restartCount", 0) > 0
-    query = {"container": CONTAINER, "tailLines": str(lines), "previous": str(previous).lower()}
-    try:
-        return (await api.request("GET", path, query=query, accept="*/*")).decode(errors="replace")
-    except ApiError:
-        return ""  # a container that never started has no log
+    query = {"container": CONTAINER, "previous": str(previous).lower(), "limitBytes": str(MOST_BYTES)}
+    while True:
+        try:
+            log = await api.request("GET", path, query={**query, "tailLines": str(lines)}, accept="*/*")
+        except ApiError:
+            return ""  # a container that never started has no log
+        # What is longer is cut at its end, which is the newest: fewer lines have it. The limit is kept about.
+        if len(log) < 0.9 * MOST_BYTES or lines == 1:
+            return log.decode(errors="replace")
+        lines = max(1, lines // 8)
 
 
 async def _newest_warning(api: Api, workspace: Workspace, version: VersionStatus) -> str | None:

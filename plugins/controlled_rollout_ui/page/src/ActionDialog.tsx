@@ -18,6 +18,7 @@ import { type FormEvent, useState } from "react";
 import { paths, RequestError, send } from "./api";
 import { Notice } from "./Parts";
 import type { StartedRun } from "./StartedRun";
+import { newRunId, startOnce } from "./startOnce";
 import type { ActionPreview, EndpointOverview } from "./types";
 import { type Previews, useActionPreviews } from "./useActionPreviews";
 import { ACTIONS, type ActionName, percent } from "./words";
@@ -34,12 +35,15 @@ type Props = {
 export const ActionDialog = ({ overview, version, action: firstAction, onClose, onStarted }: Props) => {
   const [action, setAction] = useState(firstAction);
   const [percentile, setPercentile] = useState("10");
+  const [isSending, setSending] = useState(false);
+  // Whatever is tried again in this dialog is one run: Airflow refuses a second one with its id.
+  const [runId] = useState(newRunId);
   const previews = useActionPreviews(overview, version, action, percentile);
   const title = `${ACTIONS[action]}: version ${version} of endpoint ${overview.name}`;
   return (
     <Dialog.Root
       open
-      onOpenChange={({ open }) => open || onClose()}
+      onOpenChange={({ open }) => open || isSending || onClose()}
       scrollBehavior="inside"
       size={{ mdDown: "full", md: "lg" }}
     >
@@ -62,6 +66,9 @@ export const ActionDialog = ({ overview, version, action: firstAction, onClose, 
                   previews={previews}
                   preview={previews.preview}
                   title={title}
+                  runId={runId}
+                  isSending={isSending}
+                  onSending={setSending}
                   onClose={onClose}
                   onStarted={onStarted}
                 />
@@ -117,33 +124,35 @@ type ConfirmationProps = {
   previews: Previews;
   preview: ActionPreview;
   title: string;
+  runId: string;
+  isSending: boolean;
+  onSending: (isSending: boolean) => void;
   onClose: () => void;
   onStarted: (run: StartedRun) => void;
 };
 
-const Confirmation = ({ previews, preview, title, onClose, onStarted }: ConfirmationProps) => {
+const Confirmation = (props: ConfirmationProps) => {
+  const { previews, preview, title, runId, isSending, onSending, onClose, onStarted } = props;
   const [reason, setReason] = useState("");
   const [unpause, setUnpause] = useState(true);
   const [error, setError] = useState("");
-  const [sending, setSending] = useState(false);
   const { dag_id } = preview;
-  const mayStart = preview.allowed && previews.isCurrent && !previews.dagProblem && reason.trim() !== "" && !sending;
+  const mayStart = preview.allowed && previews.isCurrent && !previews.dagProblem && reason.trim() !== "" && !isSending;
 
   const start = async (event: FormEvent) => {
     event.preventDefault();
     if (!mayStart) return;
-    setSending(true);
+    onSending(true);
     setError("");
     try {
       if (previews.isPaused && unpause)
         await send("PATCH", `${paths.dag(dag_id)}?update_mask=is_paused`, { is_paused: false });
-      const conf = { ...preview.conf, reason: reason.trim() };
-      const { data } = await send<{ dag_run_id: string }>("POST", paths.dagRuns(dag_id), { conf, logical_date: null });
-      onStarted({ dagId: dag_id, runId: data.dag_run_id, title });
+      await startOnce(dag_id, runId, { ...preview.conf, reason: reason.trim() });
+      onStarted({ dagId: dag_id, runId, title });
       onClose();
     } catch (failure) {
       setError(explain(failure, dag_id));
-      setSending(false);
+      onSending(false);
     }
   };
 
@@ -175,10 +184,10 @@ const Confirmation = ({ previews, preview, title, onClose, onStarted }: Confirma
       </Field.Root>
       {error && <Notice status="error">{error}</Notice>}
       <Box display="flex" gap={3} justifyContent="flex-end" mb={2}>
-        <Button variant="outline" onClick={onClose}>
+        <Button variant="outline" onClick={onClose} disabled={isSending}>
           Cancel
         </Button>
-        <Button type="submit" disabled={!mayStart} loading={sending}>
+        <Button type="submit" disabled={!mayStart} loading={isSending}>
           {ACTIONS[preview.action]}
         </Button>
       </Box>

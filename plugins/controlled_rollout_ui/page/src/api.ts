@@ -45,6 +45,41 @@ export async function request<T>(path: string, options: RequestInit = {}): Promi
   return { data: (await response.json()) as T, etag: response.headers.get("etag") };
 }
 
+/** Whether a later try may succeed: nobody answered, or the server or a proxy before it cannot now. */
+export const isTransient = (error: unknown): boolean =>
+  error instanceof RequestError && (error.status === 0 || error.status >= 500);
+
+const RETRY_MS = [1_000, 2_000, 4_000, 8_000, 15_000];
+
+/** Wait, longer after each try; reject when the signal is aborted. */
+export function pause(tries: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]);
+    const stop = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    signal.addEventListener("abort", stop, { once: true });
+  });
+}
+
+/** Send a request again until it is answered or refused; `onFailure` learns of each try that was not. */
+export async function requestUntilAnswered<T>(
+  path: string,
+  signal: AbortSignal,
+  onFailure: (error: RequestError) => void,
+): Promise<T> {
+  for (let tries = 0; ; tries += 1) {
+    try {
+      return (await request<T>(path, { signal })).data;
+    } catch (error) {
+      if (signal.aborted || !isTransient(error)) throw error;
+      onFailure(error as RequestError);
+      await pause(tries, signal);
+    }
+  }
+}
+
 /** Send a change as JSON. */
 export function send<T>(method: "POST" | "PATCH", path: string, body: object): Promise<Answer<T>> {
   return request<T>(path, { method, body: JSON.stringify(body), headers: { "content-type": "application/json" } });

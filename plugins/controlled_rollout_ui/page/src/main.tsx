@@ -11,7 +11,10 @@ import { usePolled } from "./usePolled";
 
 /** What the menu opens: all endpoints, or the one that the address names. */
 const Rollouts = () => {
-  const [workspace, name] = (useParams()["*"] ?? "").split("/");
+  // The id of a connection may have slashes, an endpoint's name has none.
+  const address = useParams()["*"] ?? "";
+  const workspace = address.slice(0, Math.max(0, address.lastIndexOf("/")));
+  const name = address.slice(workspace.length + 1);
   return (
     <Box id={ROOT}>
       {workspace && name ? <Endpoint workspace={workspace} name={name} key={`${workspace}/${name}`} /> : <Overview />}

@@ -1,12 +1,13 @@
 import { useEffect, useState } from "react";
 
-import { paths, RequestError, request } from "./api";
+import { paths, RequestError, requestUntilAnswered } from "./api";
 import type { ActionPreview, Actions, EndpointOverview } from "./types";
 import type { ActionName } from "./words";
 
 const TYPING_MS = 400;
 // The share that previews are asked for while none can be entered.
 const ANY_SHARE = 10;
+const ASKED_AGAIN = "It is asked again.";
 
 export type Previews = {
   preview: ActionPreview | undefined;
@@ -39,13 +40,16 @@ export function useActionPreviews(
       return;
     }
     const controller = new AbortController();
+    const { signal } = controller;
     const ask = () =>
-      request<Actions>(paths.actions(workspace, name, share), { signal: controller.signal }).then(
-        ({ data }) => {
-          setAnswer({ share, actions: data });
+      requestUntilAnswered<Actions>(paths.actions(workspace, name, share), signal, (failure) =>
+        setError(`${failure.message} ${ASKED_AGAIN}`),
+      ).then(
+        (actions) => {
+          setAnswer({ share, actions });
           setError("");
         },
-        (failure: Error) => controller.signal.aborted || setError(failure.message),
+        (failure: Error) => signal.aborted || setError(failure.message),
       );
     const timer = setTimeout(ask, answer ? TYPING_MS : 0);
     return () => {
@@ -66,10 +70,13 @@ function useDag(dagId: string | undefined): { isKnown: boolean; dagProblem: stri
   useEffect(() => {
     if (!dagId) return;
     const controller = new AbortController();
-    request<{ is_paused: boolean }>(paths.dag(dagId), { signal: controller.signal }).then(
-      ({ data }) => setState({ dagId, dagProblem: "", isPaused: data.is_paused }),
+    const { signal } = controller;
+    const onFailure = (failure: Error) =>
+      setState({ dagId, dagProblem: `${failure.message} ${ASKED_AGAIN}`, isPaused: false });
+    requestUntilAnswered<{ is_paused: boolean }>(paths.dag(dagId), signal, onFailure).then(
+      ({ is_paused }) => setState({ dagId, dagProblem: "", isPaused: is_paused }),
       (failure: Error) => {
-        if (controller.signal.aborted) return;
+        if (signal.aborted) return;
         const isMissing = failure instanceof RequestError && failure.status === 404;
         const dagProblem = isMissing
           ? `This Airflow has no DAG ${dagId}: add dags/${dagId}.py of the project to its DAGs.`
