@@ -65,9 +65,9 @@ class OpenPage:
             for number, at in recorded["revisions"].items()
         }
 
-    def looks(self) -> int:
-        """Return how many looks were shown."""
-        return int(self.page.evaluate("recorded().looks.size"))
+    def wait_for_looks(self, number: int) -> None:
+        """Wait until so many looks were shown."""
+        self.page.wait_for_function("number => recorded().looks.size >= number", arg=number)
 
     def requests_at(self) -> list[datetime]:
         """Return when requests began."""

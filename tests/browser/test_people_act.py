@@ -153,7 +153,7 @@ def test_a_page_left_open_over_a_whole_rollout_shows_each_change_at_once_and_kee
     shown = left_open.revisions()
     # The version, its share and, where the tests before this one have run, the hold and the roll-back.
     assert len(changes) >= 2
-    assert left_open.looks() >= 10
+    left_open.wait_for_looks(10)
     late = {one.number: shown[one.number].asked - one.created for one in changes}
     assert max(late.values()) <= SHOWN_WITHIN, late
     requests = left_open.requests_at()
