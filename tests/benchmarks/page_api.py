@@ -36,6 +36,9 @@ LOOKS = 30 * 24 * 60
 OPEN_PAGES = 12
 SECONDS = 20.0
 MAKING_S = 600.0
+# How pages ask, and for how long the processor time is measured.
+PAGE_ASKS_S = 5.0
+WATCHED_S = 20.0
 
 
 def section() -> Iterator[str]:
@@ -55,6 +58,7 @@ def section() -> Iterator[str]:
     yield f"| 95 % within (goal 200) | {figures['p95_ms']:.0f} ms |"
     yield f"| longest | {figures['longest_ms']:.0f} ms |"
     yield f"| more memory, at most (goal 50) | {figures['more_mb']:.0f} MB |"
+    yield f"| processor, while the overview and one endpoint are open | {figures['busy_percent']:.1f} % of one |"
     yield f"\n(`python -m tests.benchmarks --only page-api`; load of the machine {os.getloadavg()[0]:.0f}.)"
 
 
@@ -148,6 +152,7 @@ def asked(url: str, server: psutil.Process) -> dict[str, float]:
                     client.get(path).raise_for_status()
                     took.append(1000 * (time.perf_counter() - began))
                     time.sleep(0.05)
+            busy_percent = busy(client, server, ("/overview", detail.format(0)))
             last = detail.format(OPEN_PAGES - 1)
             shown = wait_until(
                 lambda: page if not (page := client.get(last).json())["loading"] else None,
@@ -165,7 +170,23 @@ def asked(url: str, server: psutil.Process) -> dict[str, float]:
         "p95_ms": quantiles(took, n=100)[94],
         "longest_ms": max(took),
         "more_mb": (most - before) / 1e6,
+        "busy_percent": busy_percent,
     }
+
+
+def busy(client: httpx.Client, server: psutil.Process, paths: tuple[str, ...]) -> float:
+    """Ask as open pages do; return how much of a processor the server takes, in per cent: each of several does so."""
+
+    def seconds() -> float:
+        times = server.cpu_times()
+        return times.user + times.system
+
+    began, used = time.perf_counter(), seconds()
+    while (now := time.perf_counter()) - began < WATCHED_S:
+        for path in paths:
+            client.get(path).raise_for_status()
+        time.sleep(max(0.0, now + PAGE_ASKS_S - time.perf_counter()))
+    return 100 * (seconds() - used) / (time.perf_counter() - began)
 
 
 def all_endpoints(client: httpx.Client) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from controlled_rollout.view.runs import run_of_author, run_of_owner
 from controlled_rollout.view.sentences import waiting_sentence
 from controlled_rollout.visible_text import short_text, visible_text
 
-__all__ = ["Creation", "by_urgency", "creations", "endpoint_overview", "unread_endpoint"]
+__all__ = ["Creation", "by_urgency", "creations", "endpoint_overview", "hold_reason", "unread_endpoint"]
 
 NO_LOOKS: Final = RecentLooks()
 LONGEST_REASON: Final = 1_000
@@ -55,6 +55,24 @@ def creations(history: Sequence[Revision]) -> dict[str, Creation]:
     }
 
 
+def hold_reason(history: Sequence[Revision]) -> str:
+    """Return why an endpoint's rollout was put on hold; empty if it is not on hold, or that is older than the history.
+
+    Args:
+        history: The endpoint's revisions, oldest first.
+    """
+    rollout = history[-1].endpoint.rollout
+    if rollout is None or rollout.held is None:
+        return ""
+    reason = ""
+    for revision in reversed(history):
+        earlier = revision.endpoint.rollout
+        if earlier is None or earlier.held != rollout.held:
+            return reason
+        reason = revision.change.reason
+    return ""
+
+
 def endpoint_overview(
     workspace: str,
     status: EndpointStatus,
@@ -62,6 +80,7 @@ def endpoint_overview(
     created: Mapping[str, Creation],
     looks: RecentLooks = NO_LOOKS,
     *,
+    reason_of_hold: str = "",
     read: datetime | None = None,
 ) -> EndpointOverview:
     """Return what people see of an endpoint.
@@ -72,10 +91,11 @@ def endpoint_overview(
         endpoint: Its newest revision.
         created: When and by whom its versions were created, as far as that is known.
         looks: What the record's newest lines say of its rollout.
+        reason_of_hold: Why its rollout was put on hold; empty if that is not known.
         read: When that was read; None for the present.
     """
     rollout = _rollout(endpoint, looks)
-    state, attention = _state(status, rollout, looks)
+    state, attention = _state(status, rollout, looks, reason_of_hold)
     control = endpoint.control
     names = sorted(endpoint.versions, key=lambda name: not endpoint.versions[name].is_control)
     return EndpointOverview(
@@ -138,12 +158,16 @@ def _shown(text: str | None) -> str | None:
     return None if text is None else visible_text(text)
 
 
-def _state(status: EndpointStatus, rollout: RolloutOverview | None, looks: RecentLooks) -> tuple[State, str | None]:
+def _state(
+    status: EndpointStatus, rollout: RolloutOverview | None, looks: RecentLooks, reason_of_hold: str
+) -> tuple[State, str | None]:
     """Return what comes first for a person, and why they should look at it."""
     if rollout is not None and rollout.asked is not None:
         return "needs_person", f"{rollout.version}: a person is asked whether it may go on."
     if rollout is not None and rollout.held is not None:
-        return "on_hold", f"{rollout.version} is on hold: promote it or roll it back."
+        reason = short_text(reason_of_hold, most=LONGEST_REASON).rstrip(".")
+        because = f" Why: {reason}." if reason else ""
+        return "on_hold", f"{rollout.version} is on hold: promote it or roll it back.{because}"
     if status.trouble:
         return "trouble", visible_text(status.trouble)
     if failed := [version for version in status.versions.values() if version.failed]:

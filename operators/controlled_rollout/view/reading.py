@@ -15,7 +15,7 @@ from controlled_rollout.record.in_time import within_time
 from controlled_rollout.target.protocol import EndpointStatus, Revision, Target
 from controlled_rollout.view.followed_record import FollowedRecord
 from controlled_rollout.view.models import EndpointOverview, LogTail
-from controlled_rollout.view.overview import Creation, creations, endpoint_overview
+from controlled_rollout.view.overview import Creation, creations, endpoint_overview, hold_reason
 from controlled_rollout.view.recent_looks import RecentLooks
 from controlled_rollout.visible_text import visible_text
 from controlled_rollout.workspace import Workspace
@@ -40,12 +40,14 @@ class KnownEndpoint:
     Attributes:
         endpoint: Its newest revision; None before it was read.
         created: When and by whom its versions were created.
+        reason_of_hold: Why its rollout was put on hold; empty if it is not.
         looks: How its rollout is going.
         followed: How far the record was read for that.
     """
 
     endpoint: Endpoint | None = None
     created: Mapping[str, Creation] = field(default_factory=dict)
+    reason_of_hold: str = ""
     looks: RecentLooks = field(default_factory=RecentLooks)
     followed: FollowedRecord | None = None
     _following: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -57,6 +59,7 @@ class KnownEndpoint:
             history: The revisions, oldest first.
         """
         self.endpoint, self.created = history[-1].endpoint, creations(history)
+        self.reason_of_hold = hold_reason(history)
         rollout = self.endpoint.rollout
         if self.looks.rollout is None or not self.looks.rollout.is_same(rollout):
             self.looks, self.followed = RecentLooks(rollout), None
@@ -123,7 +126,9 @@ async def overview_of(
             async with asyncio.timeout(record_s):
                 storage = record.storage_of(workspace, endpoint.name)
                 await within_time(storage.name, lambda: known.follow(workspace, endpoint.name))
-    return endpoint_overview(workspace.name, status, endpoint, known.created, known.looks)
+    return endpoint_overview(
+        workspace.name, status, endpoint, known.created, known.looks, reason_of_hold=known.reason_of_hold
+    )
 
 
 async def read_log_tail(workspace: Workspace, target: Target, name: str, version: str, *, tail: int) -> LogTail:

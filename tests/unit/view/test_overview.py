@@ -18,7 +18,7 @@ from controlled_rollout.target.protocol import (
 )
 from controlled_rollout.view.history import history_entries
 from controlled_rollout.view.models import EndpointOverview
-from controlled_rollout.view.overview import by_urgency, creations, endpoint_overview, unread_endpoint
+from controlled_rollout.view.overview import by_urgency, creations, endpoint_overview, hold_reason, unread_endpoint
 from controlled_rollout.view.recent_looks import RecentLooks
 from controlled_rollout.view.runs import run_of_author, run_of_owner
 from controlled_rollout.view.sentences import (
@@ -63,7 +63,15 @@ def status(**changes: object) -> EndpointStatus:
 
 def overview(revisions: list[Revision], looks: RecentLooks | None = None, **changes: object) -> EndpointOverview:
     endpoint = revisions[-1].endpoint
-    return endpoint_overview("ml", status(**changes), endpoint, creations(revisions), looks or RecentLooks(), read=T0)
+    return endpoint_overview(
+        "ml",
+        status(**changes),
+        endpoint,
+        creations(revisions),
+        looks or RecentLooks(),
+        reason_of_hold=hold_reason(revisions),
+        read=T0,
+    )
 
 
 def look_line(
@@ -118,6 +126,19 @@ def test_what_is_not_known_is_not_shown_as_a_number() -> None:
     assert all(version.replicas is None and version.traffic.served is None for version in shown.versions)
     # The oldest revision that is kept has it already.
     assert shown.versions[0].created is None
+
+
+def test_a_hold_is_shown_with_the_reason_of_whoever_has_put_it_on_hold() -> None:
+    revisions = history()
+    held = revisions[-1].endpoint.hold("v2a", owner=RUN, at=T0 + timedelta(hours=1))
+    for endpoint, reason in ((held, "I look first (maria)."), (held, "a key was renewed")):
+        after = Revision.after(endpoint.model_copy(update={"revision": len(revisions)}), Change(who="x", reason=reason))
+        revisions.append(after)
+    sentence = "v2a is on hold: promote it or roll it back. Why: I look first (maria)."
+    assert overview(revisions).attention == sentence
+    # The revision that began it is not kept any more.
+    assert overview(revisions[4:]).attention == "v2a is on hold: promote it or roll it back."
+    assert hold_reason(revisions[:3]) == ""
 
 
 def test_who_needs_a_person_comes_first() -> None:
