@@ -1,4 +1,4 @@
-"""Takes the pictures of `docs/page.md` of real rollouts, in about five minutes: `python -m tests.browser.pictures`."""
+"""Takes the pictures of `docs/page.md` of real rollouts, in about ten minutes: `python -m tests.browser.pictures`."""
 
 import tempfile
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ def run(data):
         raise ValueError("a row without a value")
     return {"digit": random.randrange(10)}
 """
-SCENE: Final = Scene(steps=(10, 50), bake="90 s", rate=30, script=SCRIPT, steady=("prices",), dag_id=DAG, away=False)
-LOOKED_AT_S: Final = 60.0
+SCENE: Final = Scene(steps=(10, 50), bake="3 min", rate=20, script=SCRIPT, steady=("prices",), dag_id=DAG, away=False)
+LOOKED_AT_S: Final = 45.0
 
 
 @contextmanager
@@ -47,6 +47,8 @@ def picture(here: Rollouts, name: str, path: str, *, width: int = WIDE, height: 
 def hold(here: Rollouts, endpoint: str) -> None:
     """Put a rollout on hold, on the page."""
     with here.airflow.page(f"{PAGE}/{WORKSPACE}/{endpoint}") as page:
+        # Without a look at the present share a hold is refused.
+        expect(page.get_by_role("region", name="Verdict")).to_be_visible()
         page.get_by_role("region", name="Rollout").get_by_role("button", name="Hold").click()
         dialog = page.get_by_role("dialog")
         dialog.get_by_role("textbox", name="Reason").fill("Support reports odd answers: look before it goes on")

@@ -82,6 +82,8 @@ def test_a_hold_whose_answers_are_lost_is_started_once(here: Rollouts) -> None:
             route.abort()
 
         page.route("**/api/v2/dags/hold/dagRuns", lose)
+        # Without a look at the present share a hold is refused.
+        expect(page.get_by_role("region", name="Verdict")).to_be_visible()
         dialog = open_dialog(page, "Hold")
         dialog.get_by_role("textbox", name="Reason").fill("I want to look at it first")
         dialog.get_by_role("button", name="Hold").click()

@@ -17,7 +17,7 @@ from controlled_rollout.target.protocol import Change, Target
 from controlled_rollout.target.waiting import Progress, retry_until_available
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["hold"]
+__all__ = ["hold", "hold_refusal"]
 
 # A look may mark the endpoint at the same moment; more conflicts than this are not met.
 TRIES: Final = 5
@@ -123,6 +123,21 @@ async def _take_off(target: Target, held: Endpoint, version: str, change: Change
                 newest.resume(version, owner=None, at=datetime.now(UTC)), Change(who=change.who, reason=sentence)
             )
             return
+
+
+async def hold_refusal(workspace: Workspace, endpoint: str, version: str) -> str | None:
+    """Return why a version could not be put on hold now because of its gate; None if nothing speaks against it.
+
+    Args:
+        workspace: Where the endpoint lives.
+        endpoint: The endpoint's name.
+        version: The version that a run rolls out.
+    """
+    try:
+        await _check_gate_looks(workspace, endpoint, version)
+    except ControlledRolloutError as error:
+        return str(error)
+    return None
 
 
 async def _check_gate_looks(workspace: Workspace, endpoint: str, version: str) -> datetime | None:

@@ -27,6 +27,7 @@ def actions(
     *,
     percentile: float,
     at: datetime,
+    hold_refusal: str | None = None,
 ) -> Actions:
     """Return a preview of each action for each version of an endpoint.
 
@@ -37,6 +38,7 @@ def actions(
         dag_ids: The DAGs that do it, by action.
         percentile: The per cent of a shift.
         at: The present.
+        hold_refusal: Why the gate of the rollout does not let it be put on hold now; None if it does.
     """
     endpoint = history[-1].endpoint
     previews = [
@@ -51,6 +53,7 @@ def actions(
             _preview(
                 endpoint, "hold", version, partial(edits.hold, endpoint, version, at=at),
                 f"The rollout of {version} does not go on by itself; traffic stays as it is.",
+                hold_refusal if endpoint.rollout and endpoint.rollout.version == version else None,
             ),
             _preview(
                 endpoint, "shift", version,

@@ -12,6 +12,7 @@ from controlled_rollout.errors import (
     TargetUnavailableError,
     WorkspaceError,
 )
+from controlled_rollout.steps.holding import hold_refusal
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.protocol import Target
 from controlled_rollout.view.actions import actions
@@ -101,10 +102,20 @@ class Workspaces:
             TargetUnavailableError: The workspace does not answer.
         """
 
-        async def read(_: Workspace, target: Target) -> Actions:
-            """Read history and status, and preview the actions."""
+        async def read(opened: Workspace, target: Target) -> Actions:
+            """Read history, status and the record's end, and preview the actions."""
             history, status = await target.history(endpoint), await target.status(endpoint, inspect=False)
-            return actions(workspace, history, status, dag_ids(), percentile=percentile, at=datetime.now(UTC))
+            rollout = history[-1].endpoint.rollout
+            refusal = await hold_refusal(opened, endpoint, rollout.version) if rollout else None
+            return actions(
+                workspace,
+                history,
+                status,
+                dag_ids(),
+                percentile=percentile,
+                at=datetime.now(UTC),
+                hold_refusal=refusal,
+            )
 
         return await self._opened(workspace, read)
 

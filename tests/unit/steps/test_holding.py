@@ -129,10 +129,13 @@ async def test_between_a_shift_and_the_first_look_of_its_gate_nothing_would_heed
 ) -> None:
     shift = Change(who="Ada")
     await steps.shift(workspace, "digits", "new", percentile=5, change=shift, owner=RUN, progress=quiet)
-    with pytest.raises(ConflictError, match="no gate has looked at its present share yet"):
+    with pytest.raises(ConflictError, match="no gate has looked at its present share yet") as refused:
         await hold(workspace)
     assert lines(workspace) == []
+    # Who asks before is told the same.
+    assert await holding.hold_refusal(workspace, "digits", "new") == str(refused.value)
     gate_looks(workspace, target)
+    assert await holding.hold_refusal(workspace, "digits", "new") is None
     await hold(workspace)
     assert len(lines(workspace)) == 1
 

@@ -32,13 +32,19 @@ def rolling_out(percent: float = 10.0) -> Endpoint:
 
 
 def preview(
-    revisions: list[Revision], action: ActionName, version: str, *, percentile: float = 25.0, failed: bool = False
+    revisions: list[Revision],
+    action: ActionName,
+    version: str,
+    *,
+    percentile: float = 25.0,
+    failed: bool = False,
+    hold_refusal: str | None = None,
 ) -> ActionPreview:
     status = EndpointStatus(
         name="digits", url="", revision=3, served_revision=3,
         versions={"v2a": VersionStatus(name="v2a", ready=False, failed=failed, cause="it crashes\x1b[2J")},
     )  # fmt: skip
-    found = actions("ml", revisions, status, DAGS, percentile=percentile, at=T0)
+    found = actions("ml", revisions, status, DAGS, percentile=percentile, at=T0, hold_refusal=hold_refusal)
     [one] = [one for one in found.actions if (one.action, one.version) == (action, version)]
     assert one.allowed is (one.refusal is None)
     assert one.before == revisions[-1].endpoint.effective_traffic()
@@ -105,3 +111,11 @@ def test_a_version_that_does_not_become_ready_gets_no_traffic_but_may_lose_it() 
         assert r"it crashes\x1b[2J" in (preview(revisions, action, "v2a", failed=True).refusal or "")
     assert preview(revisions, "shift", "v2a", percentile=0, failed=True).allowed
     assert preview(revisions, "roll_back", "v2a", failed=True).allowed
+
+
+def test_a_hold_that_no_gate_would_heed_is_refused_before_it_is_tried() -> None:
+    revisions = history(first(), rolling_out())
+    assert preview(revisions, "hold", "v2a").allowed
+    refused = preview(revisions, "hold", "v2a", hold_refusal="no gate has looked at its present share yet")
+    assert refused.refusal == "no gate has looked at its present share yet"
+    assert preview(revisions, "promote", "v2a", hold_refusal="no gate has looked").allowed

@@ -131,7 +131,7 @@ function optionsOf(element: HTMLElement, newest: { current: ChartProps }): uPlot
       y: logarithmic ? { distr: 3, log: 10 } : { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] },
     },
     axes: [
-      { ...axis, values: timesOfAxis },
+      { ...axis, values: timesOfAxis, space: (plot) => widthOfTime(lengthOf(plot)) },
       {
         ...axis,
         grid: { ...axis.grid, show: !logarithmic },
@@ -154,14 +154,24 @@ function optionsOf(element: HTMLElement, newest: { current: ChartProps }): uPlot
   };
 }
 
+const SHORT_S = 300;
+const LONG_S = 86_400;
+
+const lengthOf = (plot: uPlot): number => (plot.scales.x?.max ?? 0) - (plot.scales.x?.min ?? 0);
+
+/** The room that a time on the axis needs, in pixels, so that times do not overlap on a phone. */
+const widthOfTime = (length: number): number => (length > LONG_S ? 100 : length < SHORT_S ? 70 : 50);
+
 /** Times as this browser writes them: with seconds on a short axis, with the date on one of days. */
 function timesOfAxis(plot: uPlot, ticks: number[]): string[] {
-  const length = (plot.scales.x?.max ?? 0) - (plot.scales.x?.min ?? 0);
+  const length = lengthOf(plot);
   const format: Intl.DateTimeFormatOptions = { hour: "2-digit", minute: "2-digit", hour12: false };
-  if (length < 300) format.second = "2-digit";
-  if (length > 86_400) Object.assign(format, { month: "short", day: "numeric" });
+  if (length < SHORT_S) format.second = "2-digit";
+  if (length > LONG_S) Object.assign(format, { month: "short", day: "numeric" });
   return ticks.map((tick) => new Date(tick * 1000).toLocaleString(undefined, format));
 }
+
+const isShare = ({ label }: { label: string }): boolean => label.endsWith("%");
 
 function drawMarks(plot: uPlot, { marks = [], threshold }: ChartProps, colour: string): void {
   const { ctx, bbox } = plot;
@@ -173,15 +183,24 @@ function drawMarks(plot: uPlot, { marks = [], threshold }: ChartProps, colour: s
   ctx.textBaseline = "alphabetic";
   ctx.font = `${11 * pixels}px sans-serif`;
   ctx.setLineDash([2 * pixels, 3 * pixels]);
-  let free = bbox.left;
-  for (const { time, label } of marks) {
-    const x = plot.valToPos(time, "x", true);
-    if (x < bbox.left || x > bbox.left + bbox.width) continue;
-    line(ctx, x, bbox.top, x, bbox.top + bbox.height);
-    if (x >= free) {
-      ctx.fillText(label, x + 3 * pixels, bbox.top + 11 * pixels);
-      free = x + ctx.measureText(label).width + 8 * pixels;
-    }
+  const shown = marks
+    .map(({ time, label }) => ({ label, x: plot.valToPos(time, "x", true) }))
+    .filter(({ x }) => x >= bbox.left && x <= bbox.left + bbox.width);
+  for (const { x } of shown) line(ctx, x, bbox.top, x, bbox.top + bbox.height);
+  const gap = 3 * pixels;
+  const taken: [number, number][] = [];
+  // Where labels would overlap, shares are more telling than the names of steps.
+  for (const { x, label } of [...shown.filter(isShare), ...shown.filter((mark) => !isShare(mark))]) {
+    const width = ctx.measureText(label).width;
+    const begin = [x + gap, x - gap - width].find(
+      (from) =>
+        from >= bbox.left &&
+        from + width <= bbox.left + bbox.width &&
+        taken.every(([first, last]) => from + width + gap < first || from > last + gap),
+    );
+    if (begin === undefined) continue;
+    ctx.fillText(label, begin, bbox.top + 11 * pixels);
+    taken.push([begin, begin + width]);
   }
   if (threshold) {
     const y = plot.valToPos(threshold.value, "y", true);

@@ -130,7 +130,12 @@ const Rollout = ({ rollout, onAct }: { rollout: RolloutOverview; onAct: (acting:
     {rollout.silence && <Text fontSize="sm">{rollout.silence}</Text>}
     <HStack mt={2} flexWrap="wrap">
       {(Object.keys(ACTIONS) as ActionName[]).map((action) => (
-        <Button key={action} size="sm" variant="outline" onClick={() => onAct({ version: rollout.version, action })}>
+        <Button
+          key={action}
+          size={{ base: "md", md: "sm" }}
+          variant="outline"
+          onClick={() => onAct({ version: rollout.version, action })}
+        >
           {ACTIONS[action]}…
         </Button>
       ))}
