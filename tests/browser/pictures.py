@@ -28,8 +28,19 @@ def run(data):
         raise ValueError("a row without a value")
     return {"digit": random.randrange(10)}
 """
-SCENE: Final = Scene(steps=(10, 50), bake="3 min", rate=20, script=SCRIPT, steady=("prices",), dag_id=DAG, away=False)
+SCENE: Final = Scene(
+    steps=(10, 50),
+    bake="3 min",
+    bin_width="5 s",
+    quantile=0.9,
+    rate=20,
+    script=SCRIPT,
+    steady=("prices",),
+    dag_id=DAG,
+    away=False,
+)
 LOOKED_AT_S: Final = 45.0
+TRANSITIONS_MS: Final = 500
 
 
 @contextmanager
@@ -40,6 +51,7 @@ def picture(here: Rollouts, name: str, path: str, *, width: int = WIDE, height: 
         yield page
         # Charts are drawn after their data came.
         page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(TRANSITIONS_MS)
         page.screenshot(path=DOCS / f"page-{name}.png")
         print(f"docs/page-{name}.png")  # noqa: T201
 
@@ -76,6 +88,7 @@ def take(here: Rollouts) -> None:
         dialog = page.get_by_role("dialog")
         expect(dialog).to_contain_text("Traffic before and after")
         dialog.get_by_role("textbox", name="Reason").fill("The odd answers came from a test client")
+        expect(dialog.get_by_role("button", name="Promote")).to_be_enabled()
 
 
 if __name__ == "__main__":

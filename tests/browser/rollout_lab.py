@@ -6,7 +6,7 @@ import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import copy
 from string import Template
@@ -43,8 +43,8 @@ with DAG(
 ):
     ControlledRollout(
         endpoint="{{ params.endpoint }}", image="{{ params.image }}", steps=$steps, settings={"num_replicas": 1},
-        bake="$bake", interval="1 s", bin_width="1 s", allowed_lag="2 s", baseline_length="30 s",
-        gate={"warm_up": "1 s", "latency_quantiles": [0.5], "latency_tolerance": 3.0}, decision_timeout="2 h",
+        bake="$bake", interval="1 s", bin_width="$bin_width", allowed_lag="2 s", baseline_length="30 s",
+        gate={"warm_up": "1 s", "latency_quantiles": [$quantile], "latency_tolerance": 3.0}, decision_timeout="2 h",
         keep_warm="1 h", deferrable=False,
     )
 """)
@@ -80,6 +80,8 @@ class Scene:
     Attributes:
         steps: The steps of each rollout.
         bake: The least time at each step: the tests' rollouts stay at their first until a person does something.
+        bin_width: The width of the gate's bins.
+        quantile: The quantile of latencies that it compares.
         rate: The requests a second to each endpoint.
         script: The model's `score.py`; None for one that answers at once.
         steady: Endpoints besides, without a rollout.
@@ -89,6 +91,8 @@ class Scene:
 
     steps: tuple[float, ...] = (10,)
     bake: str = "1 h"
+    bin_width: str = "1 s"
+    quantile: float = 0.5
     rate: float = 20
     script: str | None = None
     steady: tuple[str, ...] = ()
@@ -164,7 +168,7 @@ def _settings(folder: Path, lab: Lab, scene: Scene) -> dict[str, str]:
     dags.mkdir()
     for shipped in DAGS.glob("*.py"):
         copy(shipped, dags)
-    dag_file = DAG_FILE.substitute(dag_id=scene.dag_id, steps=scene.steps, bake=scene.bake)
+    dag_file = DAG_FILE.substitute(asdict(scene))
     (dags / f"{scene.dag_id}.py").write_text(dag_file)
     here = {"conn_type": "controlled_rollout", "extra": {"target": "local", "root": str(lab.workspace.root)}}
     away = {"conn_type": "controlled_rollout", "extra": {"target": "local", "root": str(folder / "nothing-runs-here")}}

@@ -82,7 +82,7 @@ def waiting_sentence(looks: RecentLooks, *, step: str, held: datetime | None) ->
         held: Since when it is on hold; None if it is not.
     """
     if held is not None:
-        return f"a person: it is on hold since {held:%Y-%m-%d %H:%M} UTC; promote it or roll it back"
+        return f"a person: it is on hold since {held:%Y-%m-%d %H:%M} UTC"
     if looks.asked is not None:
         return f"a person's answer to the question of {looks.asked:%Y-%m-%d %H:%M} UTC, in Required Actions"
     verdict = looks.verdict

@@ -305,12 +305,12 @@ async def test_a_connection_that_leads_elsewhere_shows_nothing_of_where_it_led_b
 async def test_a_request_shows_what_has_changed_since_the_last_reading(
     workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Nothing is read but for requests.
+    for name in ("POLL_S", "FRESH_WAIT_S", "FRESH_DETAIL_WAIT_S"):
+        monkeypatch.setattr(watched_workspace, name, WAIT_S)
     await deploy(workspace, "digits")
     await read(watched)
     shown = await until(lambda: loaded_detail(watched, "digits"), "the page", timeout_s=WAIT_S)
-    # From here on nothing is read but for requests.
-    for name in ("POLL_S", "FRESH_WAIT_S", "FRESH_DETAIL_WAIT_S"):
-        monkeypatch.setattr(watched_workspace, name, WAIT_S)
     monkeypatch.setattr(watched_workspace, "FRESH_S", 0.0)
     monkeypatch.setattr(watched_workspace, "READING_SHARE", 0)
 
@@ -332,13 +332,12 @@ async def loaded_detail(watched: WatchedWorkspace, endpoint: str) -> EndpointDet
 async def test_many_requests_at_once_read_an_endpoint_once(
     workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("POLL_S", "FRESH_WAIT_S", "FRESH_DETAIL_WAIT_S"):
+        monkeypatch.setattr(watched_workspace, name, WAIT_S)
     await deploy(workspace, "digits")
     await read(watched)
     await until(lambda: loaded_detail(watched, "digits"), "the page", timeout_s=WAIT_S)
-    monkeypatch.setattr(watched_workspace, "POLL_S", WAIT_S)
     monkeypatch.setattr(watched_workspace, "FRESH_S", 0.0)
-    # From the next reading on nothing is read but for requests.
-    await asyncio.wait_for(watched._round.wait(), WAIT_S)
     before = target.statuses
     await asyncio.gather(*(watched.detail("digits") for _ in range(20)))
     assert target.statuses - before == 1

@@ -131,7 +131,7 @@ function optionsOf(element: HTMLElement, newest: { current: ChartProps }): uPlot
       y: logarithmic ? { distr: 3, log: 10 } : { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] },
     },
     axes: [
-      { ...axis, values: timesOfAxis, space: (plot) => widthOfTime(lengthOf(plot)) },
+      { ...axis, values: timesOfAxis, space: (plot) => (lengthOf(plot) > LONG_S ? 100 : 70) },
       {
         ...axis,
         grid: { ...axis.grid, show: !logarithmic },
@@ -154,20 +154,16 @@ function optionsOf(element: HTMLElement, newest: { current: ChartProps }): uPlot
   };
 }
 
-const SHORT_S = 300;
 const LONG_S = 86_400;
 
 const lengthOf = (plot: uPlot): number => (plot.scales.x?.max ?? 0) - (plot.scales.x?.min ?? 0);
 
-/** The room that a time on the axis needs, in pixels, so that times do not overlap on a phone. */
-const widthOfTime = (length: number): number => (length > LONG_S ? 100 : length < SHORT_S ? 70 : 50);
-
-/** Times as this browser writes them: with seconds on a short axis, with the date on one of days. */
+/** Times as this browser writes them: with seconds where they are less than a minute apart, with the date on an axis of days. */
 function timesOfAxis(plot: uPlot, ticks: number[]): string[] {
-  const length = lengthOf(plot);
+  const [first = 0, second = 60] = ticks;
   const format: Intl.DateTimeFormatOptions = { hour: "2-digit", minute: "2-digit", hour12: false };
-  if (length < SHORT_S) format.second = "2-digit";
-  if (length > LONG_S) Object.assign(format, { month: "short", day: "numeric" });
+  if (second - first < 60) format.second = "2-digit";
+  if (lengthOf(plot) > LONG_S) Object.assign(format, { month: "short", day: "numeric" });
   return ticks.map((tick) => new Date(tick * 1000).toLocaleString(undefined, format));
 }
 

@@ -120,16 +120,23 @@ const Notices = ({ overview }: { overview: EndpointOverview }) => (
   </>
 );
 
+/** What may help: a rollout that is on hold is not put on hold. */
+const actionsOn = ({ held }: RolloutOverview): ActionName[] =>
+  (Object.keys(ACTIONS) as ActionName[]).filter((action) => action !== "hold" || held === null);
+
 const Rollout = ({ rollout, onAct }: { rollout: RolloutOverview; onAct: (acting: Acting) => void }) => (
   <Box as="section" aria-label="Rollout" borderWidth={1} borderRadius="md" p={3} my={3}>
     <Text>
       Rollout of <b>{rollout.version}</b> by <Who who={rollout.owner} run={rollout.run} /> since{" "}
-      <Time at={rollout.started} />, at <b>{rollout.step}</b>
+      <Time at={rollout.started} />, at{" "}
+      <Box as="b" whiteSpace="nowrap">
+        {rollout.step}
+      </Box>
     </Text>
     <Text role="status">Waits for {rollout.waiting_for}</Text>
     {rollout.silence && <Text fontSize="sm">{rollout.silence}</Text>}
     <HStack mt={2} flexWrap="wrap">
-      {(Object.keys(ACTIONS) as ActionName[]).map((action) => (
+      {actionsOn(rollout).map((action) => (
         <Button
           key={action}
           size={{ base: "md", md: "sm" }}
