@@ -1,5 +1,7 @@
 """A local workspace whose disk is full: whoever wants to go back can."""
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
@@ -11,6 +13,10 @@ import pytest
 from controlled_rollout import record, steps
 from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.steps import Change
+from controlled_rollout.target.local import supervisor_process
+from controlled_rollout.target.local.reserve import Reserve
+from controlled_rollout.target.local.supervisor_state import SupervisorState
+from controlled_rollout.workspace import Workspace
 from tests.local.local_target_lab import Lab, running
 from tests.small_disk import fill, small_disk
 
@@ -35,6 +41,39 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def lab(disk: Path) -> Iterator[Lab]:
     with running(disk) as lab:
         yield lab
+
+
+def test_a_supervisor_that_starts_on_a_full_disk_is_found_all_the_same(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        workspace, reserve = Workspace.local(disk), Reserve(disk / "reserve", number=2)
+        reserve.fill()
+        fill(disk)
+        state = SupervisorState(
+            pid=1, runtime=disk, socket=disk / "socket", router_url="http://127.0.0.1:8088", telemetry_url="",
+            telemetry_workspace_id=None, telemetry_token_file=disk / "token", envoy_admin=disk / "admin",
+        )  # fmt: skip
+        with pytest.raises(OSError, match="No space left"):
+            state.write(workspace)
+
+        state.write(workspace, reserve)
+
+        assert SupervisorState.read(workspace) == state
+
+
+def test_a_start_that_finds_no_space_says_so_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(spools: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(spools))
+
+    monkeypatch.setattr(supervisor_process, "end_spools", full)
+    reports: list[supervisor_process.StartReport] = []
+
+    code = supervisor_process.run_supervisor(
+        Workspace.local(tmp_path), port=0, host="127.0.0.1", report=reports.append, credentials={}
+    )
+
+    assert (code, [report["goes_on"] for report in reports]) == (1, [False])
+    expected = f"did not start: No space left on device in {tmp_path / 'spools'}: free disk space there, and start"
+    assert expected in reports[0]["message"]
 
 
 async def status_of_answer(url: str, key: str) -> int:

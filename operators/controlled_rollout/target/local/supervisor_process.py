@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Self, TypedDict
@@ -29,7 +30,7 @@ from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.remains import end_remains
 from controlled_rollout.target.local.replica import LaunchSpec
 from controlled_rollout.target.local.replica_numbers import ReplicaNumbers
-from controlled_rollout.target.local.reserve import Reserve
+from controlled_rollout.target.local.reserve import Reserve, is_out_of_space
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.router_certificate import RouterCertificate
 from controlled_rollout.target.local.runtime_folder import runtime_folder
@@ -111,6 +112,11 @@ def run_supervisor(
     except WorkspaceError as error:
         report({"code": 2, "message": str(error), "goes_on": False})
         return 2
+    except OSError as error:
+        if not is_out_of_space(error):
+            raise
+        report({"code": 1, "message": _no_space_message(workspace, error), "goes_on": False})
+        return 1
     finally:
         lock.release()
 
@@ -123,6 +129,14 @@ def _folder_in_use_message(workspace: Workspace, lock: FolderLock) -> str:
     return (
         f"the workspace {workspace.root} is in use: {process} {serves}; use that one, choose another folder, or end it "
         f"with `{workspace.local_command('down')}`"
+    )
+
+
+def _no_space_message(workspace: Workspace, error: OSError) -> str:
+    """Return the message for a start that a full disk has ended."""
+    return (
+        f"the workspace {workspace.root} did not start: {error.strerror} in {error.filename or tempfile.gettempdir()}: "
+        "free disk space there, and start it again"
     )
 
 
@@ -174,9 +188,9 @@ class _SupervisorProcess:
         self._lock = lock
         self._runtime = runtime
         self._end = asyncio.Event()
-        reserve = Reserve(workspace.root / "reserve")
-        reserve.fill()
-        self._revisions = RevisionStore(atomic_files.create_private_folder(workspace.endpoints_folder), reserve)
+        self._reserve = Reserve(workspace.root / "reserve")
+        self._reserve.fill()
+        self._revisions = RevisionStore(atomic_files.create_private_folder(workspace.endpoints_folder), self._reserve)
         self._stored = StoredEndpoints(self._revisions)
         self._telemetry_log = LogFile(workspace.logs_folder / "telemetry.log")
         # Anew at each start: only the router and the store know it.
@@ -280,8 +294,12 @@ class _SupervisorProcess:
         return "\n".join([f"running: {self._envoy.url} (workspace {self._workspace.root})", *damages])
 
     def _write_state(self) -> None:
-        """Write the file in which clients find this supervisor, and a later supervisor finds its remains."""
-        self._state().write(self._workspace)
+        """Write the file in which clients find this supervisor, and a later supervisor finds its remains.
+
+        If it cannot be written now, `_keep_state` may in a second: what runs goes on serving.
+        """
+        with contextlib.suppress(OSError):
+            self._state().write(self._workspace, self._reserve)
 
     def _state(self) -> SupervisorState:
         """Return what clients have to know of this supervisor."""
@@ -347,8 +365,7 @@ class _SupervisorProcess:
             with contextlib.suppress(TargetUnavailableError):
                 found = SupervisorState.read(self._workspace)
             if found != self._state():
-                with contextlib.suppress(OSError):  # if it cannot be written now, perhaps in a second
-                    self._write_state()
+                self._write_state()
             await asyncio.sleep(STATE_INTERVAL_S)
 
     async def _stop(self, serving_api: "asyncio.Task[None]") -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.target.local import atomic_files
 from controlled_rollout.target.local.process_identity import ProcessIdentity
+from controlled_rollout.target.local.reserve import Reserve
 from controlled_rollout.text_file import read_regular_file
 from controlled_rollout.workspace import Workspace
 
@@ -66,9 +67,14 @@ class SupervisorState(BaseModel):
                 "the account that started it, or name another folder"
             ) from error
 
-    def write(self, workspace: Workspace) -> None:
-        """Write the state file of a workspace."""
-        atomic_files.write_atomically(workspace.state_file, self.model_dump_json(indent=1).encode())
+    def write(self, workspace: Workspace, reserve: Reserve | None = None) -> None:
+        """Write the state file of a workspace.
+
+        Args:
+            workspace: The workspace.
+            reserve: The space to use if the disk is full: without this file nobody finds the supervisor to go back.
+        """
+        atomic_files.write_atomically(workspace.state_file, self.model_dump_json(indent=1).encode(), reserve=reserve)
 
 
 class LockOwner(BaseModel):
