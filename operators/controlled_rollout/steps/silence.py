@@ -6,15 +6,21 @@
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from controlled_rollout.defaults import ROLL_BACK_TIMEOUT
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ControlledRolloutError, EndpointNotFoundError, NothingToDoError
-from controlled_rollout.steps.going_back import rollback_step, try_until_done
+from controlled_rollout.errors import (
+    ControlledRolloutError,
+    EndpointNotFoundError,
+    NothingToDoError,
+    RouterTimeoutError,
+)
+from controlled_rollout.steps.going_back import may_pass, rollback_step, try_until_done
 from controlled_rollout.steps.skeleton import run_step
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.history import ON_SILENCE
@@ -25,6 +31,9 @@ from controlled_rollout.target.waiting import Progress
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["SilenceWatch", "take_back"]
+
+# For how long one call tries to store what it takes back, such as while the target refuses it.
+NOT_STORED_S: Final = 15.0
 
 
 class SilenceWatch:
@@ -83,7 +92,8 @@ async def take_back(
         workspace: Where the record is.
         target: Where the endpoint is, open.
         order: What is to be taken back, and what that was decided on.
-        timeout: How long to go on trying; None for as long as any roll-back.
+        timeout: How long to go on trying until the router confirms it; None for as long as any roll-back. What cannot
+            even be stored is not tried for longer than `NOT_STORED_S`.
         progress: Called with a sentence when something changes, and after each try.
 
     Returns:
@@ -93,6 +103,7 @@ async def take_back(
         NothingToDoError: Somebody has looked, held, shifted or ended the rollout meanwhile.
         ConflictError: Another run has taken the endpoint meanwhile.
         DeploymentError: The router did not confirm the split until the time was over.
+        ControlledRolloutError: It could not be stored: call again.
     """
     name, version = order.endpoint, order.rollout.version
 
@@ -115,8 +126,17 @@ async def take_back(
             raise NothingToDoError(f"{version!r} is not taken back: {error}") from error
         return await run_step(step, workspace, target, name, change=change, timeout=limit, progress=progress)
 
-    timeout = ROLL_BACK_TIMEOUT if timeout is None else timeout
-    return await try_until_done(attempt, timeout=timeout, progress=progress, done="taken back")
+    timeout, began_s = ROLL_BACK_TIMEOUT if timeout is None else timeout, time.monotonic()
+
+    def goes_on(error: Exception) -> bool:
+        """Return whether to try again: for as long as any roll-back once the router is to serve it, else not for long.
+
+        Who calls this tries again by itself, and in between it tells people why the treatment keeps its traffic.
+        """
+        is_stored = isinstance(error, RouterTimeoutError)
+        return is_stored or (may_pass(error) and time.monotonic() - began_s < NOT_STORED_S)
+
+    return await try_until_done(attempt, timeout=timeout, progress=progress, done="taken back", try_again_after=goes_on)
 
 
 async def _take_back_local(arguments: dict[str, Any]) -> None:

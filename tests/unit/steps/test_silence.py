@@ -1,5 +1,6 @@
 """Taking a treatment back that nobody looks at: once, only if nobody is there, and clean for a run that comes back."""
 
+import asyncio
 import json
 from contextlib import suppress
 from datetime import timedelta
@@ -9,7 +10,7 @@ import pytest
 
 from controlled_rollout import record, steps
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError, DeploymentError, NothingToDoError
+from controlled_rollout.errors import ConflictError, DeploymentError, NothingToDoError, TargetUnavailableError
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.steps import Change, going_back, silence, skeleton
 from controlled_rollout.steps.silence import SilenceWatch, take_back
@@ -221,6 +222,26 @@ async def test_watch_takes_back_when_the_time_has_come_and_not_before(
     calls = len(target.calls)
     await watch.look_after(target, (await target.history("digits"))[-1], progress=said.append)
     assert target.calls[calls:] == ["history"], "nothing is asked where nobody has to look"
+
+
+async def test_what_cannot_be_stored_is_not_tried_for_an_hour_before_people_are_told(
+    workspace: Workspace, target: MemoryTarget, canary: TakeBack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as while the agent's Role lacks a permission, or the disk is full."""
+    monkeypatch.setattr(silence, "NOT_STORED_S", 0.05)
+    tries = 0
+
+    def refuse() -> None:
+        nonlocal tries
+        tries += 1
+        raise TargetUnavailableError("the API server answered 403")
+
+    target.before["apply"] = refuse
+    async with asyncio.timeout(60):
+        with pytest.raises(TargetUnavailableError, match="403"):
+            await take_back(workspace, target, canary, progress=quiet)
+    assert tries > 1
+    assert share(target) == 10
 
 
 async def test_watch_that_could_not_take_back_waits_before_it_tries_again(
