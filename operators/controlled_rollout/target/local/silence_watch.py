@@ -29,6 +29,7 @@ from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.silence import TakeBack, Watched, unattended_rollout
 from controlled_rollout.target.silence_checks import SilenceChecks
 from controlled_rollout.text_file import read_regular_file
+from controlled_rollout.visible_text import visible_text
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["SilenceWatch"]
@@ -39,8 +40,8 @@ MODULE: Final = "controlled_rollout.steps.silence"
 INTERVAL_S: Final = 2.0
 STOP_GRACE_S: Final = 5.0
 WATCHED_FILE: Final = "watched.json"
-# Of how many lines of the log the last one about an endpoint is taken.
-REASON_LINES: Final = 50
+# Of how much of a process's output its reason is taken.
+REMEMBERED_BYTES: Final = 16_384
 
 
 class SilenceWatch:
@@ -160,9 +161,10 @@ class SilenceWatch:
         arguments = json.dumps({"workspace": self._settings, "take_back": order.model_dump(mode="json")})
         command = [sys.executable, "-P", "-m", MODULE, arguments]
         process: ChildProcess | None = None
+        output = _RememberedLog(self._log.path)
         code, problem = 0, ""
         try:
-            process = await ChildProcess.start(command, environment=self._environment, log=self._log)
+            process = await ChildProcess.start(command, environment=self._environment, log=output)
             code = await process.wait()
         except OSError as error:
             problem = f"its process could not be started: {error}"
@@ -171,7 +173,7 @@ class SilenceWatch:
                 await process.stop(STOP_GRACE_S)
             del self._roll_backs[name]
         if code:
-            problem = f"{self._reason(name) or f'its process {describe_exit(code)}'} (look into {self._log.path})"
+            problem = f"{output.reason(name) or f'its process {describe_exit(code)}'} (look into {self._log.path})"
         self._note_end(order, problem)
 
     def _note_end(self, order: TakeBack, problem: str) -> None:
@@ -180,8 +182,19 @@ class SilenceWatch:
         if tries is not None:
             log.error("endpoint %s: %s", order.endpoint, tries.sentence)
 
-    def _reason(self, name: str) -> str:
-        """Return what the process for an endpoint has written last; empty if nothing. Several share one log."""
+
+class _RememberedLog(LogFile):
+    """The log file, and what one process has written last: a full disk, on which that is wanted, takes no log."""
+
+    _last = b""
+
+    def write(self, data: bytes) -> None:
+        """Append to the file, and remember."""
+        super().write(data)
+        self._last = (self._last + data)[-REMEMBERED_BYTES:]
+
+    def reason(self, name: str) -> str:
+        """Return why the process could not take an endpoint's treatment back; empty if it has not said it."""
         start = f"endpoint {name}: "
-        lines = [line for line in self._log.tail(REASON_LINES) if line.startswith(start)]
-        return lines[-1].removeprefix(start) if lines else ""
+        lines = [line for line in self._last.decode(errors="replace").splitlines() if line.startswith(start)]
+        return visible_text(lines[-1].removeprefix(start)) if lines else ""

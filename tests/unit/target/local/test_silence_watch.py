@@ -101,6 +101,9 @@ async def test_a_take_back_that_fails_is_tried_ever_more_rarely_and_status_says_
     python.write_text(f"#!/bin/sh\n{program}\n")
     python.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(python))
+    # As on a full disk: the reason is known although no log takes it.
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "silence.log").mkdir()
     watch = SilenceWatch(Workspace.local(tmp_path), Canary(tmp_path), runtime=tmp_path, credentials={})
     assert watch.warnings("digits") == ()
     watch.start()
