@@ -20,6 +20,7 @@ import pytest
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
+from tests.airflow_database import create_database
 from tests.airflow_home import DAGS, HOME
 from tests.faults import project
 from tests.local import run_dags
@@ -75,19 +76,15 @@ class Dags:
 
 
 @cache
-def migrate_database() -> None:
+def session_database() -> None:
     """Create the database of the session's Airflow, once."""
-    migrate = [sys.executable, "-m", "airflow", "db", "migrate"]
-    # Nothing of this project runs in it, and its coverage would double its time.
-    environment = {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_CONFIG"}
-    done = subprocess.run(migrate, env=environment | {"AIRFLOW_HOME": str(HOME)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    create_database(HOME)
 
 
 @contextmanager
 def dag_runner(root: Path, log: Path, folder: Path = DAGS) -> Iterator[Dags]:
     """Start a process that runs the DAGs of a folder."""
-    migrate_database()
+    session_database()
     environment = os.environ | {"CONTROLLED_ROLLOUT_HOME": str(root), "AIRFLOW_HOME": str(HOME)}
     environment["AIRFLOW__CORE__DAGS_FOLDER"] = str(folder)
     environment["AIRFLOW__OPENLINEAGE__TRANSPORT"] = json.dumps(
