@@ -97,6 +97,24 @@ def test_an_example_of_the_documentation_fits_its_schema_and_is_read(file: Path)
     READERS[file.stem](file)
 
 
+def test_the_page_about_files_shows_a_file_that_is_read_and_faults_as_they_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (DOCS / "files.md").read_text()
+    shown = page.partition("## An endpoint's file")[2].partition("```yaml\n")[2].partition("```")[0]
+    faults = page.partition("## What is refused")[2].partition("```\n")[2].partition("```")[0]
+    file = tmp_path / "endpoint.yaml"
+    (tmp_path / "gate.yaml").write_text("pass_ratio: 1.5\n")
+
+    file.write_text(shown.replace("…", "1" * 64))
+    assert list(read_endpoint_file(file).versions) == ["v1a", "v2a"]
+    file.write_text(
+        "# a schema\nname: digits\nversions:\n  v1a:\n    image: ''\n    cpu_coers: 1\n    memory_gb: much\n"
+    )
+    assert main(["deploy", "-f", str(file)]) == 1
+    assert capsys.readouterr().err == faults.replace("endpoint.yaml", str(file))
+
+
 def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the place of everything within a value."""
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
