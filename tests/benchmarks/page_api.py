@@ -152,7 +152,6 @@ def asked(url: str, server: psutil.Process) -> dict[str, float]:
                     client.get(path).raise_for_status()
                     took.append(1000 * (time.perf_counter() - began))
                     time.sleep(0.05)
-            busy_percent = busy(client, server, ("/overview", detail.format(0)))
             last = detail.format(OPEN_PAGES - 1)
             shown = wait_until(
                 lambda: page if not (page := client.get(last).json())["loading"] else None,
@@ -160,6 +159,7 @@ def asked(url: str, server: psutil.Process) -> dict[str, float]:
                 timeout_s=MAKING_S,
                 interval_s=0.5,
             )
+            busy_percent = busy(client, server, ("/overview", last))
     finally:
         ends.set()
         watcher.join()

@@ -132,6 +132,9 @@ class WatchedWorkspace:
         # What is open while it is read, and what is read again for a request, by endpoint.
         self._session: tuple[Workspace, Target] | None = None
         self._refreshing: dict[str, asyncio.Task[None]] = {}
+        # One record at a time: a long one needs memory, and the first reading of it takes long.
+        self._room_for_record = asyncio.Lock()
+        self._is_first_reading = False
         # When the newest reading of each endpoint began, and that of all; how long that took; what waits for its end.
         self._began: dict[str, float] = {}
         self._round_began = self._round_took = 0.0
@@ -269,10 +272,10 @@ class WatchedWorkspace:
         await asyncio.wait([reading], timeout=FRESH_DETAIL_WAIT_S)
 
     async def _read_page(self, workspace: Workspace, target: Target, name: str) -> None:
-        """Read an endpoint, and its history and record if they have been read before: a first reading may take long."""
+        """Read an endpoint, and its history and record unless a record is being read for the first time."""
         await self._read_endpoint(workspace, target, name)
         detail = self._open_detail(name)
-        if name in self._endpoints and detail is not None and detail.is_read:
+        if name in self._endpoints and detail is not None and detail.is_read and not self._is_first_reading:
             await self._read_detail(workspace, target, name, detail)
 
     async def _end_session(self) -> None:
@@ -417,8 +420,13 @@ class WatchedWorkspace:
                 detail.older_revisions = max(0, len(history) - ENTRIES)
                 detail.revision = history[-1].number
             where = record.storage_of(workspace, name).name
-            if not await within_time(where, lambda: _follow(workspace, name, detail)):
-                return False
+            async with self._room_for_record:
+                self._is_first_reading = not detail.is_read
+                try:
+                    if not await within_time(where, lambda: _follow(workspace, name, detail)):
+                        return False
+                finally:
+                    self._is_first_reading = False
             detail.problem = None
         except Exception as error:  # any: the rest of the page is shown
             what = f"history and record of endpoint {name!r} of workspace {self.name}"
