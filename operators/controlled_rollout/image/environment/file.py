@@ -199,7 +199,9 @@ def _split_dependencies(dependencies: list[Any]) -> tuple[list[str], list[str]]:
 
 def _index_names(data: Mapping[str, Any]) -> dict[str, str]:
     """Return the author's names on the Python package index by conda name; empty for a package that is left out."""
-    names = data.get("index_names") or {}
+    names = data.get("index_names", "")
+    if names == "":
+        return {}
     if not isinstance(names, dict) or not all(isinstance(name, str) for pair in names.items() for name in pair):
         raise ImageError(
             f"index_names must map conda's names to names on the Python package index, found {reprlib.repr(names)}"
