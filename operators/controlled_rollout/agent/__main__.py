@@ -76,7 +76,7 @@ def workspaces_of(options: argparse.Namespace) -> list[Workspace]:
     Raises:
         WorkspaceError: The workspace is not on Kubernetes, or the namespaces are too many or not different.
     """
-    workspace = read_workspace(options.workspace)
+    workspace = read_workspace(options.workspace, by_schema=False)
     if workspace.target != "kubernetes":
         raise WorkspaceError(f"{options.workspace} has target {workspace.target!r}: an agent is for 'kubernetes'")
     namespaces = options.namespaces or [workspace.namespace]
