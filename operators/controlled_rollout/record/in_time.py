@@ -19,7 +19,7 @@ TIMEOUT_S: Final = 15.0
 _given_up: dict[str, Future[Any]] = {}
 
 
-async def within_time(record: str, work: Callable[[], Result]) -> Result:
+async def within_time(record: str, work: Callable[[], Result], *, timeout_s: float | None = None) -> Result:
     """Run blocking work on a record in a thread and return its result.
 
     The thread of work that was given up is left behind: nothing can end it, and the process may end without it.
@@ -27,11 +27,13 @@ async def within_time(record: str, work: Callable[[], Result]) -> Result:
     Args:
         record: The record's name, for the message.
         work: Reads or appends.
+        timeout_s: For how long, in seconds; None for `TIMEOUT_S`.
 
     Raises:
-        RecordUnavailableError: The work failed so, or it takes longer than `TIMEOUT_S`, or earlier work on this record
-            still does.
+        RecordUnavailableError: The work failed so, or it takes longer than that, or earlier work on this record still
+            does.
     """
+    timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
     earlier = _given_up.get(record)
     if earlier is not None and not earlier.done():
         raise RecordUnavailableError(f"the record in {record} does not answer: earlier work on it has not ended yet")
@@ -50,11 +52,11 @@ async def within_time(record: str, work: Callable[[], Result]) -> Result:
     # A daemon: an executor's thread would keep the process from ending.
     threading.Thread(target=run, name="record", daemon=True).start()
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(future), TIMEOUT_S)
+        return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
     except TimeoutError as error:
         if future.done():
             raise
         _given_up[record] = future
         raise RecordUnavailableError(
-            f"the record in {record} does not answer within {TIMEOUT_S:g} s: check that it can be reached from here"
+            f"the record in {record} does not answer within {timeout_s:g} s: check that it can be reached from here"
         ) from error

@@ -23,6 +23,8 @@ __all__ = ["hold", "hold_refusal"]
 TRIES: Final = 5
 # A hold that is not older is this one, by a try that was killed.
 SAME_HOLD: Final = timedelta(seconds=30)
+# For how long a preview waits for the record: beside it, people are offered the roll-back, which needs no record.
+PREVIEW_S: Final = 3.0
 # After one of these the gate that has looked is done: the next task is not bound by a hold.
 GATE_IS_DONE: Final = ("go_on", "approve")
 # After one of these it has not begun: a gate takes a hold from before its time for one that a person has ended.
@@ -128,19 +130,23 @@ async def _take_off(target: Target, held: Endpoint, version: str, change: Change
 async def hold_refusal(workspace: Workspace, endpoint: str, version: str) -> str | None:
     """Return why a version could not be put on hold now because of its gate; None if nothing speaks against it.
 
+    A record that does not answer soon is a reason, too.
+
     Args:
         workspace: Where the endpoint lives.
         endpoint: The endpoint's name.
         version: The version that a run rolls out.
     """
     try:
-        await _check_gate_looks(workspace, endpoint, version)
+        await _check_gate_looks(workspace, endpoint, version, timeout_s=PREVIEW_S)
     except ControlledRolloutError as error:
         return str(error)
     return None
 
 
-async def _check_gate_looks(workspace: Workspace, endpoint: str, version: str) -> datetime | None:
+async def _check_gate_looks(
+    workspace: Workspace, endpoint: str, version: str, *, timeout_s: float | None = None
+) -> datetime | None:
     """Return when the gate last looked; raise ConflictError if none looks at the present share now, or not yet.
 
     Raises:
@@ -148,7 +154,9 @@ async def _check_gate_looks(workspace: Workspace, endpoint: str, version: str) -
         RecordUnavailableError: The record cannot be read.
     """
     newest = await within_time(
-        record.storage_of(workspace, endpoint).name, partial(record.last, workspace, endpoint, version)
+        record.storage_of(workspace, endpoint).name,
+        partial(record.last, workspace, endpoint, version),
+        timeout_s=timeout_s,
     )
     if newest is not None and newest.step in GATE_IS_DONE:
         raise ConflictError(

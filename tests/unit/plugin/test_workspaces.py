@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from controlled_rollout import record, steps
 from controlled_rollout.errors import EndpointNotFoundError, TargetUnavailableError, WorkspaceError
+from controlled_rollout.steps import Change, holding
+from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target.protocol import Target
 from controlled_rollout.workspace import Workspace
 from controlled_rollout_ui.api import workspaces
@@ -81,3 +84,27 @@ async def test_requests_open_few_connections_at_once_however_many_there_are(
         read = [shown.log_tail("ml", "digits", "v1a", tail=5) for _ in range(5 * AT_ONCE)]
         assert {log.text for log in await asyncio.gather(*read)} == {"a line"}
     assert 0 < most <= AT_ONCE
+
+
+async def test_a_record_that_does_not_answer_keeps_nobody_from_being_offered_the_roll_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a hold would be heeded is asked of the record; a roll-back needs nothing but the target."""
+    target, workspace, answers = MemoryTarget(), Workspace.local(tmp_path), threading.Event()
+    for module in (steps, connect_module, workspaces):
+        monkeypatch.setattr(module, "connect", target.open)
+    monkeypatch.setattr(workspaces, "_read_connection", lambda _: workspace)
+    monkeypatch.setattr(workspaces, "workspace_names", lambda: ("ml",))
+    change, run = Change(who="weekly/run-1"), "weekly/run-1"
+    for version in ("v1a", "v2a"):
+        await steps.deploy(workspace, "digits", version, image="a@sha256:1", owner=run, change=change)
+    await steps.shift(workspace, "digits", "v2a", percentile=10, owner=run, change=change)
+    monkeypatch.setattr(record, "last", lambda *_: answers.wait(DEADLINE_S))
+    monkeypatch.setattr(holding, "PREVIEW_S", 0.05)
+    try:
+        shown = await Workspaces().actions("ml", "digits", percentile=10)
+    finally:
+        answers.set()
+    of_treatment = {preview.action: preview for preview in shown.actions if preview.version == "v2a"}
+    assert of_treatment["roll_back"].allowed
+    assert "does not answer within 0.05 s" in (of_treatment["hold"].refusal or "")
