@@ -81,13 +81,14 @@ async def _apply(workspace: Workspace, target: Target, endpoint: str, version: s
 
     Raises:
         ConflictError: No gate looks at the present share now, or it has let the rollout go on at the same moment; then
-            the hold is taken off again.
+            the hold is taken off again, and an earlier one stays.
     """
     for attempt in range(TRIES):
         newest = await target.endpoint(endpoint)
-        if edits.hold(newest, version, at=datetime.now(UTC)) is newest and _is_from_just_now(newest):
-            return newest
+        is_same = edits.hold(newest, version, at=datetime.now(UTC)) is newest and _is_from_just_now(newest)
         looked = await _check_gate_looks(workspace, endpoint, version)
+        if is_same:
+            return newest
         # Not before the gate's last look by the gate's own clock: it would take the hold for one that has ended.
         at = max(filter(None, (datetime.now(UTC), looked)))
         # A hold of before may have ended, because its gate was cleared, and the mark is still there.
@@ -101,7 +102,7 @@ async def _apply(workspace: Workspace, target: Target, endpoint: str, version: s
         try:
             await _check_gate_looks(workspace, endpoint, version)
         except ControlledRolloutError:
-            await _take_off(target, stored, version, change)
+            await _take_off(target, stored, version, change, earlier=newest.rollout.held if newest.rollout else None)
             raise
         return stored
     raise AssertionError
@@ -113,17 +114,21 @@ def _is_from_just_now(endpoint: Endpoint) -> bool:
     return held is not None and datetime.now(UTC) - held < SAME_HOLD
 
 
-async def _take_off(target: Target, held: Endpoint, version: str, change: Change) -> None:
-    """Store the endpoint without the hold that was stored a moment ago, unless somebody has ended it already."""
-    sentence = f"{version} is not on hold: its gate was faster, or the record cannot be read"
+async def _take_off(target: Target, held: Endpoint, version: str, change: Change, *, earlier: datetime | None) -> None:
+    """Store the endpoint without the hold that was stored a moment ago, unless somebody has ended it already.
+
+    An earlier hold that it has replaced is there again: nobody has ended that one.
+    """
+    sentence = f"the new hold of {version} is taken off: its gate was faster, or the record cannot be read"
     for _ in range(TRIES):
         newest = await target.endpoint(held.name)
         if newest.rollout is None or held.rollout is None or newest.rollout.held != held.rollout.held:
             return
+        wanted = newest.resume(version, owner=None, at=datetime.now(UTC))
+        if earlier is not None:
+            wanted = newest.without_hold().hold(version, owner=None, at=earlier)
         with suppress(ConflictError):
-            await target.apply(
-                newest.resume(version, owner=None, at=datetime.now(UTC)), Change(who=change.who, reason=sentence)
-            )
+            await target.apply(wanted, Change(who=change.who, reason=sentence))
             return
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout import record, steps
-from controlled_rollout.errors import ConflictError, EndpointError
+from controlled_rollout.errors import ConflictError, EndpointError, RecordUnavailableError
 from controlled_rollout.record import Decision
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.steps import Change, holding
@@ -175,6 +175,39 @@ async def test_a_hold_in_the_moment_in_which_the_gate_goes_on_is_refused_and_lea
         await hold(workspace)
     rollout = target.newest("digits").rollout
     assert rollout is not None and rollout.held is None
+    assert lines(workspace) == []
+
+
+async def test_a_second_hold_that_cannot_be_checked_leaves_the_first_one(
+    workspace: Workspace, target: MemoryTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has ended the first one: without it the gate would go on."""
+    await hold(workspace)
+    first = target.newest("digits").rollout
+    monkeypatch.setattr(holding, "SAME_HOLD", timedelta(0))
+
+    def record_is_away() -> None:
+        def unreadable(*_: object) -> None:
+            raise RecordUnavailableError("the record does not answer")
+
+        del target.before["apply"]
+        monkeypatch.setattr(record, "last", unreadable)
+
+    target.before["apply"] = record_is_away
+    with pytest.raises(RecordUnavailableError):
+        await hold(workspace)
+    assert target.before == {}, "it was stored before it was taken off"
+    assert target.newest("digits").rollout == first
+
+
+async def test_a_try_that_was_killed_before_it_had_asked_the_gate_asks_it_when_it_runs_again(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    newest = target.newest("digits")
+    target.store(newest.hold("new", owner=None, at=datetime.now(UTC)), StoredChange(who=PERSON.who))
+    record.append(workspace, Decision.about(newest, "new", step="go_on", who=f"{RUN}/gate"))
+    with pytest.raises(ConflictError, match="its gate has let it go on"):
+        await hold(workspace)
     assert lines(workspace) == []
 
 
