@@ -33,8 +33,9 @@ class SilenceChecks:
         self._clock = clock or WatchClock()
         self._observations: dict[str, Observation] = {}
         self._failed: dict[str, FailedTries] = {}
+        # When an endpoint that is not checked yet was seen to need nobody; None for those there from the beginning.
+        self._unseen_at: dict[str, datetime | None] = {}
         self._this_round: datetime | None = None
-        self._round_before: datetime | None = None
 
     @property
     def names(self) -> list[str]:
@@ -47,7 +48,9 @@ class SilenceChecks:
         Args:
             names: The endpoints that are to be checked now.
         """
-        self._round_before, self._this_round = self._this_round, self.now()
+        now = self.now()
+        round_before, self._this_round = self._this_round, now
+        self._unseen_at = {name: self._unseen_at.get(name, round_before) for name in names}
         self._observations = {name: seen for name, seen in self._observations.items() if name in names}
         self._failed = {name: tries for name, tries in self._failed.items() if name in names}
 
@@ -59,6 +62,7 @@ class SilenceChecks:
         """
         self._observations.pop(name, None)
         self._failed.pop(name, None)
+        self._unseen_at.pop(name, None)
 
     def check(self, newest: Revision, looked: LookNote | None) -> TakeBack | None:
         """Return what is to be taken back now; None if nothing is, or the next try is not due yet.
@@ -73,7 +77,7 @@ class SilenceChecks:
             self._observations.get(name),
             now=now,
             watched_since=self.watched_since,
-            unseen_at=self._round_before,
+            unseen_at=self._unseen_at.get(name),
         )
         self._observations[name] = check.observation
         order, failed = check.take_back, self._failed.get(name)
@@ -118,5 +122,5 @@ class SilenceChecks:
             self._failed = {name: tries.moved(jump) for name, tries in self._failed.items()}
             self.watched_since = self.watched_since and self.watched_since + jump
             self._this_round = self._this_round and self._this_round + jump
-            self._round_before = self._round_before and self._round_before + jump
+            self._unseen_at = {name: at and at + jump for name, at in self._unseen_at.items()}
         return now

@@ -101,6 +101,28 @@ def test_a_new_rollout_is_given_its_whole_silence_whatever_the_clock_of_who_shif
     assert SILENCE.total_seconds() <= machine.seconds <= SILENCE.total_seconds() + 20
 
 
+def test_a_watcher_that_takes_over_and_cannot_read_the_first_looks_goes_on_with_the_same_count() -> None:
+    """Such as while the API server is away: rounds begin, and nothing is checked."""
+    machine = Machine(watched_since=BEGIN - timedelta(days=9))
+    for _ in range(60):
+        machine.seconds += 10
+        machine.checks.begin_round({"digits"})
+    while machine.check() is None:
+        pass
+    assert SILENCE.total_seconds() <= machine.seconds <= SILENCE.total_seconds() + 10
+
+
+@pytest.mark.parametrize("jump_s", JUMPS)
+def test_a_new_rollout_is_given_its_whole_silence_although_the_clock_is_set_at_that_moment(jump_s: float) -> None:
+    machine = Machine(watched_since=BEGIN - timedelta(days=9))
+    machine.checks.begin_round(())
+    machine.set_by = jump_s
+    machine.newest = machine.shifted_at(BEGIN - timedelta(days=2))  # by a clock that is far behind
+    while machine.check() is None:
+        pass
+    assert SILENCE.total_seconds() <= machine.seconds <= SILENCE.total_seconds() + 20
+
+
 def test_an_endpoint_that_is_deleted_and_made_again_with_the_same_revisions_is_given_its_whole_silence() -> None:
     machine = Machine()
     while machine.seconds < 1_700:
