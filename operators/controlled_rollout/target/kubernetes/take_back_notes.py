@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
 from controlled_rollout.cluster.kinds import CONFIG_MAP
@@ -47,6 +47,6 @@ def take_back_problem(root: Object | None, newest: Revision) -> str:
     annotations = ((root or {}).get("metadata") or {}).get("annotations") or {}
     try:
         tries = TRIES.validate_json(annotations.get(NOTE, ""))
-    except ValidationError:  # there is none, or somebody has edited it
+        return tries.sentence if tries.order.is_right(Signs(newest, look_note_of(root))) else ""
+    except (ValueError, OverflowError):  # there is none, or somebody has edited it: also to what no sentence can say
         return ""
-    return tries.sentence if tries.order.is_right(Signs(newest, look_note_of(root))) else ""

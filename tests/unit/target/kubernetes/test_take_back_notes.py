@@ -1,5 +1,6 @@
 """The note that a treatment could not be taken back: an annotation, which is about one decision and may be edited."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -71,3 +72,10 @@ async def test_a_long_problem_is_cut_and_an_endpoint_that_is_gone_needs_no_note(
 @pytest.mark.parametrize("root", [None, {}, {"metadata": {}}, {"metadata": {"annotations": {NOTE: "{}"}}}])
 def test_a_note_that_is_missing_or_edited_says_nothing(root: dict[str, Any] | None) -> None:
     assert take_back_problem(root, NEWEST) == ""
+
+
+@pytest.mark.parametrize("edited", [{"count": 0}, {"last": datetime.max.replace(tzinfo=UTC)}])
+async def test_a_note_that_was_edited_to_what_cannot_be_keeps_no_status_from_being_read(edited: dict[str, Any]) -> None:
+    root = Root()
+    await write_take_back_note(cast(Api, root), "models", "digits", replace(TRIES, **edited))
+    assert take_back_problem(root.resource, NEWEST) == ""
