@@ -60,9 +60,12 @@ def test_a_supervisor_that_starts_on_a_full_disk_is_found_all_the_same(tmp_path:
         assert SupervisorState.read(workspace) == state
 
 
-def test_a_start_that_finds_no_space_says_so_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_start_that_finds_no_space_says_so_in_a_sentence(
+    is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(spools: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(spools))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *([str(spools)] if is_named else []))
 
     monkeypatch.setattr(supervisor_process, "end_spools", full)
     reports: list[supervisor_process.StartReport] = []
@@ -72,7 +75,8 @@ def test_a_start_that_finds_no_space_says_so_in_a_sentence(tmp_path: Path, monke
     )
 
     assert (code, [report["goes_on"] for report in reports]) == (1, [False])
-    expected = f"did not start: No space left on device in {tmp_path / 'spools'}: free disk space there, and start"
+    where = tmp_path / "spools" if is_named else f"{tmp_path} or {tempfile.gettempdir()}"
+    expected = f"did not start: No space left on device in {where}: free disk space there, and start it again"
     assert expected in reports[0]["message"]
 
 

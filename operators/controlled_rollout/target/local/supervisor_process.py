@@ -134,9 +134,11 @@ def _folder_in_use_message(workspace: Workspace, lock: FolderLock) -> str:
 
 def _no_space_message(workspace: Workspace, error: OSError) -> str:
     """Return the message for a start that a full disk has ended."""
+    # A file that could be opened, and has no space for its content, is not named by the system.
+    where = error.filename or f"{workspace.root} or {tempfile.gettempdir()}"
     return (
-        f"the workspace {workspace.root} did not start: {error.strerror} in {error.filename or tempfile.gettempdir()}: "
-        "free disk space there, and start it again"
+        f"the workspace {workspace.root} did not start: {error.strerror} in {where}: free disk space there, and start "
+        "it again"
     )
 
 
