@@ -359,6 +359,9 @@ class _SupervisorProcess:
                 log.error("the supervisor of the workspace %s ends: %s", self._workspace.root, problem)
                 self._end.set()
                 return
+            if not self._workspace.root.exists():  # a new certificate would make it again, with nothing in it
+                await asyncio.sleep(STATE_INTERVAL_S)
+                continue
             if self._telemetry.workspace_id is None:
                 await self._telemetry.wait_until_healthy(STATE_INTERVAL_S)
             if self._certificate:

@@ -1,13 +1,16 @@
 """The lock on a workspace's folder, and the port that a supervisor reserves."""
 
+import asyncio
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from controlled_rollout.errors import WorkspaceError
-from controlled_rollout.target.local import ports, supervisor, supervisor_state
+from controlled_rollout.target.local import ports, supervisor, supervisor_process, supervisor_state
 from controlled_rollout.target.local.supervisor_state import FolderLock
 from controlled_rollout.workspace import Workspace
 
@@ -94,6 +97,28 @@ def test_a_folder_that_is_gone_is_waited_for_a_while(tmp_path: Path, monkeypatch
     monkeypatch.setattr(supervisor_state, "GONE_S", 0.0)
     assert lock.keep(tmp_path / "cr-1") == "its folder was deleted"
     lock.release()
+
+
+async def test_a_supervisor_whose_folder_is_gone_writes_no_certificate_that_would_make_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_process, "STATE_INTERVAL_S", 0.0)
+    answers = iter(["", "", "its folder was deleted"])
+    looks: list[int] = []
+
+    async def look() -> None:
+        looks.append(1)
+
+    process: Any = object.__new__(supervisor_process._SupervisorProcess)
+    process._end, process._runtime, process._workspace = asyncio.Event(), tmp_path, Workspace.local(tmp_path / "gone")
+    process._lock = SimpleNamespace(keep=lambda _: next(answers))
+    process._certificate, process._telemetry = SimpleNamespace(look=look), SimpleNamespace(workspace_id="one")
+
+    async with asyncio.timeout(30):
+        await process._keep_state()
+
+    assert process._end.is_set()
+    assert looks == []
 
 
 def test_down_ends_a_supervisor_whose_lock_was_deleted_and_not_its_children_alone(
