@@ -13,7 +13,8 @@ from typing import Any, Final, TypeAlias
 
 from controlled_rollout.cli.file_schemas import schema_of
 from controlled_rollout.cli.settings_file import nearest, read_settings_and_lines
-from controlled_rollout.errors import ArgumentError, ControlledRolloutError
+from controlled_rollout.environment_variables import check_variables
+from controlled_rollout.errors import ArgumentError, ControlledRolloutError, EndpointError
 from controlled_rollout.visible_text import short_text
 
 __all__ = ["CheckedFile", "read_checked"]
@@ -31,6 +32,12 @@ TYPES: Final = {
     "array": "a list",
     "object": "fields by name",
     "null": "nothing",
+}
+# How many a value has at least and at most, by the type of the value.
+SIZES: Final = {
+    "string": ("minLength", "maxLength", "characters"),
+    "array": ("minItems", "maxItems", "items"),
+    "object": ("minProperties", "maxProperties", "names"),
 }
 BOUNDS: Final = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
@@ -141,7 +148,7 @@ def _of_error(error: Any, root: Mapping[str, Any]) -> Iterator[tuple[SettingPath
     """
     place: SettingPath = tuple(error.absolute_path)
     if "propertyNames" in error.absolute_schema_path:
-        yield (*place, error.instance), f"it cannot have this name: give {_expected(error.schema, root)}"
+        yield (*place, error.instance), _of_name(error, root)
     elif error.validator == "additionalProperties":
         known = [name for name in error.schema.get("properties", {}) if name != "$schema"]
         for name in error.instance.keys() - {*known, "$schema"}:
@@ -156,8 +163,20 @@ def _of_error(error: Any, root: Mapping[str, Any]) -> Iterator[tuple[SettingPath
         for inner in likely:
             yield from _of_error(inner, root)
     else:
-        found = _found(error.instance, place)
+        nouns = [noun for least, most, noun in SIZES.values() if error.validator in (least, most)]
+        found = f"it has {len(error.instance):,} {nouns[0]}" if nouns else _found(error.instance, place)
         yield place, f"{found}: give {_expected(error.schema, root)}"
+
+
+def _of_name(error: Any, root: Mapping[str, Any]) -> str:
+    """Return the sentence of a validator's error about a name."""
+    if error.validator == "not":
+        # A name that is well formed and taken: the reader knows by what.
+        try:
+            check_variables({error.instance: ""})
+        except EndpointError as taken:
+            return str(taken)
+    return f"it cannot have this name: give {_expected(error.schema, root)}"
 
 
 def _likely(error: Any) -> list[Any]:
@@ -198,6 +217,15 @@ def _expected(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
         return " ".join(filter(None, ("a number" if kind == "number" else "a whole number", bounds)))
     if kind == "string" and (examples := schema.get("examples")):
         return f"a text such as {' or '.join(map(repr, examples))}"
-    if kind == "string" and "pattern" in schema:
-        return f"a text of the form {schema['pattern']}"
-    return TYPES.get(kind, "another value") if isinstance(kind, str) else "a text"
+    if not isinstance(kind, str):
+        return "a text"
+    form = f"of the form {schema['pattern']}" if kind == "string" and "pattern" in schema else ""
+    return " ".join(filter(None, (TYPES.get(kind, "another value"), _size(kind, schema), form)))
+
+
+def _size(kind: str, schema: Mapping[str, Any]) -> str:
+    """Return how many a value may have, such as `with 3 to 32 characters`; empty if that is not limited."""
+    least, most, noun = SIZES.get(kind, ("", "", ""))
+    if most in schema:
+        return f"with {schema.get(least, 0)} to {schema[most]:,} {noun}"
+    return f"with {schema[least]:,} or more {noun}" if least in schema else ""

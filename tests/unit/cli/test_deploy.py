@@ -168,7 +168,8 @@ def test_what_is_left_to_do_until_a_version_is_as_in_the_file_is_said(
     ("text", "faults"),
     [
         ("name: digits", ["versions is missing: give it: The versions by name"]),
-        ("versions: {}\nname: D", ["line 1, versions: ", "line 2, name: it is \"D\": give a text of the form"]),
+        ("versions: {}\nname: D",
+         ["line 1, versions: it has 0 names: give", "line 2, name: it is \"D\": give a text with 3 to 32"]),
         (
             "name: digits\nversions:\n  one:\n    cpu_coers: 1\n    memory_gb: much\n",
             ["line 4, versions.one.cpu_coers: 'cpu_coers' is not known: did you mean cpu_cores?",
@@ -190,7 +191,13 @@ def test_what_is_left_to_do_until_a_version_is_as_in_the_file_is_said(
         (PLAIN + "auth: {issuer: a}", ["audience is missing", "jwks_uri is missing"]),
         (PLAIN + "auth: keys", ['auth: it is "keys": give one of key, token, none or fields by']),
         (PLAIN + "sticky: header:cookie", ["does not tell one caller from another"]),
-        ("name: digits\nversions: {a1a: {}, a2a: {}, a3a: {}, a4a: {}, a5a: {}, a6a: {}, a7a: {}}", ["versions: "]),
+        ("name: digits\nversions: {a1a: {}, a2a: {}, a3a: {}, a4a: {}, a5a: {}, a6a: {}, a7a: {}}",
+         ["versions: it has 7 names: give fields by name with 1 to 6 names"]),
+        (PLAIN + "rollout: {steps: []}", ["steps: it has 0 items: give a list with 1 or more items"]),
+        ("name: digits\nversions: {v1: {}}",
+         ["v1: it cannot have this name: give a text with 3 to 32 characters of the"]),
+        (PLAIN.replace("{}", "{environment_variables: {WORKER_COUNT: '2'}}"),
+         ["set the version's worker_count instead"]),
         ("{" + ", ".join(f"u{number}: 1" for number in range(30)) + "}", ["and more"]),
     ],
 )  # fmt: skip
