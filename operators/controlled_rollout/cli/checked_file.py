@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -20,6 +20,8 @@ from controlled_rollout.visible_text import short_text
 __all__ = ["CheckedFile", "read_checked"]
 
 SettingPath: TypeAlias = tuple[str | int, ...]
+# Its place, and a sentence.
+Fault: TypeAlias = tuple[SettingPath, str]
 
 # A file with more faults than that is another kind of file.
 MOST_FAULTS: Final = 10
@@ -88,9 +90,9 @@ def read_checked(path: Path, name: str) -> CheckedFile:
     if name == "workspace":
         # What has no value there is not set.
         settings = {setting: value for setting, value in settings.items() if value not in (None, "")}
-    faults = list(itertools.islice(_faults(settings, schema_of(name)), MOST_FAULTS + 1))
+    faults = list(itertools.islice(_once(_faults(settings, schema_of(name))), MOST_FAULTS + 1))
     if faults:
-        said = [f"{where_is(place, lines)}: {fault}" for place, fault in dict.fromkeys(faults[:MOST_FAULTS])]
+        said = [f"{where_is(place, lines)}: {fault}" for place, fault in faults[:MOST_FAULTS]]
         more = ["and more"] if len(faults) > MOST_FAULTS else []
         raise ArgumentError("\n  ".join([f"{path} cannot be read as the settings of {_a(name)}:", *said, *more]))
     settings.pop("$schema", None)
@@ -109,7 +111,16 @@ def where_is(place: SettingPath, lines: Mapping[SettingPath, int]) -> str:
     return f"line {lines[known]}, {dotted}" if known in lines else dotted
 
 
-def _faults(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[SettingPath, str]]:
+def _once(faults: Iterable[Fault]) -> Iterator[Fault]:
+    """Yield each fault once: a validator's errors may lead to the same sentence."""
+    seen: set[Fault] = set()
+    for fault in faults:
+        if fault not in seen:
+            seen.add(fault)
+            yield fault
+
+
+def _faults(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield the place and the sentence of each fault of a file's settings."""
     from jsonschema import Draft202012Validator
 
@@ -121,7 +132,7 @@ def _faults(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[
         yield from _of_error(error, schema)
 
 
-def _foreign(value: Any, place: SettingPath) -> Iterator[tuple[SettingPath, str]]:
+def _foreign(value: Any, place: SettingPath) -> Iterator[Fault]:
     """Yield a fault for each value that YAML has and JSON has not."""
     if isinstance(value, Mapping):
         for name, item in value.items():
@@ -139,7 +150,7 @@ def _foreign(value: Any, place: SettingPath) -> Iterator[tuple[SettingPath, str]
         yield place, "it is neither a text, a number, true, false, nor a list or fields of these: write it so"
 
 
-def _of_error(error: Any, root: Mapping[str, Any]) -> Iterator[tuple[SettingPath, str]]:
+def _of_error(error: Any, root: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield the place and the sentence of a validator's error.
 
     Args:
@@ -150,8 +161,9 @@ def _of_error(error: Any, root: Mapping[str, Any]) -> Iterator[tuple[SettingPath
     if "propertyNames" in error.absolute_schema_path:
         yield (*place, error.instance), _of_name(error, root)
     elif error.validator == "additionalProperties":
-        known = [name for name in error.schema.get("properties", {}) if name != "$schema"]
-        for name in error.instance.keys() - {*known, "$schema"}:
+        properties = error.schema.get("properties", {})
+        known = [name for name in properties if name != "$schema"]
+        for name in [name for name in error.instance if name not in properties]:
             advice = nearest(name, known) or f": known are {', '.join(known)}"
             yield (*place, name), f"{short_text(name)!r} is not known{advice}"
     elif error.validator == "required":

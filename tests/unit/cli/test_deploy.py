@@ -213,6 +213,33 @@ def test_a_wrong_file_is_refused_with_line_and_setting(
     assert [fault for fault in faults if fault not in error] == []
 
 
+def test_each_fault_is_listed_once_and_names_in_the_order_of_the_file(
+    file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = file(
+        "versions: {one: {$schema: a, zeta: 1, alpha: 2, epsilon: 3}}\nauth: {a: 1}\n"
+        "rollout: {gate: {max_latency: {}, means: {score: {}}}}"
+    )
+
+    assert main(["deploy", "-f", place, "one"]) == 1
+
+    lines = capsys.readouterr().err.splitlines()[1:]
+    of_version = [line.partition("one.")[2].partition(":")[0] for line in lines if "versions.one." in line]
+    assert of_version == ["$schema", "zeta", "alpha", "epsilon"]
+    assert len(lines) == len(set(lines)) == 11, lines
+    assert lines[-1] == "  and more"
+
+
+def test_three_missing_fields_are_three_faults(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    # A validator has an error for each of the three, and each of these names all of them.
+    assert main(["deploy", "-f", file(PLAIN + "auth: {}\nnamespace: A\nsticky: b\n"), "one"]) == 1
+
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert [line.strip().partition(":")[0] for line in lines] == [
+        "line 4, namespace", "line 3, auth", "line 3, auth", "line 3, auth", "line 5, sticky",
+    ]  # fmt: skip
+
+
 def test_what_may_be_a_secret_is_not_repeated(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
     place = file("name: digits\nversions: {one: {environment_variables: {PIN: 4711}, image: 'https://u:hunter2@x'}}")
 
