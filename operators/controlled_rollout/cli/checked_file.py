@@ -25,6 +25,8 @@ Fault: TypeAlias = tuple[SettingPath, str]
 
 # A file with more faults than that is another kind of file.
 MOST_FAULTS: Final = 10
+# Python reads numbers of any length in base 16, and writes none of thousands of digits.
+MOST_DIGITS: Final = 100
 # What may be repeated of a wrong value: an address may hold a password, and so may what stands for a variable.
 HARMLESS: Final = re.compile(r"[\w .,%+-]{0,40}")
 VARIABLES: Final = "environment_variables"
@@ -146,6 +148,8 @@ def _foreign(value: Any, place: SettingPath) -> Iterator[Fault]:
         yield place, f"{value} is a date: put it into quotes for a text"
     elif isinstance(value, float) and not math.isfinite(value):
         yield place, f"{value} is no finite number: give one"
+    elif isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        yield place, f"it is a number of more than {MOST_DIGITS} digits: give a smaller one"
     elif not isinstance(value, str | int | float | None):
         yield place, "it is neither a text, a number, true, false, nor a list or fields of these: write it so"
 

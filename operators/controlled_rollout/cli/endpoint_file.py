@@ -7,7 +7,7 @@ from typing import Any
 from controlled_rollout.arguments import authentication
 from controlled_rollout.checks.plan import check_steps
 from controlled_rollout.cli.checked_file import CheckedFile, read_checked
-from controlled_rollout.cli.endpoint_settings import EndpointFile, RolloutSettings, VersionSettings
+from controlled_rollout.cli.endpoint_settings import BuildSettings, EndpointFile, RolloutSettings, VersionSettings
 from controlled_rollout.cli.gate_file import gate_from, read_gate
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ArgumentError
@@ -38,24 +38,29 @@ def read_endpoint_file(path: Path) -> EndpointFile:
 
 def _version(file: CheckedFile, name: str, fields: Mapping[str, Any]) -> VersionSettings:
     """Return a version of the file, its paths from the file's folder."""
-    from controlled_rollout.image.inputs.remote_models import resolve_model_path
-
     with file.at("versions", name):
         version = VersionSettings(**{**fields, "name": name})
         if version.build is None:
             return version
         if version.image:
             raise ArgumentError("it has image and build: leave one of them out")
-        folder = file.path.parent
-        build = version.build.model_copy(
-            update={
-                "folder": str(folder / Path(version.build.folder).expanduser()),
-                "models": {
-                    model: str(resolve_model_path(path, folder)) for model, path in version.build.models.items()
-                },
-            }
-        )
-        return version.model_copy(update={"build": build})
+        try:
+            return version.model_copy(update={"build": _beside(version.build, file.path.parent)})
+        except RuntimeError as error:
+            raise ArgumentError(f"a path is in a home folder that is not known here ({error}): write it out") from error
+
+
+def _beside(build: BuildSettings, folder: Path) -> BuildSettings:
+    """Return what an image is built of, with the paths that start at a folder.
+
+    Raises:
+        ImageError: A model's path holds `..`, or a password.
+        RuntimeError: A path begins with `~` and there is no such home folder.
+    """
+    from controlled_rollout.image.inputs.remote_models import resolve_model_path
+
+    models = {model: str(resolve_model_path(path, folder)) for model, path in build.models.items()}
+    return build.model_copy(update={"folder": str(folder / Path(build.folder).expanduser()), "models": models})
 
 
 def _rollout(file: CheckedFile, fields: Mapping[str, Any]) -> RolloutSettings:
