@@ -48,7 +48,7 @@ def deploy(
     """
     check_settings(settings)
     endpoint.check_callers(auth, sticky)
-    endpoint = _described(endpoint, about)
+    stored, endpoint = endpoint, _described(endpoint, about)
     existing = endpoint.versions.get(version)
     if existing is not None and (other := _differences(endpoint, existing, image, settings)):
         is_treatment = endpoint.rollout is not None and endpoint.rollout.version == version
@@ -57,6 +57,9 @@ def deploy(
             f"endpoint {endpoint.name!r} already has a version {version!r} with {other}: choose another name"
         )
     if existing is not None and existing.is_control:
+        if endpoint is not stored and endpoint.rollout is not None:
+            # As of every deployment beside another rollout: without telemetry, say, its gate would see nothing.
+            endpoint.claim(version, owner=owner, at=at)
         return endpoint
     settings = {**settings, "image": image, **({} if run_date is None else {"run_date": run_date})}
     if not endpoint.versions:

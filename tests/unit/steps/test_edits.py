@@ -73,6 +73,16 @@ def test_a_deployment_is_refused_while_another_run_holds_the_endpoint_or_for_ano
         deploy(ROLLING, "new", image="c@sha256:3")
 
 
+def test_an_endpoint_s_own_fields_are_set_with_its_control_and_not_beside_another_rollout() -> None:
+    def of_control(endpoint: Endpoint, about: dict[str, Any]) -> Endpoint:
+        return edits.deploy(endpoint, "old", image="a@sha256:1", owner=OTHER, at=NOW, settings={}, about=about)
+
+    assert not of_control(FIRST, {"enable_app_insights": False}).enable_app_insights
+    assert of_control(ROLLING, {"enable_app_insights": True}) is ROLLING, "what is as the file says is no change"
+    with pytest.raises(ConflictError, match=f"held by {RUN}"):
+        of_control(ROLLING, {"enable_app_insights": False})
+
+
 @pytest.mark.parametrize("version", ["old", "new"])
 def test_a_version_that_exists_with_other_settings_is_refused_and_not_taken_for_the_one_that_is_asked_for(
     version: str,
