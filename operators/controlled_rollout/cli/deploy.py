@@ -248,6 +248,8 @@ def _run_deploy(options: argparse.Namespace) -> int:
     change = step_options(options)
     if asked.overruled:
         change["progress"](f"as given here, and not as in {options.file}: {', '.join(asked.overruled)}")
+    # What would be refused after the build is refused before it.
+    Endpoint(name=asked.endpoint).create_version(asked.version, **asked.settings)
     image = asked.image if asked.build is None else _built(options, asked.build)
     step = steps.deploy(
         workspace_of(options),

@@ -132,6 +132,32 @@ def test_a_version_is_built_from_places_beside_the_file_unless_its_image_is_give
     assert (given.build, given.image, given.overruled) == (None, IMAGE, ("--image",))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("one", "--set", "cpu_cores=-1"), "cpu_cores = -1"),
+        (("one", "--set", "num_replicas=2", "--set", "autoscale_enabled=true"), "choose one"),
+        (("Staging", "one"), "'Staging' is not valid"),
+    ],
+)
+def test_what_an_option_says_wrong_is_refused_before_an_image_is_built(
+    arguments: tuple[str, ...],
+    message: str,
+    file: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def built(*_: Any, **__: Any) -> str:
+        raise AssertionError("an image was built")
+
+    monkeypatch.setattr("controlled_rollout.cli.deploy.build_reference", built)
+    place = file("{name: digits, versions: {one: {build: {folder: code}}}}")
+
+    assert main(["deploy", "-f", place, *arguments]) == 1
+
+    assert message in capsys.readouterr().err
+
+
 def test_fields_of_the_endpoint_itself_are_taken_only_where_the_file_names_them(file: Any) -> None:
     named = file("{name: digits, description: Digits, enable_app_insights: false, versions: {one: {}}}")
 
