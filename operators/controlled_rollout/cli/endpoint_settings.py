@@ -33,6 +33,7 @@ __all__ = ["BuildSettings", "EndpointFile", "RolloutSettings", "VersionSettings"
 
 # Empty where `--image` names it, or where it is not built yet.
 IMAGE: Final = r"^$|^[^@\s]+@sha256:[0-9a-f]{64}$"
+IMAGES: Final = [f"registry.example/models/digits@sha256:{'1' * 64}"]
 
 
 class BuildSettings(Value):
@@ -66,7 +67,7 @@ class VersionSettings(Version):
 
     name: SkipJsonSchema[Name]
     run_date: SkipJsonSchema[None] = None
-    image: Annotated[str, Field(pattern=IMAGE)] = ""
+    image: Annotated[str, Field(pattern=IMAGE, examples=IMAGES)] = ""
     build: BuildSettings | None = None
 
     @property

@@ -223,6 +223,8 @@ def test_what_is_left_to_do_until_a_version_is_as_in_the_file_is_said(
         (PLAIN.replace("{}", "{build: {folder: ~nobody-of-this-name/x}}"),
          ["(line 2, versions.one)", "is in a home folder"]),
         (PLAIN.replace("{}", "{build: {folder: x, models: {m: ~nobody-of-this-name/m}}}"), ["is in a home folder"]),
+        (PLAIN.replace("{}", "{image: 'models/digits:latest'}"),
+         ["image: it does not fit: give a text such as 'registry.example/models/digits@sha256:"]),
         (PLAIN + "rollout: {steps: []}", ["steps: it has 0 items: give a list with 1 or more items"]),
         ("name: digits\nversions: {v1: {}}",
          ["v1: it cannot have this name: give a text with 3 to 32 characters of the"]),
