@@ -23,7 +23,10 @@ NUMBER = r"\d[\d.,e+]*"
 
 
 def script() -> str:
-    """Return the page's commands and files, in their order, as one script that marks where each block begins."""
+    """Return the page's commands and files, in their order, as one script that marks where each block begins.
+
+    Blocks of `sh` are left out: they install, or serve until Ctrl-C.
+    """
     parts = []
     for number, block in enumerate(BLOCKS):
         # Also where a program's last line has no end.
