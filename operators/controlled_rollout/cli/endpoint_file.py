@@ -72,7 +72,8 @@ def _rollout(file: CheckedFile, fields: Mapping[str, Any]) -> RolloutSettings:
         elif gate is not None:
             gate = gate_from(gate, file.path.parent)
     with file.at("rollout"):
-        rollout = RolloutSettings(**{**fields, "gate": gate})
+        # Not named is not given: an option overrules what a file names only.
+        rollout = RolloutSettings(**(fields if gate is None else {**fields, "gate": gate}))
         check_steps(rollout.steps)
         EvidenceWindow(**{name: getattr(rollout, name) for name in EvidenceWindow.model_fields})
         return rollout

@@ -84,6 +84,34 @@ def test_a_gate_waits_for_its_decision_and_gives_a_document_with_what_goes_on_on
     assert len({terms.waiting_since for terms in asked}) == 1, "the time before the first look counts"
 
 
+def test_a_gate_asks_for_what_the_endpoint_s_file_says_and_options_overrule_what_it_names(
+    looks: Callable[..., list[GateTerms]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, gate, other = tmp_path / "endpoint.yaml", tmp_path / "gate.yaml", tmp_path / "other.yaml"
+    gate.write_text("pass_ratio: 1.2\n")
+    other.write_text("pass_ratio: 1.5\n")
+    begin = "name: digits\nversions: {v1a: {}, v2a: {}}\nrollout: {bake: 5 min, bin_width: 10 s"
+    asked = looks(*[NextAction.GO_ON] * 3)
+    command = ["gate", "-f", str(file), "v2a", "--root", str(tmp_path)]
+
+    file.write_text(f"{begin}, gate: gate.yaml}}\n")
+    assert main(command) == ExitCode.DONE
+    assert capsys.readouterr().err == ""
+    assert main([*command, "--gate", str(other), "--bake", "1 min", "--min-requests", "7"]) == ExitCode.DONE
+    assert capsys.readouterr().err == f"as given here, and not as in {file}: --gate, --bake\n"
+    file.write_text(f"{begin}}}\n")
+    assert main([*command, "--gate", str(other)]) == ExitCode.DONE
+    assert capsys.readouterr().err == "", "the file has no gate that an option could overrule"
+
+    assert [(terms.endpoint, terms.version) for terms in asked] == [("digits", "v2a")] * 3
+    assert [(terms.gate.pass_ratio, terms.bake.seconds, terms.min_requests) for terms in asked] == [
+        (1.2, 300, 0), (1.5, 60, 7), (1.5, 300, 0),
+    ]  # fmt: skip
+    assert {terms.window.bin_width for terms in asked} == {timedelta(seconds=10)}
+    assert main(["gate", "-f", str(file), "--root", str(tmp_path)]) == ExitCode.FAILED
+    assert f"{file}: it has the versions v1a, v2a: name the one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
