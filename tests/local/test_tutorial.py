@@ -39,8 +39,12 @@ def script() -> str:
 
 
 def pattern(line: str) -> re.Pattern[str]:
-    """Return what a printed line has to look like: `…` stands for anything, and numbers and spaces may differ."""
-    return re.compile("".join(map(_pattern_of_word, re.findall(rf"…|\s+|{NUMBER}|[^…\s\d]+", line.strip()))))
+    """Return what a printed line has to look like: `…` stands for anything, and numbers and spaces may differ.
+
+    Numbers in names, such as `trees-10`, may not.
+    """
+    words = re.findall(rf"…|\s+|[a-z]+-\d+|{NUMBER}|[a-z]+|[^…\s\da-z]+", line.strip())
+    return re.compile("".join(map(_pattern_of_word, words)))
 
 
 def _pattern_of_word(word: str) -> str:
