@@ -64,11 +64,6 @@ def create_app() -> "FastAPI":
         shown = Overview(workspaces=await workspaces.overviews(), poll_seconds=POLL_S)
         return conditional_answer(shown, known, but=READ_OF_OVERVIEW)
 
-    @app.get(of_endpoint)
-    async def detail(workspace: Name, endpoint: Name, known: Known = None) -> Response:
-        """Return an endpoint with all that its page shows."""
-        return conditional_answer(await workspaces.detail(workspace, endpoint), known, but=READ_OF_DETAIL)
-
     @app.get(of_endpoint + "/versions/{version}/log")
     async def log(
         workspace: Name,
@@ -89,6 +84,12 @@ def create_app() -> "FastAPI":
     ) -> Response:
         """Return what may be done to an endpoint now, and what it would do."""
         return conditional_answer(await workspaces.actions(workspace, endpoint, percentile=percentile), known)
+
+    # After the longer addresses: the log of a version called `endpoints` is no workspace with an endpoint `log`.
+    @app.get(of_endpoint)
+    async def detail(workspace: Name, endpoint: Name, known: Known = None) -> Response:
+        """Return an endpoint with all that its page shows."""
+        return conditional_answer(await workspaces.detail(workspace, endpoint), known, but=READ_OF_DETAIL)
 
     @app.get("/runs/{dag_id}/{run_id:path}")
     async def run(dag_id: Name, run_id: Annotated[str, Path(max_length=250)], known: Known = None) -> Response:
