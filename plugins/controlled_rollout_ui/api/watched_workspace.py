@@ -381,15 +381,15 @@ class WatchedWorkspace:
         reading = read_overview(workspace, target, name, known, inspect=detail is not None)
         try:
             shown = await _in_time(reading, DEADLINE_S, f"endpoint {name!r}")
-            # Of two readings at once that which began later is shown.
-            if began >= self._began.get(name, 0.0):
-                self._endpoints[name], self._began[name] = shown, began
         except EndpointNotFoundError:  # deleted meanwhile
             self._endpoints.pop(name, None)
             return
         except Exception as error:  # any: the other endpoints are shown
             problem = self._problem_text(f"endpoint {name!r} of workspace {self.name}", error)
-            self._endpoints[name] = unread_endpoint(self.name, name, problem, self._endpoints.get(name))
+            shown = unread_endpoint(self.name, name, problem, self._endpoints.get(name))
+        # Of two readings at once that which began later is shown.
+        if began >= self._began.get(name, 0.0):
+            self._endpoints[name], self._began[name] = shown, began
 
     async def _read_details(self, workspace: Workspace, target: Target) -> None:
         """Read what the open pages show, one after the other: a long record needs memory and processor time."""
@@ -398,7 +398,9 @@ class WatchedWorkspace:
         while unfinished and time.monotonic() < ends:
             name = unfinished.pop(0)
             detail = self._open_detail(name)
-            if detail is not None and not await self._read_detail(workspace, target, name, detail):
+            if detail is None or name not in self._endpoints:  # closed or deleted meanwhile
+                continue
+            if not await self._read_detail(workspace, target, name, detail):
                 unfinished.append(name)
         if unfinished:
             self._wanted.set()

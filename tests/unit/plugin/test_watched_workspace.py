@@ -349,6 +349,26 @@ async def test_many_requests_at_once_read_an_endpoint_once(
     assert (target.statuses, target.readings) == (before, readings)
 
 
+async def test_of_two_readings_at_once_the_later_is_shown_though_the_earlier_fails_after_it(
+    workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deploy(workspace, "digits")
+    ends = asyncio.Event()
+
+    async def fail(name: str, *, inspect: bool = True) -> EndpointStatus:
+        await ends.wait()
+        raise TargetUnavailableError("the cluster does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(target, "status", fail)
+        earlier = asyncio.create_task(watched._read_endpoint(workspace, target, "digits"))
+        await asyncio.sleep(0)
+    await watched._read_endpoint(workspace, target, "digits")
+    ends.set()
+    await earlier
+    assert watched._endpoints["digits"].problem is None
+
+
 async def begins_again(watched: WatchedWorkspace, target: SlowTarget, readings: int) -> bool:
     await watched.overview()
     return target.readings > readings
