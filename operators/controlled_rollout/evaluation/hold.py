@@ -32,7 +32,9 @@ def marked(endpoint: "Endpoint", terms: "GateTerms") -> "Endpoint":
     return endpoint.hold(terms.version, owner=terms.owner, at=held)
 
 
-async def mark(target: Target, endpoint: "Endpoint", terms: "GateTerms", log: Callable[[str], None]) -> None:
+async def mark(
+    target: Target, endpoint: "Endpoint", terms: "GateTerms", log: Callable[[str], None], reason: str = ""
+) -> None:
     """Write into the endpoint that its rollout is, or is no longer, on hold; without effect on what a look decides.
 
     A mark that cannot be written is written at a later look.
@@ -42,6 +44,7 @@ async def mark(target: Target, endpoint: "Endpoint", terms: "GateTerms", log: Ca
         endpoint: The endpoint as the look has seen it.
         terms: The gate's terms.
         log: Takes a sentence for the task's log.
+        reason: Why it is on hold; empty if that is not known.
     """
     wanted = marked(endpoint, terms)
     if wanted is endpoint:
@@ -49,7 +52,8 @@ async def mark(target: Target, endpoint: "Endpoint", terms: "GateTerms", log: Ca
     on_hold = wanted.rollout is not None and wanted.rollout.held is not None
     word = "on hold: a person decides" if on_hold else "no longer on hold"
     try:
-        await target.apply(wanted, Change(who=terms.who, reason=f"{terms.version} is {word}"))
+        why = reason if on_hold and reason else f"{terms.version} is {word}"
+        await target.apply(wanted, Change(who=terms.who, reason=why))
     except Exception as error:  # another writer was faster, or the target does not answer
         log(f"that {terms.version} is {word} is not written into the endpoint yet: {error}")
 
@@ -95,7 +99,7 @@ async def put_on_hold(workspace: Workspace, terms: "GateTerms", reason: str, log
 
     try:
         async with connect(workspace) as target:
-            await mark(target, await target.endpoint(terms.endpoint), terms, log)
+            await mark(target, await target.endpoint(terms.endpoint), terms, log, reason)
     except Exception as error:
         log(f"that {terms.version} is on hold is not written into the endpoint yet: {error}")
     try:

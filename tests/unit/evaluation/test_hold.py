@@ -195,6 +195,7 @@ def rollout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HeldRollout:
 def test_hold_is_in_the_endpoint_and_in_the_record(rollout: HeldRollout) -> None:
     asyncio.run(hold.put_on_hold(rollout.workspace, rollout.terms, "too few requests", rollout.messages.append))
     assert rollout.held == NOW - 3 * DAY
+    assert asyncio.run(rollout.target.history("digits"))[-1].change.reason == "too few requests"
     [line] = record.read(rollout.workspace, "digits")
     assert (line.step, line.who, line.reason, line.run) == ("hold", "dag/run/gate", "too few requests", "dag/run")
 
