@@ -166,12 +166,14 @@ def stale_alias(endpoint: "Endpoint", former: str | None) -> str | None:
         former: The version that was control before; None if there was none, or it is not known.
     """
     control, before = endpoint.control, endpoint.versions.get(former or "")
-    if control is None or before is None or control.properties.get(ALIAS_PROPERTY):
+    if control is None or before is None:
         return None
     alias, model = before.properties.get(ALIAS_PROPERTY), before.properties.get(MODEL_PROPERTY)
-    if not alias or not model:
+    moved, moved_to = control.properties.get(ALIAS_PROPERTY), control.properties.get(MODEL_PROPERTY, "")
+    if not alias or not model or (moved, moved_to.rpartition("/")[0]) == (alias, model.rpartition("/")[0]):
         return None
+    other = f"has the alias {moved!r} of {moved_to}" if moved else "was deployed without mlflow_alias"
     return (
         f"the alias {alias!r} in MLflow's registry stays at {model} of {former!r}, which is control no longer: "
-        f"{control.name!r} was deployed without mlflow_alias; move the alias by hand if it should follow, or delete it"
+        f"{control.name!r} {other}; move the alias by hand if it should follow, or delete it"
     )

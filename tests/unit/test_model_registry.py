@@ -61,6 +61,11 @@ def test_an_alias_that_stays_at_the_model_of_a_former_control_is_named_with_what
         "'new' was deployed without mlflow_alias; move the alias by hand if it should follow, or delete it"
     )
     assert stale_alias(followed, "old") is None
+    for changed in ({"mlflow_alias": "best"}, {"mlflow_model": "models:/letters/1"}):
+        other = first.create_version("new", image=IMAGE, properties=PROPERTIES | changed).promote("new")
+        assert "'champion' in MLflow's registry stays at models:/digits/7 of 'old'" in (stale_alias(other, "old") or "")
+    newer = first.create_version("new", image=IMAGE, properties=PROPERTIES | {"mlflow_model": "models:/digits/8"})
+    assert stale_alias(newer.promote("new"), "old") is None
     assert stale_alias(left, None) is None
     assert stale_alias(left.create_version("other", image=IMAGE).promote("other"), "new") is None
 
