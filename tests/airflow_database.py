@@ -4,9 +4,11 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Final
@@ -53,3 +55,6 @@ def _migrate(home: Path) -> None:
     migrate = [sys.executable, "-m", "airflow", "db", "migrate"]
     done = subprocess.run(migrate, env=environment, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stderr
+    # Only the file is copied: nothing may be left in the log that SQLite writes ahead of it.
+    with closing(sqlite3.connect(home / FILE)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
