@@ -24,6 +24,8 @@ SCHEME: Final = "controlled-rollout"
 # Images that are not in a registry, but in the cache of a machine.
 LOCAL_IMAGES: Final = "local/"
 MODELS: Final = "models:/"
+# Of Azure, whose addresses have a container before the `@`, as `abfss://container@account…`.
+WITH_CONTAINER: Final = frozenset({"abfs", "abfss", "az", "wasb", "wasbs"})
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,9 @@ def model_dataset(model: "ModelSource", digest: str = "") -> Dataset:
     if "://" not in path or path.startswith(("file:", "local:")):
         return Dataset("file", path.partition("://")[2] or path, version)
     address = urlsplit(path)
-    # `abfss://container@account…` names a container there; with a colon it is a user with a password.
+    # Elsewhere it is a user, a password or a token.
     user, _, host = address.netloc.rpartition("@")
-    place = host if ":" in user else address.netloc
+    place = address.netloc if address.scheme in WITH_CONTAINER and ":" not in user else host
     return Dataset(f"{address.scheme}://{place}", address.path.strip("/") or "/", version)
 
 

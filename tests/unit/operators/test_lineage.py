@@ -59,6 +59,7 @@ def test_an_image_is_a_dataset_of_its_registry_with_its_digest_as_version(image:
             Dataset("https://a.blob.core.windows.net", "models/d.bin", "sha256:ff"),
         ),
         ("ftp://me:s3cret@files.example/d.bin", Dataset("ftp://files.example", "d.bin", "sha256:ff")),
+        ("https://s3cret@files.example:8443/d.bin", Dataset("https://files.example:8443", "d.bin", "sha256:ff")),
     ],
 )  # fmt: skip
 def test_a_model_is_a_dataset_of_its_store(path: Path | str, expected: Dataset) -> None:
