@@ -55,6 +55,19 @@ def test_a_dialog_asks_again_until_it_is_answered(here: Rollouts) -> None:
         expect(dialog.get_by_text("does not answer")).to_have_count(0)
 
 
+def test_nothing_else_can_be_chosen_while_an_action_is_being_started(here: Rollouts) -> None:
+    with here.airflow.page() as page:
+        Api(page)
+        page.route("**/api/v2/dags/*/dagRuns", lambda route: None)  # it is not answered
+        page.goto(f"{here.airflow.server.url}{PAGE}/{WORKSPACE}/digits")
+        dialog = open_dialog(page, "Shift")
+        dialog.get_by_role("textbox", name="Reason").fill("compare once more")
+        dialog.get_by_role("button", name="Shift traffic").click()
+        expect(dialog.get_by_role("button", name="Cancel")).to_be_disabled()
+        expect(dialog.get_by_label("Action")).to_be_disabled()
+        expect(dialog.get_by_label("Per cent of the traffic")).to_be_disabled()
+
+
 def test_viewer_sees_what_an_action_would_do_and_may_not_start_it(here: Rollouts) -> None:
     with here.airflow.page(f"{PAGE}/{WORKSPACE}/{ENDPOINTS[1]}", user="viewer") as page:
         dialog = open_dialog(page, "Roll back")

@@ -58,7 +58,13 @@ export const ActionDialog = ({ overview, version, action: firstAction, onClose, 
               <CloseButton aria-label="Close" />
             </Dialog.CloseTrigger>
             <Dialog.Body>
-              <Choice action={action} percentile={percentile} onAction={setAction} onPercentile={setPercentile} />
+              <Choice
+                action={action}
+                percentile={percentile}
+                isDisabled={isSending}
+                onAction={setAction}
+                onPercentile={setPercentile}
+              />
               {previews.error && <Notice status="error">{previews.error}</Notice>}
               {!previews.preview && !previews.error && <Spinner aria-label="Loading" />}
               {previews.preview && (
@@ -84,13 +90,14 @@ export const ActionDialog = ({ overview, version, action: firstAction, onClose, 
 type ChoiceProps = {
   action: ActionName;
   percentile: string;
+  isDisabled: boolean;
   onAction: (action: ActionName) => void;
   onPercentile: (percentile: string) => void;
 };
 
-const Choice = ({ action, percentile, onAction, onPercentile }: ChoiceProps) => (
+const Choice = ({ action, percentile, isDisabled, onAction, onPercentile }: ChoiceProps) => (
   <Box display="flex" gap={3} flexWrap="wrap" mb={3}>
-    <Field.Root flex="1 1 10em">
+    <Field.Root flex="1 1 10em" disabled={isDisabled}>
       <Field.Label>Action</Field.Label>
       <NativeSelect.Root size="sm">
         <NativeSelect.Field value={action} onChange={(event) => onAction(event.currentTarget.value as ActionName)}>
@@ -104,7 +111,7 @@ const Choice = ({ action, percentile, onAction, onPercentile }: ChoiceProps) => 
       </NativeSelect.Root>
     </Field.Root>
     {action === "shift" && (
-      <Field.Root flex="1 1 10em">
+      <Field.Root flex="1 1 10em" disabled={isDisabled}>
         <Field.Label>Per cent of the traffic</Field.Label>
         <Input
           size="sm"
