@@ -305,13 +305,7 @@ async def test_a_connection_that_leads_elsewhere_shows_nothing_of_where_it_led_b
 async def test_a_request_shows_what_has_changed_since_the_last_reading(
     workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nothing is read but for requests.
-    for name in ("POLL_S", "FRESH_WAIT_S", "FRESH_DETAIL_WAIT_S"):
-        monkeypatch.setattr(watched_workspace, name, WAIT_S)
-    await deploy(workspace, "digits")
-    await read(watched)
-    shown = await until(lambda: loaded_detail(watched, "digits"), "the page", timeout_s=WAIT_S)
-    monkeypatch.setattr(watched_workspace, "FRESH_S", 0.0)
+    shown = await shown_page(workspace, watched, monkeypatch)
     monkeypatch.setattr(watched_workspace, "READING_SHARE", 0)
 
     change = Change(who="maria", reason="it is newer")
@@ -324,6 +318,20 @@ async def test_a_request_shows_what_has_changed_since_the_last_reading(
     assert [one.name for one in (await watched.overview()).endpoints] == ["digits", "prices"]
 
 
+async def shown_page(
+    workspace: Workspace, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
+) -> EndpointDetail:
+    """Deploy an endpoint and return its page; from then on each request reads again, and nothing else does."""
+    for name in ("POLL_S", "FRESH_WAIT_S", "FRESH_DETAIL_WAIT_S"):
+        monkeypatch.setattr(watched_workspace, name, WAIT_S)
+    await deploy(workspace, "digits")
+    await read(watched)
+    shown = await until(lambda: loaded_detail(watched, "digits"), "the page", timeout_s=WAIT_S)
+    monkeypatch.setattr(watched_workspace, "FRESH_S", 0.0)
+    assert isinstance(shown, EndpointDetail)
+    return shown
+
+
 async def loaded_detail(watched: WatchedWorkspace, endpoint: str) -> EndpointDetail | None:
     detail = await watched.detail(endpoint)
     return None if detail.loading else detail
@@ -332,12 +340,7 @@ async def loaded_detail(watched: WatchedWorkspace, endpoint: str) -> EndpointDet
 async def test_many_requests_at_once_read_an_endpoint_once(
     workspace: Workspace, target: SlowTarget, watched: WatchedWorkspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("POLL_S", "FRESH_WAIT_S", "FRESH_DETAIL_WAIT_S"):
-        monkeypatch.setattr(watched_workspace, name, WAIT_S)
-    await deploy(workspace, "digits")
-    await read(watched)
-    await until(lambda: loaded_detail(watched, "digits"), "the page", timeout_s=WAIT_S)
-    monkeypatch.setattr(watched_workspace, "FRESH_S", 0.0)
+    await shown_page(workspace, watched, monkeypatch)
     before = target.statuses
     await asyncio.gather(*(watched.detail("digits") for _ in range(20)))
     assert target.statuses - before == 1
