@@ -95,7 +95,7 @@ class ControlledRollout(TaskGroup):
         bake: The least time at each step, counted in evidence that was seen.
         min_requests: The fewest treatment requests at each step.
         pass_every_step: Whether every gate must pass, not only the last.
-        decision_timeout: How long each gate may wait.
+        decision_timeout: How long each gate may wait; where waiting cannot help, `bake` and `baseline_length` together.
         on_deadline: What a gate does after that: `hold`; `roll_back` when there was evidence but not enough
             (else it holds); or `ask`, which adds a task after each gate that asks a person, with the evidence.
         unseen_timeout: On hold, how long no look may be able to see the evidence before the treatment is rolled back;

@@ -23,7 +23,7 @@ REPOSITORY: Final = Path(__file__).resolve().parents[2]
 HOST: Final = "127.0.0.1"
 USER: Final = "admin"
 HEALTHY_TIMEOUT_S: Final = 240.0
-END_GRACE_S: Final = 8.0
+TRIGGER_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.2
 NICE: Final = 10
 AIRFLOW: Final = "Airflow"
@@ -203,13 +203,18 @@ class Airflow:
         """Un-pause a DAG and start a run of it.
 
         Raises:
-            DemoError: Airflow refuses it.
+            DemoError: Airflow refuses it, or does not answer.
         """
         for method, path, body in (
             ("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False}),
             ("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf}),
         ):
-            response = await self._client.request(method, path, json=body)
+            try:
+                response = await self._client.request(method, path, json=body, timeout=TRIGGER_TIMEOUT_S)
+            except httpx.TransportError as error:
+                raise DemoError(
+                    f"Airflow did not answer {method} {path} ({error or type(error).__name__}): look into {self._log}"
+                ) from error
             if response.is_error:
                 raise DemoError(f"Airflow refused {method} {path} with {response.status_code}: {response.text[:500]}")
 

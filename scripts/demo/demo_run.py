@@ -22,7 +22,8 @@ from scripts.demo.local_stack import LocalStack, environment, free_ports, run_qu
 from scripts.demo.processes import StartedProcess
 from scripts.demo.result import DemoFacts, DemoResult, conclude
 from scripts.demo.rollout_watcher import RolloutWatcher
-from scripts.demo.settings import DAG_ID, ENDPOINT, OUTAGE_S, RATE, RUN_ID, SETTINGS, Fault, run_parameters
+from scripts.demo.rollouts import on_hold_because, roll_out_until_decided, waiting_for
+from scripts.demo.settings import DAG_ID, DEADLINE_S, ENDPOINT, OUTAGE_S, RATE, SETTINGS, Fault, run_parameters
 from scripts.demo.view import Preparation, Snapshot, View
 
 __all__ = ["DemoRun"]
@@ -30,7 +31,6 @@ __all__ = ["DemoRun"]
 T = TypeVar("T")
 
 REFRESH_S: Final = 1.0
-RUN_TIMEOUT_S: Final = 600.0
 LOAD_GRACE_S: Final = 8.0
 CONTROL: Final = "first"
 
@@ -42,16 +42,19 @@ class DemoRun:
         folder: The demo's folder; the processes and files of an earlier demo in it are ended and removed.
         fault: What is wrong with the treatment; None for nothing.
         outage: Whether the telemetry store is stopped for a while.
+        deadline_s: How long it may take, its clean-up left out.
     """
 
-    def __init__(self, folder: Path, *, fault: Fault | None, outage: bool) -> None:
+    def __init__(self, folder: Path, *, fault: Fault | None, outage: bool, deadline_s: float = DEADLINE_S) -> None:
         self._stack = LocalStack(folder)
         self._fault = fault
         self._outage = outage
+        self._deadline_s = deadline_s
         self._started_s = time.monotonic()
         self._started = datetime.now(UTC)
         self._preparations: dict[str, float | None] = {}
         self._notice = ""
+        self._anew = ""
         self._watcher: RolloutWatcher | None = None
         self._load: StartedProcess | None = None
 
@@ -80,10 +83,18 @@ class DemoRun:
         removing = asyncio.create_task(self._stack.remove_cleared())
         showing = asyncio.create_task(self._show(view))
         try:
-            airflow = await self._prepare()
-            await self._follow(airflow)
-            await self._end_load()
+            async with asyncio.timeout(self._deadline_s) as limit:
+                airflow = await self._prepare()
+                await self._follow(airflow)
+                await self._end_load()
             return self._conclude()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise DemoError(
+                f"not over after {self._deadline_s:g} s, it waits for {waiting_for(self._snapshot())}: run it again, "
+                "with nothing else busy on this machine"
+            ) from error
         finally:
             showing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -100,7 +111,6 @@ class DemoRun:
         airflow = self._stack.start_airflow(port=airflow_port, schedules=False)
         healthy = self._timed("Airflow", airflow.wait_until_healthy(self._stack.processes, dag_id=DAG_ID))
         await _together(healthy, self._first_version(router_port))
-        self._watcher = RolloutWatcher(airflow, self._stack.workspace, dag_id=DAG_ID, run_id=RUN_ID, endpoint=ENDPOINT)
         return airflow
 
     async def _first_version(self, router_port: int) -> None:
@@ -160,26 +170,35 @@ class DemoRun:
         )
 
     async def _follow(self, airflow: Airflow) -> None:
-        """Trigger the run, and follow it until it ends."""
-        watcher = self._watcher
-        assert watcher is not None  # noqa: S101 - made in _prepare
-        await airflow.trigger(DAG_ID, run_id=RUN_ID, conf=self._parameters())
-        outage = asyncio.create_task(self._stop_telemetry_for_a_while(watcher)) if self._outage else None
+        """Roll out, and anew if the first rollout could come to no decision; return when the last one has ended."""
+        outage = asyncio.create_task(self._stop_telemetry_for_a_while()) if self._outage else None
         try:
-            deadline = time.monotonic() + RUN_TIMEOUT_S
-            while not watcher.ended:
-                if time.monotonic() > deadline:
-                    raise DemoError(f"the run of {DAG_ID} is {watcher.run_state!r} after {RUN_TIMEOUT_S:g} s")
-                self._check_processes()
-                await watcher.refresh()
-                await asyncio.sleep(REFRESH_S)
-            await watcher.refresh()
+            await roll_out_until_decided(lambda run_id: self._roll_out(airflow, run_id), self._say_anew)
             if outage:
                 await outage
         finally:
             if outage:
                 outage.cancel()
             await airflow.close()
+
+    async def _roll_out(self, airflow: Airflow, run_id: str) -> RolloutWatcher:
+        """Trigger a run, follow it until it ends, and return what was seen of it."""
+        watcher = RolloutWatcher(airflow, self._stack.workspace, dag_id=DAG_ID, run_id=run_id, endpoint=ENDPOINT)
+        if self._watcher is not None:
+            watcher.endpoint, watcher.decisions = self._watcher.endpoint, self._watcher.decisions
+        self._watcher = watcher
+        await airflow.trigger(DAG_ID, run_id=run_id, conf=self._parameters())
+        while not watcher.ended:
+            self._check_processes()
+            await watcher.refresh()
+            if reason := on_hold_because(watcher.endpoint, watcher.decisions):
+                raise DemoError(f"the rollout is on hold, and nobody decides in a demo: {reason}")
+            await asyncio.sleep(REFRESH_S)
+        await watcher.refresh()
+        return watcher
+
+    def _say_anew(self, line: str) -> None:
+        self._anew = line
 
     def _parameters(self) -> dict[str, object]:
         if self._fault is None:
@@ -191,9 +210,9 @@ class DemoRun:
         project(self._fault.value, train_control.PROJECT, folder)
         return run_parameters(self._fault, project=folder)
 
-    async def _stop_telemetry_for_a_while(self, watcher: RolloutWatcher) -> None:
+    async def _stop_telemetry_for_a_while(self) -> None:
         """Stop the telemetry store once a gate has looked, and start it again after `OUTAGE_S` seconds."""
-        while watcher.look is None:
+        while self._watcher is None or self._watcher.look is None:
             await asyncio.sleep(REFRESH_S)
         async with LocalTarget.open(self._stack.workspace) as target:
             await target.set_telemetry(False)
@@ -232,6 +251,7 @@ class DemoRun:
                 decisions=watcher.decisions,
                 endpoint=watcher.endpoint,
                 report=report,
+                anew=self._anew,
                 seconds=(max(end_times, default=datetime.now(UTC)) - self._started).total_seconds(),
             )
         )
@@ -263,6 +283,7 @@ class DemoRun:
             report=read_report(self._report_file),
             look=watcher.look if watcher else None,
             notice=self._notice,
+            anew=self._anew,
         )
 
 

@@ -23,6 +23,7 @@ __all__ = ["ALL_PARTS", "LocalStack", "free_ports", "run_quietly"]
 WORKSPACE: Final = "local workspace"
 ALL_PARTS: Final = {AIRFLOW, WORKSPACE}
 END_GRACE_S: Final = 10.0
+DOWN_TIMEOUT_S: Final = 90.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -154,4 +155,10 @@ class LocalStack:
 
     async def _local(self, action: str, *more: str) -> None:
         command = ["-m", "controlled_rollout.cli", "local", action, "--root", str(self.workspace.root), *more]
-        await run_quietly(f"controlled-rollout local {action}", command, log=self.logs / "workspace.log")
+        name = f"controlled-rollout local {action}"
+        try:
+            async with asyncio.timeout(DOWN_TIMEOUT_S):
+                await run_quietly(name, command, log=self.logs / "workspace.log")
+        except TimeoutError as error:
+            log = self.logs / "workspace.log"
+            raise DemoError(f"{name} was not over after {DOWN_TIMEOUT_S:g} s: look into {log}") from error

@@ -10,7 +10,7 @@ from controlled_rollout.record import Decision
 from scripts.demo.load_report import LoadReport
 from scripts.demo.settings import Fault
 
-__all__ = ["DemoFacts", "DemoResult", "conclude", "evidence_text", "format_e_value"]
+__all__ = ["DemoFacts", "DemoResult", "conclude", "evidence_text", "format_e_value", "undecided_because"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class DemoFacts:
         decisions: The record of the endpoint, oldest first.
         endpoint: The endpoint's newest revision.
         report: The load generator's last report.
+        anew: That it was rolled out anew, and why; empty if it was not.
         seconds: How long the demo took until the version was promoted or rolled back.
     """
 
@@ -36,6 +37,7 @@ class DemoFacts:
     endpoint: Endpoint
     report: LoadReport
     seconds: float
+    anew: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class DemoResult:
     """What the demo prints at its end.
 
     Attributes:
-        evidence: The evidence for a roll-back in words; empty after a promotion.
+        evidence: That it was rolled out anew, and the evidence for a roll-back, in words; empty where there is neither.
         counts: A line with the requests and failures of each version.
         last_line: How it ended.
         as_expected: Whether the demo ended as it should.
@@ -67,13 +69,38 @@ def conclude(facts: DemoFacts) -> DemoResult:
         )
     elif "roll_back" in decided:
         ending = f"rolled back {treatment}: {roll_back_cause(facts.decisions, treatment)}"
+        if facts.anew and undecided_because(facts.decisions):
+            ending += " (the second time: run the demo again while nothing else on this machine begins or ends)"
     else:
         ending = f"neither promoted nor rolled back: the run of the DAG ended as {facts.run_state!r}"
         problems = problems or [ending]
     if problems and problems != [ending]:
         ending += ", but " + "; ".join(problems)
     details = [f"{claim['name']}: {claim['detail']}" for claim in _alarms(facts.decisions, treatment)]
-    return DemoResult("; ".join(details), _counts(facts.report), f"result: {ending}", not problems)
+    return DemoResult(
+        "\n".join(filter(None, (facts.anew, "; ".join(details)))),
+        _counts(facts.report),
+        f"result: {ending}",
+        not problems,
+    )
+
+
+def undecided_because(decisions: Sequence[Decision]) -> str:
+    """Return why the newest rollout was rolled back without a decision about its version; empty if it was not.
+
+    Args:
+        decisions: The record of the endpoint, oldest first.
+    """
+    back = next((decision for decision in reversed(decisions) if decision.step in ("promote", "roll_back")), None)
+    if back is None or back.step != "roll_back":
+        return ""
+    looks = (one for one in reversed(decisions) if one.step == "look" and one.version == back.version)
+    look = next(looks, None)
+    if look is None or look.outcome != "not_enough_evidence":
+        return ""
+    # What to do follows each reason: it is done here.
+    reasons: list[str] = (look.verdict or {}).get("needs_new_rollout", [])
+    return "; ".join(reason.partition(";")[0] for reason in reasons)
 
 
 def roll_back_cause(decisions: Sequence[Decision], version: str) -> str:

@@ -4,13 +4,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["DAG_ID", "ENDPOINT", "OUTAGE_S", "RATE", "RUN_ID", "SETTINGS", "Fault", "run_parameters"]
+__all__ = ["DAG_ID", "DEADLINE_S", "ENDPOINT", "OUTAGE_S", "RATE", "RUN_IDS", "SETTINGS", "Fault", "run_parameters"]
 
 DAG_ID: Final = "retrain_and_deploy"
-RUN_ID: Final = "demo"
+# The run, and the one that rolls out anew where the first one's baseline says nothing any more.
+RUN_IDS: Final = ("demo", "demo-anew")
 ENDPOINT: Final = "digits"
 # Requests per second.
 RATE: Final = 100.0
+# How long the whole demo may take, the first build of the model's environment included.
+DEADLINE_S: Final = 900.0
 # How long METRICS=down stops the telemetry store, in seconds.
 OUTAGE_S: Final = 60.0
 # Airflow, the router, the replicas and the load share two cores, so a request may wait longer for its turn.
@@ -54,7 +57,9 @@ def run_parameters(fault: Fault | None, *, project: Path | None = None) -> dict[
         # The flaky treatment ends after 30 s of traffic, so the gates have to look for longer.
         "bake": "25 s" if fault is Fault.FLAKY else "8 s",
         "min_requests": 30,
-        "decision_timeout": "10 min",
+        # Nobody is there who would decide.
+        "decision_timeout": "4 min",
+        "on_deadline": "roll_back",
         "keep_warm": "1 s",
         "gate": GATE,
         "interval": "2 s",

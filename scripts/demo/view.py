@@ -67,6 +67,7 @@ class Snapshot:
         report: What the load generator has counted.
         look: The newest look at the evidence.
         notice: A fault that the demo injects right now, in words; empty for none.
+        anew: That it was rolled out anew, and why; empty if it was not.
     """
 
     elapsed_s: float
@@ -77,6 +78,7 @@ class Snapshot:
     report: LoadReport | None = None
     look: Decision | None = None
     notice: str = ""
+    anew: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def draw(snapshot: Snapshot, console: Console) -> RenderableType:
     """
     is_wide = console.width >= SIDE_BY_SIDE
     traffic, gate = _traffic(snapshot, is_wide=is_wide), _gate(snapshot.look)
-    notice = [Text(snapshot.notice, style="bold magenta")] if snapshot.notice else []
+    notice = [Text(line, style="bold magenta") for line in (snapshot.notice, snapshot.anew) if line]
     if is_wide:
         columns = Table.grid(padding=(0, 2))
         columns.add_row(_steps(_step_rows(snapshot)), Group(traffic, "", gate))
@@ -246,6 +248,7 @@ class PrintedState:
     traffic: dict[str, float] = field(default_factory=dict)
     look: str = ""
     notice: str = ""
+    anew: str = ""
     reported_s: float = -REPORT_EVERY_S
 
 
@@ -256,6 +259,9 @@ def changed_lines(snapshot: Snapshot, printed: PrintedState) -> list[str]:
         if preparation.seconds is not None and preparation.name not in printed.ready:
             printed.ready.add(preparation.name)
             lines.append(f"{preparation.name}: ready after {preparation.seconds:.1f} s")
+    if snapshot.anew != printed.anew:
+        printed.anew, printed.tasks = snapshot.anew, {}
+        lines.append(f"demo: {snapshot.anew}")
     for task in snapshot.tasks:
         state = f"{task.state} {task.attempt}"
         if task.state not in (None, "scheduled", "queued") and printed.tasks.get(task.task) != state:

@@ -72,7 +72,7 @@ class GateTerms(BaseModel):
         bake: The least time at the present share, counted in evidence that was seen.
         min_requests: The fewest treatment requests seen at the present share; at least 1.
         require_pass: Whether the gate must pass; else it is enough that nothing alarms.
-        decision_timeout: How long to wait at the present share.
+        decision_timeout: How long to wait at the present share; less where waiting cannot help.
         on_deadline: What then: `roll_back` only if the evidence was seen and was not enough; else it holds.
         interval: The time between two looks.
         window: How the evidence is read.
@@ -166,6 +166,7 @@ def decide(
     """Return the next action of the gate task after a look: go on, wait, fail, hold or ask a person. Pure.
 
     An outage never passes and never rolls back, however long it lasts: after `decision_timeout` it holds, or asks.
+    Where waiting cannot help, what `on_deadline` says is done sooner: after `bake` and the length of the baseline.
     While a person is asked only an alarm decides; on hold an alarm, or `unseen_timeout`.
 
     Args:
@@ -198,11 +199,13 @@ def decide(
     if not missing:
         return result(NextAction.GO_ON, verdict.reason)
     waited = now - terms.counted_from(look.document.rollout, now - look.since_shift)
-    if waited < terms.decision_timeout:
+    in_vain = _waits_in_vain(look, terms, waited)
+    if waited < terms.decision_timeout and not in_vain:
         return result(NextAction.WAIT, missing)
     timeout = format_elapsed(terms.decision_timeout)
     since = "the split was set" if waited == look.since_shift else "the last hold ended"
-    reason = f"no decision {format_elapsed(waited)} after {since} (decision_timeout {timeout}): {missing}"
+    why = "waiting longer cannot help" if in_vain else f"decision_timeout {timeout}"
+    reason = f"no decision {format_elapsed(waited)} after {since} ({why}): {missing}"
     evidence_was_seen = verdict.outcome in (Outcome.NOT_ENOUGH_EVIDENCE, Outcome.PASS)
     if terms.on_deadline == "roll_back" and evidence_was_seen and not record_problem:
         return result(NextAction.FAIL, reason)
@@ -250,6 +253,17 @@ def _missing_to_go_on(look: "Look", terms: GateTerms) -> str:
     if look.requests_at_share < max(1, terms.min_requests):
         missing.append(f"{look.requests_at_share} of {max(1, terms.min_requests)} requests seen at {look.share:g} %")
     return "; ".join(missing)
+
+
+def _waits_in_vain(look: "Look", terms: GateTerms, waited: timedelta) -> bool:
+    """Return whether only a new rollout can lead to what the gate waits for: nobody would hear of it for a day.
+
+    For a baseline's length it is waited that control becomes again what it was in that baseline.
+    """
+    verdict = look.verdict
+    reasons = [reason for reason in verdict.needs_new_rollout if terms.require_pass or reason in verdict.waits]
+    patience = terms.bake + terms.window.baseline_length
+    return bool(reasons) and min(waited, look.seen_at_share) >= patience
 
 
 def _why_nothing_is_seen(look: "Look", terms: GateTerms) -> str:

@@ -11,7 +11,12 @@ from controlled_rollout.gate.expectation_claims import expectation_claims
 from controlled_rollout.gate.metric_claims import metric_claims
 from controlled_rollout.gate.model import Bin, Gate
 from controlled_rollout.gate.overload import no_pass_without_room, no_step_without_room, room_claims, without_refused
-from controlled_rollout.gate.pass_conditions import near_in_newest, no_pass_because, no_step_because
+from controlled_rollout.gate.pass_conditions import (
+    near_in_newest,
+    needs_new_rollout_because,
+    no_pass_because,
+    no_step_because,
+)
 from controlled_rollout.gate.restarts import at_present_share
 from controlled_rollout.gate.traffic_claims import split_wrong, traffic_claims
 from controlled_rollout.gate.users import bins_of_users
@@ -29,6 +34,7 @@ class Assessment:
         passes: Claims that a pass needs, all of them.
         no_step: Why no step may go on now, and nothing may pass, in words.
         no_pass: Why nothing may pass now, whatever the claims say, in words.
+        needs_new_rollout: Those of the two that only a new rollout changes, as far as can be seen now.
         notes: What was left out, in words.
         control_requests, treatment_requests: How many requests were counted, warm-up left out.
     """
@@ -38,6 +44,7 @@ class Assessment:
     passes: tuple[ClaimResult, ...]
     no_step: tuple[str, ...]
     no_pass: tuple[str, ...]
+    needs_new_rollout: tuple[str, ...]
     notes: tuple[str, ...]
     control_requests: int
     treatment_requests: int
@@ -93,6 +100,7 @@ def assess(bins: Iterable[Bin], gate: Gate, baseline: Iterable[Bin]) -> Assessme
             *(() if has_failed else near_in_newest(present, before, gate)),
         ),
         (*no_pass_because(present, judged, before, gate), *no_pass_without_room(served_at_present, gate)),
+        tuple(needs_new_rollout_because(present, judged, before, gate)),
         tuple(_notes(judged, gate, warm_up, int(was_wrong.sum()))),
         int(counted.control.sum()),
         int(counted.treatment.sum()),
@@ -116,6 +124,7 @@ def _without_traffic(judged: Columns, gate: Gate, warm_up: int) -> Assessment:
         passes,
         (),
         () if passes else ("nothing says what a pass has to rule out: give a metric a pass_margin",),
+        (),
         tuple(_notes(judged, gate, warm_up, 0)),
         int(judged.control.sum()),
         int(judged.treatment.sum()),

@@ -71,6 +71,7 @@ def _verdict(assessment: "Assessment") -> Verdict:
         assessment.treatment_requests,
         assessment.no_step,
         assessment.no_pass,
+        assessment.needs_new_rollout,
     )
 
 

@@ -464,6 +464,8 @@ class Verdict:
         waits: Why no step goes on now, whatever it asks for: the treatment or control is broken, there is nothing to
             compare with, or an alarm is near in the treatment's newest requests.
         no_pass: Why nothing passes now, however many more requests there will be, such as a treatment without room.
+        needs_new_rollout: Those of `waits` and `no_pass` that time does not change either, as far as can be seen now:
+            only a new rollout does.
     """
 
     outcome: Outcome
@@ -473,3 +475,4 @@ class Verdict:
     treatment_requests: int = 0
     waits: tuple[str, ...] = ()
     no_pass: tuple[str, ...] = ()
+    needs_new_rollout: tuple[str, ...] = ()

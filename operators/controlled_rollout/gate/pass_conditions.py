@@ -16,7 +16,7 @@ from controlled_rollout.gate.last_control import LEAST_REQUESTS, last_of_control
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.traffic_claims import traffic_claims
 
-__all__ = ["near_in_newest", "no_pass_because", "no_step_because"]
+__all__ = ["near_in_newest", "needs_new_rollout_because", "no_pass_because", "no_step_because"]
 
 Floats = NDArray[np.float64]
 
@@ -51,11 +51,8 @@ def no_step_because(present: Columns, judged: Columns, before: Columns, gate: Ga
         )
     if not without_control(present).any():
         yield from _broken_control(present, before, gate)
-    elif last_of_control(judged, before).requests < LEAST_REQUESTS:
-        yield (
-            f"control has no traffic to compare with, and had fewer than {LEAST_REQUESTS} requests before: give it a "
-            "step with less than 100 %"
-        )
+    else:
+        yield from _nothing_to_compare(judged, before)
 
 
 def no_pass_because(present: Columns, judged: Columns, before: Columns, gate: Gate) -> Iterator[str]:
@@ -63,14 +60,26 @@ def no_pass_because(present: Columns, judged: Columns, before: Columns, gate: Ga
 
     At a share that leaves control nothing, its latency at the shares before tells whether the quantiles say anything.
     """
-    if gate.max_latency is not None and present.over_limit is None:
-        yield (
-            "max_latency cannot be shown: requests slower than it are counted only where control's quantiles from "
-            "before the rollout are known"
-        )
-    alone = without_control(present).any()
-    compared = judged.at(~without_control(judged)) if alone else present
-    yield from _stale_quantiles(compared.without(crowded(compared)), gate)
+    yield from _limit_not_counted(present, gate)
+    yield from _stale_quantiles(_compared(present, judged), gate).values()
+
+
+def needs_new_rollout_because(present: Columns, judged: Columns, before: Columns, gate: Gate) -> Iterator[str]:
+    """Yield which of the two above wait for something that does not come: in this rollout no pass can be expected.
+
+    Control's quantiles stay what they were before the rollout, so one of them that says nothing in all bins at the
+    present share, nor in the newer half of them, does so until control's latency is as before again. Only in the older
+    half it is outweighed with time. At a share that leaves control nothing, control's bins do not change any more.
+    """
+    yield from _limit_not_counted(present, gate)
+    compared = _compared(present, judged)
+    stale = _stale_quantiles(compared, gate)
+    if without_control(present).any():
+        yield from _nothing_to_compare(judged, before)
+        yield from stale.values()
+    else:
+        lasting = _stale_quantiles(compared.since(len(compared.starts) // 2), gate)
+        yield from (sentence for quantile, sentence in stale.items() if quantile in lasting)
 
 
 def near_in_newest(present: Columns, before: Columns, gate: Gate) -> Iterator[str]:
@@ -122,8 +131,34 @@ def _broken_control(present: Columns, before: Columns, gate: Gate) -> Iterator[s
         yield f"control itself is broken, and nothing to compare with: {100 * rate:.3g} % errors{was}"
 
 
-def _stale_quantiles(compared: Columns, gate: Gate) -> Iterator[str]:
-    """Yield which of control's frozen quantiles say nothing about its latency in the bins that are compared."""
+def _nothing_to_compare(judged: Columns, before: Columns) -> Iterator[str]:
+    """Yield that a treatment with all of the traffic cannot be compared with control's last requests."""
+    if last_of_control(judged, before).requests < LEAST_REQUESTS:
+        yield (
+            f"control has no traffic to compare with, and had fewer than {LEAST_REQUESTS} requests before: give it a "
+            "step with less than 100 %"
+        )
+
+
+def _limit_not_counted(present: Columns, gate: Gate) -> Iterator[str]:
+    """Yield that nobody counts the requests slower than the gate's `max_latency`."""
+    if gate.max_latency is not None and present.over_limit is None:
+        yield (
+            "max_latency cannot be shown: requests slower than it are counted only where control's quantiles from "
+            "before the rollout are known"
+        )
+
+
+def _compared(present: Columns, judged: Columns) -> Columns:
+    """Return the bins in which control's latency tells whether its frozen quantiles say anything about it."""
+    alone = without_control(present).any()
+    compared = judged.at(~without_control(judged)) if alone else present
+    return compared.without(crowded(compared))
+
+
+def _stale_quantiles(compared: Columns, gate: Gate) -> dict[float, str]:
+    """Return which of control's frozen quantiles say nothing about its latency in the bins that are compared."""
+    stale = {}
     requests = float(compared.control.sum())
     for quantile, metric in zip(gate.latency_quantiles, compared.slow, strict=False):
         slow, normal = float(metric.control.sum()), 1 - quantile
@@ -132,8 +167,9 @@ def _stale_quantiles(compared: Columns, gate: Gate) -> Iterator[str]:
         # Odds against odds, without a division: all or none may be slow.
         now, then = slow * quantile, (requests - slow) * normal
         if now > STALE_ODDS * then or then > STALE_ODDS * now:
-            yield (
+            stale[quantile] = (
                 f"control's p{100 * quantile:g} from before the rollout says nothing about its present latency: "
                 f"{100 * slow / requests:.3g} % of its requests exceed it now, {100 * normal:.3g} % did then; roll out "
                 "anew for a new baseline"
             )
+    return stale

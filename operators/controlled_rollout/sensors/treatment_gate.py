@@ -59,7 +59,8 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         bake: The least time at the present share of traffic, counted in evidence that was seen.
         min_requests: The fewest treatment requests at the present share.
         require_pass: Whether the gate must pass; False is enough for a step at which little traffic is at stake.
-        decision_timeout: How long to wait after the split was set.
+        decision_timeout: How long to wait after the split was set; where waiting cannot help, as with a latency
+            baseline of another time, `bake` and `baseline_length` together.
         on_deadline: `hold`; `roll_back` when there was evidence but not enough (else it holds); or `ask`: the
             task succeeds, and the `ApproveRolloutOperator` that has to come after it asks a person.
         unseen_timeout: On hold, how long no look may be able to see the evidence before the treatment is rolled back;

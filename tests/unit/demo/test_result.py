@@ -9,7 +9,7 @@ import pytest
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.record import Decision
 from scripts.demo.load_report import LoadReport, VersionReport
-from scripts.demo.result import DemoFacts, conclude, format_e_value
+from scripts.demo.result import DemoFacts, conclude, format_e_value, undecided_because
 from scripts.demo.settings import Fault
 
 AT = datetime(2026, 1, 5, tzinfo=UTC)
@@ -129,6 +129,35 @@ def test_unexpected_outcome_is_reported(facts: DemoFacts, text: str) -> None:
     assert result.last_line.startswith("result: ")
     assert "\n" not in result.last_line
     assert not result.as_expected
+
+
+STALE = "control's p50 from before the rollout says nothing about its present latency; roll out anew for a new baseline"
+UNDECIDED = (
+    decision("deploy"),
+    decision("look", outcome="not_enough_evidence", reason=STALE, verdict={"claims": [], "needs_new_rollout": [STALE]}),
+    decision("roll_back", reason=f"no decision 20 s after the split was set (waiting longer cannot help): {STALE}"),
+)
+
+
+def test_a_rollout_is_undecided_if_it_was_taken_back_because_only_a_new_one_helps() -> None:
+    assert undecided_because(UNDECIDED) == STALE.partition(";")[0]
+    assert not undecided_because(UNDECIDED[:2])
+    assert not undecided_because((*UNDECIDED, decision("promote")))
+    assert not undecided_because(ROLLED_BACK.decisions)
+    assert not undecided_because((UNDECIDED[1], look("fail", ALARM), UNDECIDED[2]))
+
+
+def test_promotion_by_a_second_rollout_says_that_it_is_one() -> None:
+    result = conclude(replace(GOOD, anew="rolled out anew, once"))
+
+    assert (result.evidence, result.as_expected) == ("rolled out anew, once", True)
+
+
+def test_a_second_rollout_without_a_decision_says_what_to_do() -> None:
+    undecided = replace(GOOD, run_state="failed", decisions=UNDECIDED, endpoint=BEFORE, anew="rolled out anew, once")
+
+    assert "(the second time: run the demo again" in conclude(undecided).last_line
+    assert not conclude(undecided).as_expected
 
 
 def test_outage_that_a_look_has_noticed_is_expected() -> None:

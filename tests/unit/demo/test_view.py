@@ -126,6 +126,16 @@ def test_a_gate_that_does_not_pass_with_all_claims_reached_says_what_keeps_it() 
     assert [line for line in lines(held)[0] if line.endswith("; control's p90 says nothing any more")]
 
 
+def test_the_view_says_once_that_it_is_rolled_out_anew_and_prints_the_steps_again() -> None:
+    anew = replace(SNAPSHOT, anew="rolled out anew, once")
+
+    assert "rolled out anew, once" in drawn(anew)
+    first, second, third = lines(SNAPSHOT, anew, anew)
+    assert second[0] == "demo: rolled out anew, once"
+    assert set(second[1:]) <= set(first)
+    assert third == []
+
+
 def test_deleted_version_keeps_its_counts() -> None:
     assert SNAPSHOT.endpoint is not None
     text = drawn(replace(SNAPSHOT, endpoint=SNAPSHOT.endpoint.delete_version("second")))

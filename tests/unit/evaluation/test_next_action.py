@@ -169,6 +169,43 @@ def test_the_author_may_roll_back_after_the_decision_timeout_if_the_evidence_was
     assert decide(look("pass", since=61 * MINUTE, requests=5), late, now=NOW).action is NextAction.FAIL
 
 
+def in_vain(since: int, *, seen: int | None = None, waits: tuple[str, ...] = (), **changes: Any) -> Look:
+    stale = "control's p50 says nothing"
+    of = look("not_enough_evidence", since=since * MINUTE, seen=None if seen is None else seen * MINUTE, **changes)
+    verdict = replace(of.verdict, waits=waits, no_pass=(stale,), needs_new_rollout=(*waits, stale), reason=stale)
+    return replace(of, verdict=verdict)
+
+
+@pytest.mark.parametrize(
+    ("on_deadline", "action"),
+    [("hold", NextAction.HOLD), ("roll_back", NextAction.FAIL), ("ask", NextAction.ASK)],
+)
+def test_a_gate_that_waits_in_vain_does_what_its_deadline_says_after_its_bake_and_the_baselines_length(
+    on_deadline: str, action: NextAction
+) -> None:
+    of = terms(on_deadline=on_deadline)  # 10 min and 1 min; decision_timeout is 60 min
+
+    assert decide(in_vain(10), of, now=NOW).action is NextAction.WAIT
+    result = decide(in_vain(11), of, now=NOW)
+    assert result.action is action
+    assert result.reason == (
+        "no decision 11 min after the split was set (waiting longer cannot help): not enough evidence: "
+        "control's p50 says nothing"
+    )
+
+
+def test_a_gate_waits_in_vain_only_as_long_as_it_sees_and_anew_after_a_hold_was_cleared() -> None:
+    assert decide(in_vain(30, seen=10), terms(), now=NOW).action is NextAction.WAIT
+    for since, action in ((10, NextAction.WAIT), (11, NextAction.HOLD)):
+        assert decide(in_vain(30, resumed=NOW - since * MINUTE), terms(), now=NOW).action is action
+
+
+def test_a_step_without_a_pass_waits_in_vain_only_for_what_keeps_every_step_back() -> None:
+    easy = terms(require_pass=False)
+    assert decide(in_vain(30), easy, now=NOW).action is NextAction.GO_ON
+    assert decide(in_vain(30, waits=("nothing to compare with",)), easy, now=NOW).action is NextAction.HOLD
+
+
 @given(
     outcome=st.sampled_from(["cannot_see", "split_is_wrong"]),
     minutes=st.integers(0, 10**6),

@@ -129,6 +129,7 @@ def test_max_latency_that_is_not_counted_is_no_pass() -> None:
 
     assert verdict.outcome == "not_enough_evidence"
     assert "max_latency cannot be shown" in verdict.reason
+    assert verdict.needs_new_rollout == verdict.no_pass
     with pytest.raises(ValueError, match="max_latency without latency_quantiles"):
         Gate(latency_quantiles=(), max_latency=MaxLatency(duration=timedelta(seconds=1)))
 
@@ -172,7 +173,31 @@ def test_quantiles_that_said_nothing_beside_control_give_no_pass_at_100_per_cent
 
     assert verdict.outcome == "not_enough_evidence"
     assert "control's p50 from before the rollout says nothing" in verdict.reason
+    assert verdict.needs_new_rollout == verdict.no_pass
     assert judge(one_after_the_other(usual, alone), QUANTILES).outcome == "pass"
+
+
+STALE = [minute(index, (150, 0), (150, 0), share=0.5, slow=((0, 0), (0, 0))) for index in range(40)]
+USUAL = [minute(index, (150, 0), (150, 0), share=0.5, slow=((75, 15), (75, 15))) for index in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("parts", "lasts"),
+    [
+        pytest.param((STALE,), True, id="stale throughout"),
+        pytest.param((USUAL[:4], STALE), True, id="in most bins, and in the newer half"),
+        pytest.param((STALE, USUAL[:4]), False, id="in most bins, but as before in some of the newer half"),
+        pytest.param((USUAL,), False, id="as before"),
+    ],
+)
+def test_only_a_new_rollout_helps_while_the_newer_half_of_controls_bins_says_nothing_either(
+    parts: Sequence[Sequence[Bin]], lasts: bool
+) -> None:
+    verdict = judge(one_after_the_other(*parts), QUANTILES)
+
+    assert bool(verdict.no_pass) is (STALE in parts)
+    assert bool(verdict.needs_new_rollout) is lasts
+    assert set(verdict.needs_new_rollout) <= set(verdict.no_pass)
 
 
 def test_quantiles_of_a_busier_or_quieter_hour_still_say_something() -> None:
@@ -207,6 +232,7 @@ def test_nothing_passes_at_100_per_cent_that_nothing_was_compared_with() -> None
         verdict = judge(bins, GATE)
         assert verdict.outcome == "not_enough_evidence"
         assert "control has no traffic to compare with" in verdict.reason
+        assert verdict.needs_new_rollout == verdict.waits[-1:]
 
 
 def test_pass_at_50_per_cent_is_none_at_100() -> None:
