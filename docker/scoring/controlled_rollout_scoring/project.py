@@ -50,6 +50,27 @@ def own_configuration(settings: Settings) -> Iterator[None]:
     from azureml_inference_server_http import log_config
 
     log_config.load_logging_config = _load_logging_config
+    stock_logger = logging.getLogger("azmlinfsrv")
+    stock_logger.addFilter(_is_not_about_extra_keys)
+    try:
+        with _own_file(settings):
+            yield
+    finally:
+        stock_logger.removeFilter(_is_not_about_extra_keys)
+
+
+def _is_not_about_extra_keys(record: logging.LogRecord) -> bool:
+    """Return whether a line is to be logged: not that there are extra keys in the configuration file.
+
+    The stock server says that of its own environment variables, as `AZUREML_ENTRY_SCRIPT`, where pydantic names them as
+    such, and of no key of a file.
+    """
+    return not str(record.msg).startswith("Found extra keys in the config file")
+
+
+@contextlib.contextmanager
+def _own_file(settings: Settings) -> Iterator[None]:
+    """Let the stock server read, within the block, a configuration file only if it is one."""
     named = os.environ.get(CONFIG_VARIABLE)
     folders = (settings.app_root, os.path.dirname(os.path.join(settings.app_root, settings.entry_script)))
     files = [named or "", *(os.path.join(folder, "config.json") for folder in folders)]
