@@ -58,7 +58,7 @@ def run_parameters(fault: Fault | None, *, project: Path | None = None) -> dict[
         "bake": "25 s" if fault is Fault.FLAKY else "8 s",
         "min_requests": 30,
         # Nobody is there who would decide.
-        "decision_timeout": "4 min",
+        "decision_timeout": "6 min",
         "on_deadline": "roll_back",
         "keep_warm": "1 s",
         "gate": GATE,

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 PROMOTED = r"promoted \S+ to control in [\d.]+ s; \d+ requests, 0 failed"
 
-pytestmark = pytest.mark.timeout(700)
+pytestmark = pytest.mark.timeout(1100)
 
 
 def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +24,7 @@ def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=REPOSITORY,
         text=True,
         capture_output=True,
-        timeout=650,
+        timeout=1050,
     )
 
 

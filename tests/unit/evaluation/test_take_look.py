@@ -19,7 +19,7 @@ from controlled_rollout.errors import (
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evaluation import next_action
 from controlled_rollout.evaluation.next_action import FAULT_TIMEOUT, GateTerms, LookResult, NextAction, take_look
-from controlled_rollout.evidence import Evidence, EvidenceQuery
+from controlled_rollout.evidence import Evidence, EvidenceQuery, EvidenceWindow
 from controlled_rollout.gate import Bin, Counts, Gate
 from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target.history import ON_SILENCE
@@ -39,8 +39,10 @@ TERMS = GateTerms(
 class Source:
     """Evidence of one bin; or none, because the store is away."""
 
-    def __init__(self, *, errors: int = 0, away: bool = False, fails: Exception | None = None) -> None:
-        self._errors, self._away, self._fails = errors, away, fails
+    def __init__(
+        self, *, errors: int = 0, slow: tuple[int, ...] = (), away: bool = False, fails: Exception | None = None
+    ) -> None:
+        self._errors, self._slow, self._away, self._fails = errors, slow, away, fails
         self.queries: list[EvidenceQuery] = []
 
     async def read(self, query: EvidenceQuery) -> Evidence:
@@ -49,7 +51,8 @@ class Source:
             raise self._fails
         if self._away:
             raise EvidenceUnavailableError("the store does not answer")
-        counts = Bin(NOW - HOUR, Counts(1_000, 5), Counts(1_000, self._errors), share=0.5)
+        control, treatment = Counts(1_000, 5, self._slow), Counts(1_000, self._errors, self._slow)
+        counts = Bin(NOW - HOUR, control, treatment, share=0.5)
         return Evidence((counts,), (), (), NOW - timedelta(minutes=3), ("AppRequests",))
 
 
@@ -90,6 +93,21 @@ def test_look_logs_share_time_requests_and_claims_and_is_recorded(gates: Gates) 
     assert gates.messages[1].startswith("fail: errors are higher")
     [decision] = record.read(gates.workspace, "digits", step="look")
     assert (decision.step, decision.outcome, decision.who) == ("look", "fail", "dag/run/gate")
+
+
+@pytest.mark.parametrize(("baseline", "action"), [(HOUR / 2, NextAction.HOLD), (HOUR, NextAction.WAIT)])
+def test_a_gate_whose_baseline_says_nothing_holds_long_before_its_deadline_and_the_record_has_why(
+    baseline: timedelta, action: NextAction, gates: Gates
+) -> None:
+    window = EvidenceWindow(baseline_length=baseline)
+    terms = TERMS.model_copy(update={"gate": Gate(latency_quantiles=(0.5,)), "window": window})
+
+    result = gates.take(Source(slow=(0,)), terms=terms)
+
+    assert result.action is action
+    assert "control's p50 from before the rollout says nothing about its present latency" in result.reason
+    [decision] = record.read(gates.workspace, "digits", step="look")
+    assert [reason[:13] for reason in (decision.verdict or {})["needs_new_rollout"]] == ["control's p50"]
 
 
 @pytest.mark.parametrize("acts", [True, False])
