@@ -33,6 +33,7 @@ SCENE: Final = Scene(
     bake="3 min",
     bin_width="5 s",
     quantile=0.9,
+    tolerance=0.1,
     rate=20,
     script=SCRIPT,
     steady=("prices",),

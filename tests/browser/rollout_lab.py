@@ -44,8 +44,8 @@ with DAG(
     ControlledRollout(
         endpoint="{{ params.endpoint }}", image="{{ params.image }}", steps=$steps, settings={"num_replicas": 1},
         bake="$bake", interval="1 s", bin_width="$bin_width", allowed_lag="2 s", baseline_length="30 s",
-        gate={"warm_up": "1 s", "latency_quantiles": [$quantile], "latency_tolerance": 3.0}, decision_timeout="2 h",
-        keep_warm="1 h", deferrable=False,
+        gate={"warm_up": "1 s", "latency_quantiles": [$quantile], "latency_tolerance": $tolerance},
+        decision_timeout="2 h", keep_warm="1 h", deferrable=False,
     )
 """)
 
@@ -82,6 +82,7 @@ class Scene:
         bake: The least time at each step: the tests' rollouts stay at their first until a person does something.
         bin_width: The width of the gate's bins.
         quantile: The quantile of latencies that it compares.
+        tolerance: How much slower the treatment may be.
         rate: The requests a second to each endpoint.
         script: The model's `score.py`; None for one that answers at once.
         steady: Endpoints besides, without a rollout.
@@ -93,6 +94,7 @@ class Scene:
     bake: str = "1 h"
     bin_width: str = "1 s"
     quantile: float = 0.5
+    tolerance: float = 3.0
     rate: float = 20
     script: str | None = None
     steady: tuple[str, ...] = ()

@@ -150,7 +150,7 @@ function optionsOf(element: HTMLElement, newest: { current: ChartProps }): uPlot
         points: { show: newest.current.times.length < 3 },
       })),
     ],
-    hooks: { draw: [(plot) => drawMarks(plot, newest.current, colour("fg"))] },
+    hooks: { draw: [(plot) => drawMarks(plot, newest.current, colour("fg"), colour("bg"))] },
   };
 }
 
@@ -169,7 +169,7 @@ function timesOfAxis(plot: uPlot, ticks: number[]): string[] {
 
 const isShare = ({ label }: { label: string }): boolean => label.endsWith("%");
 
-function drawMarks(plot: uPlot, { marks = [], threshold }: ChartProps, colour: string): void {
+function drawMarks(plot: uPlot, { marks = [], threshold }: ChartProps, colour: string, background: string): void {
   const { ctx, bbox } = plot;
   const pixels = uPlot.pxRatio;
   ctx.save();
@@ -195,14 +195,14 @@ function drawMarks(plot: uPlot, { marks = [], threshold }: ChartProps, colour: s
         taken.every(([first, last]) => from + width + gap < first || from > last + gap),
     );
     if (begin === undefined) continue;
-    ctx.fillText(label, begin, bbox.top + 11 * pixels);
+    write(ctx, label, begin, bbox.top + 11 * pixels, background);
     taken.push([begin, begin + width]);
   }
   if (threshold) {
     const y = plot.valToPos(threshold.value, "y", true);
     if (y >= bbox.top && y <= bbox.top + bbox.height) {
       line(ctx, bbox.left, y, bbox.left + bbox.width, y);
-      ctx.fillText(threshold.label, bbox.left + 3 * pixels, y - 4 * pixels);
+      write(ctx, threshold.label, bbox.left + 3 * pixels, y - 4 * pixels, background);
     }
   }
   ctx.restore();
@@ -213,4 +213,16 @@ function line(ctx: CanvasRenderingContext2D, x1: number, y1: number, x2: number,
   ctx.moveTo(x1, y1);
   ctx.lineTo(x2, y2);
   ctx.stroke();
+}
+
+/** Writes a label on an edge in the colour of the background: lines of the chart may run through it. */
+function write(ctx: CanvasRenderingContext2D, label: string, x: number, y: number, background: string): void {
+  ctx.save();
+  ctx.setLineDash([]);
+  ctx.lineWidth = 4 * uPlot.pxRatio;
+  ctx.lineJoin = "round";
+  ctx.strokeStyle = background;
+  ctx.strokeText(label, x, y);
+  ctx.restore();
+  ctx.fillText(label, x, y);
 }
