@@ -7,7 +7,7 @@ from typing import Final, Literal
 from controlled_rollout.gate.model import Claim, Gate
 from controlled_rollout.gate.restarts import AlarmEvidence
 
-__all__ = ["ClaimResult", "alarm_from", "alarm_threshold", "claim_from"]
+__all__ = ["ClaimResult", "alarm_from", "alarm_threshold", "pass_from"]
 
 # exp() of more is more than a float can hold: infinite.
 LARGEST_EXPONENT: Final = 709.0
@@ -50,27 +50,18 @@ def alarm_threshold(gate: Gate, metric: str, *, latency: bool) -> float:
     return gate.treatments * total / (gate.alpha * gate.weights.get(metric, 1.0))
 
 
-def claim_from(
-    name: str,
-    kind: Literal["alarm", "pass", "split"],
-    peak: float,
-    threshold: float,
-    reached: bool,
-    detail: str,
-    needed: int | None = None,
-) -> Claim:
-    """Return a claim from the log of its e-value, its threshold and its texts.
+def pass_from(name: str, gate: Gate, peak: float, reached: bool, detail: str, needed: int | None = None) -> ClaimResult:
+    """Return a claim that has to be reached for a pass.
 
     Args:
         name: What is claimed.
-        kind: Its kind.
+        gate: Its `beta` is the threshold.
         peak: The log of the most evidence for it after any bin.
-        threshold: Its threshold, not as a log.
         reached: Whether it is established.
         detail: The numbers behind it in words.
-        needed: How many more treatment requests a pass claim needs.
+        needed: How many more treatment requests it needs; None if that is not known.
     """
-    return Claim(name, kind, _e_value(peak), threshold, reached, needed, detail)
+    return ClaimResult(Claim(name, "pass", _e_value(peak), 1 / gate.beta, reached, needed, detail))
 
 
 def alarm_from(
@@ -86,8 +77,8 @@ def alarm_from(
         detail: The numbers behind it in words.
     """
     reached = evidence.reached_at is not None
-    claim = claim_from(name, kind, evidence.peak, threshold, reached, detail)
-    return ClaimResult(replace(claim, present=_e_value(evidence.now)), evidence.reached_at)
+    peak, present = _e_value(evidence.peak), _e_value(evidence.now)
+    return ClaimResult(Claim(name, kind, peak, threshold, reached, None, detail, present), evidence.reached_at)
 
 
 def _e_value(log_value: float) -> float:

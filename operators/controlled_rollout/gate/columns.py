@@ -1,7 +1,7 @@
 """Bins, checked and turned into columns: one array per quantity, oldest bin first."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain, compress, pairwise
 from math import isfinite
@@ -110,44 +110,46 @@ class Columns:
 
     def at(self, bins: "Selection") -> "Columns":
         """Return the columns of some of the bins."""
-        return Columns(
-            self.starts[bins] if isinstance(bins, slice) else list(compress(self.starts, bins)),
-            self.treatment[bins],
-            self.control[bins],
-            self.errors.at(bins),
-            tuple(metric.at(bins) for metric in self.slow),
-            self.shares[bins],
-            {name: (treatment.at(bins), control.at(bins)) for name, (treatment, control) in self.means.items()},
-            {
-                name: {category: metric.at(bins) for category, metric in metrics.items()}
-                for name, metrics in self.categories.items()
-            },
-            None if self.over_limit is None else self.over_limit.at(bins),
-            None if self.of_other_draw is None else self.of_other_draw[bins],
-            None if self.overloaded is None else self.overloaded.at(bins),
-            tuple(metric.at(bins) for metric in self.scoring),
+        result = self._each(lambda metric: metric.at(bins), lambda values: values.at(bins))
+        return replace(
+            result,
+            starts=self.starts[bins] if isinstance(bins, slice) else list(compress(self.starts, bins)),
+            treatment=self.treatment[bins],
+            control=self.control[bins],
+            shares=self.shares[bins],
+            of_other_draw=None if self.of_other_draw is None else self.of_other_draw[bins],
         )
 
     def without(self, left_out: NDArray[np.bool_]) -> "Columns":
         """Return the columns with nothing counted in the bins that are left out."""
         kept = (~left_out).astype(np.float64)
-        return Columns(
-            self.starts,
-            self.treatment * kept,
-            self.control * kept,
-            self.errors.times(kept),
-            tuple(metric.times(kept) for metric in self.slow),
-            self.shares,
-            {name: (treatment.times(kept), control.times(kept)) for name, (treatment, control) in self.means.items()},
-            {
-                name: {category: metric.times(kept) for category, metric in metrics.items()}
+        result = self._each(lambda metric: metric.times(kept), lambda values: values.times(kept))
+        return replace(result, treatment=self.treatment * kept, control=self.control * kept)
+
+    def _each(self, of_metric: Callable[[Metric], Metric], of_values: Callable[[Values], Values]) -> "Columns":
+        """Return the columns with other metrics and other values; the columns of the bins themselves stay."""
+        return replace(
+            self,
+            errors=of_metric(self.errors),
+            slow=tuple(map(of_metric, self.slow)),
+            means={
+                name: (of_values(treatment), of_values(control)) for name, (treatment, control) in self.means.items()
+            },
+            categories={
+                name: {category: of_metric(metric) for category, metric in metrics.items()}
                 for name, metrics in self.categories.items()
             },
-            None if self.over_limit is None else self.over_limit.times(kept),
-            self.of_other_draw,
-            None if self.overloaded is None else self.overloaded.times(kept),
-            tuple(metric.times(kept) for metric in self.scoring),
+            over_limit=None if self.over_limit is None else of_metric(self.over_limit),
+            overloaded=None if self.overloaded is None else of_metric(self.overloaded),
+            scoring=tuple(map(of_metric, self.scoring)),
         )
+
+    def judged_by(self, counts: Mapping[str, Metric], chosen: str, other: str) -> tuple["Columns", Metric]:
+        """Return the columns with the requests of two categories in place of all, and those of the chosen one."""
+        nothing = Metric(np.zeros(len(self.starts)), np.zeros(len(self.starts)))
+        these, those = counts.get(chosen, nothing), counts.get(other, nothing)
+        treatment, control = these.treatment + those.treatment, these.control + those.control
+        return replace(self, treatment=treatment, control=control), these
 
     def warm_up_bins(self, warm_up: timedelta) -> int:
         """Return how many bins start within `warm_up` after the first bin in which the treatment has requests."""

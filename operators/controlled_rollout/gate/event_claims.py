@@ -1,11 +1,8 @@
 """The claims about events that are no errors, such as wrong answers: judged by their odds ratio, like errors."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-import numpy as np
-
-from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
+from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, pass_from
 from controlled_rollout.gate.columns import Columns, Metric
 from controlled_rollout.gate.event_test import EventTest, more_frequent, not_worse
 from controlled_rollout.gate.model import HAPPENED, NOT_HAPPENED, Event, Gate
@@ -26,8 +23,7 @@ def event_claims(judged: Columns, gate: Gate) -> tuple[list[ClaimResult], list[C
     spans = {first: judged.since(first) for first in process_starts(judged)} if gate.events else {}
     for name, event in gate.events.items():
         if name not in judged.categories:
-            claim = claim_from(f"{name} is not worse", "pass", 0.0, 1 / gate.beta, False, "no values yet")
-            passes.append(ClaimResult(claim))
+            passes.append(pass_from(f"{name} is not worse", gate, 0.0, False, "no values yet"))
             continue
         tests = {first: _event_test(span, span.categories[name], gate) for first, span in spans.items()}
         present = judged.at(at_present_share(judged))
@@ -38,10 +34,8 @@ def event_claims(judged: Columns, gate: Gate) -> tuple[list[ClaimResult], list[C
 
 def _event_test(span: Columns, counts: Mapping[str, Metric], gate: Gate) -> EventTest:
     """Return the test of an event among the requests of which it is known, in place of all requests."""
-    nothing = Metric(np.zeros(len(span.starts)), np.zeros(len(span.starts)))
-    happened, others = counts.get(HAPPENED, nothing), counts.get(NOT_HAPPENED, nothing)
-    treatment, control = happened.treatment + others.treatment, happened.control + others.control
-    return EventTest(replace(span, treatment=treatment, control=control), happened, gate, 1.0)
+    judged, happened = span.judged_by(counts, HAPPENED, NOT_HAPPENED)
+    return EventTest(judged, happened, gate, 1.0)
 
 
 def _more_frequent(name: str, event: Event, tests: Mapping[int, EventTest], gate: Gate) -> ClaimResult:
@@ -67,6 +61,4 @@ def _not_more_frequent(name: str, event: Event, test: EventTest, gate: Gate) -> 
         f"odds of {event.counted} below {event.pass_ratio:g} times control's, or rate below "
         f"{100 * event.acceptable_rate:.3g} %; {test.rates()}"
     )
-    return ClaimResult(
-        claim_from(f"{name} is not worse", "pass", result.peak, 1 / gate.beta, result.reached, detail, result.needed)
-    )
+    return pass_from(f"{name} is not worse", gate, result.peak, result.reached, detail, result.needed)

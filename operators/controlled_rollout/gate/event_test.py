@@ -24,7 +24,7 @@ from controlled_rollout.gate.ratio import (
 )
 from controlled_rollout.gate.restarts import AlarmEvidence, Process, alarm_evidence
 
-__all__ = ["EventTest", "NotWorse", "format_rate", "more_frequent", "not_worse", "pass_ratios"]
+__all__ = ["EventTest", "NotWorse", "format_difference", "format_rate", "more_frequent", "not_worse", "pass_ratios"]
 
 Floats = NDArray[np.float64]
 
@@ -52,10 +52,7 @@ class EventTest:
 
     def difference(self, tolerated: float) -> str:
         """Return the difference of the two rates and what of it is tolerated as text; empty if it is not known."""
-        difference = rate_difference(self.judged, self.metric)
-        if difference is None:
-            return ""
-        return f", difference {100 * difference:+.3g} points, {100 * tolerated:.3g} tolerated"
+        return format_difference(self.judged, self.metric, tolerated)
 
     def bursts(self, most: float = math.inf) -> str:
         """Return the discount for bursts, at most this, as text; empty if there is none."""
@@ -159,3 +156,11 @@ def format_rate(events: Floats, requests: Floats) -> str:
     """Return events as per cent of requests, as text; "nothing" without requests."""
     total = float(requests.sum())
     return f"{100 * float(events.sum()) / total:.3g} %" if total else "nothing"
+
+
+def format_difference(judged: Columns, metric: Metric, tolerated: float) -> str:
+    """Return how much the rates of an event differ and what of it is tolerated, as text; empty if it is not known."""
+    difference = rate_difference(judged, metric)
+    if difference is None:
+        return ""
+    return f", difference {100 * difference:+.3g} points, {100 * tolerated:.3g} tolerated"

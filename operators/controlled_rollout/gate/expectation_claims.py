@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 from controlled_rollout.expectations import Expectation
 from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold
 from controlled_rollout.gate.columns import Columns, Metric
+from controlled_rollout.gate.event_test import format_difference, format_rate
 from controlled_rollout.gate.mixture import mixture_path
 from controlled_rollout.gate.model import EXPECTED, UNEXPECTED, Gate
 from controlled_rollout.gate.rate import evidence_path
-from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio, rate_difference, rate_differs
+from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio, rate_differs
 from controlled_rollout.gate.restarts import Process, alarm_evidence, process_starts
 
 __all__ = ["expectation_claims"]
@@ -44,17 +44,9 @@ def expectation_claims(judged: Columns, gate: Gate) -> list[ClaimResult]:
     for one in gate.expectations.row_wise:
         counts = {first: span.categories.get(one.name) for first, span in spans.items()}
         if counts[0] is not None:
-            rows = {first: _rows(span, counts[first] or {}) for first, span in spans.items()}
+            rows = {first: span.judged_by(counts[first] or {}, UNEXPECTED, EXPECTED) for first, span in spans.items()}
             claims.append(_violated_more(one, rows, gate))
     return claims
-
-
-def _rows(span: Columns, counts: Mapping[str, Metric]) -> tuple[Columns, Metric]:
-    """Return the bins with the rows that were judged in place of the requests, and the unexpected rows."""
-    nothing = Metric(np.zeros(len(span.starts)), np.zeros(len(span.starts)))
-    expected, unexpected = (counts.get(category, nothing) for category in (EXPECTED, UNEXPECTED))
-    treatment, control = expected.treatment + unexpected.treatment, expected.control + unexpected.control
-    return replace(span, treatment=treatment, control=control), unexpected
 
 
 def _violated_more(expectation: Expectation, rows: Mapping[int, tuple[Columns, Metric]], gate: Gate) -> ClaimResult:
@@ -68,12 +60,11 @@ def _violated_more(expectation: Expectation, rows: Mapping[int, tuple[Columns, M
     evidence = alarm_evidence(processes, len(rows[0][0].starts), math.log(threshold))
     columns, unexpected = rows[evidence.since]
     detail = (
-        f"{_rate(unexpected.treatment, columns.treatment)} of the treatment's rows are unexpected, "
-        f"{_rate(unexpected.control, columns.control)} of control's, {100 * expectation.allowed:.3g} % allowed"
+        f"{format_rate(unexpected.treatment, columns.treatment)} of the treatment's rows are unexpected, "
+        f"{format_rate(unexpected.control, columns.control)} of control's, {100 * expectation.allowed:.3g} % allowed"
     )
-    difference = rate_difference(columns, unexpected)
-    if not absolute and difference is not None:
-        detail += f", difference {100 * difference:+.3g} points, {100 * gate.error_difference:.3g} tolerated"
+    if not absolute:
+        detail += format_difference(columns, unexpected, gate.error_difference)
     return alarm_from(f"{expectation.name} is violated more", "alarm", evidence, threshold, detail)
 
 
@@ -109,9 +100,3 @@ def _above_allowed(columns: Columns, unexpected: Metric, expectation: Expectatio
 def _first_bins(path: Floats, bins: int) -> tuple[Sequence[Floats], Sequence[float]]:
     """Return the first `bins` bins of a path of evidence, which has all the weight."""
     return [path[:bins]], [1.0]
-
-
-def _rate(events: Floats, rows: Floats) -> str:
-    """Return events as per cent of rows, as text."""
-    total = float(rows.sum())
-    return f"{100 * float(events.sum()) / total:.3g} %" if total else "nothing"

@@ -16,7 +16,7 @@ from controlled_rollout.gate.categories import (
     shift_of_buckets,
     total_variation,
 )
-from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
+from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, pass_from
 from controlled_rollout.gate.columns import Columns, Metric, Values
 from controlled_rollout.gate.means import MIN_BINS, MIN_VALUES, Differences, differences, log_mixture, mixture_scale
 from controlled_rollout.gate.mixture import more_needed
@@ -57,8 +57,7 @@ def metric_claims(judged: Columns, gate: Gate) -> MetricClaims:
             if setting.pass_margin is not None:
                 passes.append(_mean_not_worse(name, setting.worse, setting.pass_margin, present, gate))
         elif setting.pass_margin is not None:
-            claim = claim_from(f"{name} is not worse", "pass", 0.0, 1 / gate.beta, False, "no values yet")
-            passes.append(ClaimResult(claim))
+            passes.append(pass_from(f"{name} is not worse", gate, 0.0, False, "no values yet"))
     for name in [name for name in judged.categories if name in gate.categories]:
         result = _category_differs(name, spans, gate)
         (alarms if result.claim.kind == "alarm" else splits).append(result)
@@ -99,9 +98,7 @@ def _mean_not_worse(name: str, worse: str, margin: float, judged: Columns, gate:
 
         needed = more_needed(expected_log_evidence, goal) if served and len(path) and by_bin.ready is not None else None
     detail = f"{_means_text(by_bin, judged.means[name])}, {margin:.3g} worse to be ruled out"
-    return ClaimResult(
-        claim_from(f"{name} is not worse", "pass", peak, 1 / gate.beta, first is not None, detail, needed)
-    )
+    return pass_from(f"{name} is not worse", gate, peak, first is not None, detail, needed)
 
 
 def _category_differs(name: str, spans: Mapping[int, Columns], gate: Gate) -> ClaimResult:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.duration import format_duration
-from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, claim_from
+from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold, pass_from
 from controlled_rollout.gate.columns import Columns, Metric
 from controlled_rollout.gate.crowded import crowded, latency_for_alarms, latency_for_passes
 from controlled_rollout.gate.event_test import EventTest, format_rate, more_frequent, not_worse
@@ -23,7 +23,7 @@ from controlled_rollout.gate.ratio import (
     MOST_BURST,
     burstiness,
 )
-from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts
+from controlled_rollout.gate.restarts import AlarmEvidence, Process, alarm_evidence, at_present_share, process_starts
 from controlled_rollout.gate.shift import TILT_WEIGHTS, Shift, duration_shift, score_burstiness
 from controlled_rollout.gate.split import check_split, split_served
 
@@ -172,9 +172,9 @@ def split_wrong(all_bins: Columns, gate: Gate) -> tuple[ClaimResult, NDArray[np.
         if shares is None
         else f"{100 * shares[0]:.3g} % served, {100 * shares[1]:.3g} % set"
     )
-    reached = check.wrong_since is not None
-    claim = claim_from("split is wrong", "split", check.peak, threshold, reached, detail)
-    return ClaimResult(claim, check.wrong_since), left_out
+    # Nobody asks how near the split's present evidence is.
+    evidence = AlarmEvidence(check.peak, check.wrong_since, now=0.0, since=0)
+    return alarm_from("split is wrong", "split", evidence, threshold, detail), left_out
 
 
 def _errors_not_worse(gate: Gate, errors: EventTest) -> ClaimResult:
@@ -186,9 +186,7 @@ def _errors_not_worse(gate: Gate, errors: EventTest) -> ClaimResult:
         f"odds below {gate.pass_ratio:g} times control's, or rate below {100 * gate.acceptable_error_rate:.3g} %; "
         f"rate now at most {100 * bound:.3g} %"
     )
-    return ClaimResult(
-        claim_from("errors are not worse", "pass", result.peak, 1 / gate.beta, result.reached, detail, result.needed)
-    )
+    return pass_from("errors are not worse", gate, result.peak, result.reached, detail, result.needed)
 
 
 def rate_below(name: str, limit: float, event: EventTest, gate: Gate) -> ClaimResult:
@@ -208,7 +206,7 @@ def rate_below(name: str, limit: float, event: EventTest, gate: Gate) -> ClaimRe
 
         needed = more_needed(expected_log_evidence, goal)
     detail = f"{format_rate(hits, requests)} of {served:,.0f} requests, {100 * limit:.3g} % allowed"
-    return ClaimResult(claim_from(name, "pass", peak, 1 / gate.beta, peak >= goal, detail, needed))
+    return pass_from(name, gate, peak, peak >= goal, detail, needed)
 
 
 def _latency_not_worse(gate: Gate, slow: Sequence[EventTest]) -> ClaimResult:
@@ -238,8 +236,7 @@ def _latency_not_worse(gate: Gate, slow: Sequence[EventTest]) -> ClaimResult:
     )
     reached = all(result.reached for result in results)
     more = max(known) if len(known) == len(needed) else None
-    claim = claim_from("latency is not worse", "pass", results[weakest].peak, 1 / gate.beta, reached, detail, more)
-    return ClaimResult(claim)
+    return pass_from("latency is not worse", gate, results[weakest].peak, reached, detail, more)
 
 
 def _latency_not_worse_in_one_of(gate: Gate, ways: Sequence[Sequence[EventTest]]) -> ClaimResult:
