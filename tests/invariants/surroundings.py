@@ -19,6 +19,7 @@ from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from controlled_rollout import record
+from controlled_rollout.checks import forecast
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evaluation import conclusion, next_action
 from controlled_rollout.evaluation import look as looks
@@ -26,7 +27,6 @@ from controlled_rollout.evidence import Evidence, EvidenceQuery
 from controlled_rollout.evidence.shared import read_shared
 from controlled_rollout.gate import Bin, Counts, Gate, Outcome, Verdict, judge
 from controlled_rollout.hooks.workspace import WorkspaceHook
-from controlled_rollout.operators import rollout_check
 from controlled_rollout.operators.connectivity import CheckConnectivityOperator
 from controlled_rollout.record import bin_delta, in_time
 from controlled_rollout.triggers import rollout_question
@@ -216,7 +216,7 @@ def simulated_surroundings() -> Iterator[None]:
         patch(WorkspaceHook, "get_workspace", lambda self: WORKSPACE)
         patch(WorkspaceHook, "aget_workspace", aget_workspace)
         patch(CheckConnectivityOperator, "check", no_check)
-        patch(rollout_check, "read_control_traffic", no_forecast)
+        patch(forecast, "read_control_traffic", no_forecast)
         for module in ("operators.base", "triggers.treatment_gate", "triggers.rollout_question"):
             patch(importlib.import_module(f"controlled_rollout.{module}"), "quieten_clients", lambda: None)
         patch(hitl, "upsert_hitl_detail", lambda ti_id, **_: world_in_use().questions.update({ti_id: None}))

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from controlled_rollout.errors import EndpointNotFoundError, EvidenceError
+from controlled_rollout.checks.plan import RolloutPlan
+from controlled_rollout.errors import ControlledRolloutError, EndpointNotFoundError, EvidenceError
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, power
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["ControlTraffic", "forecast", "read_control_traffic"]
+__all__ = ["ControlTraffic", "forecast", "forecast_of_plan", "read_control_traffic"]
 
 # With fewer requests the error rate that was measured says little: a usual one is assumed instead.
 MIN_REQUESTS: Final = 1_000
@@ -30,6 +31,25 @@ class ControlTraffic:
     requests: int
     errors: int
     period: timedelta
+
+
+async def forecast_of_plan(workspace: Workspace, plan: RolloutPlan, *, gate: Gate, window: EvidenceWindow) -> str:
+    """Return what each step of a plan can show at control's present traffic as text, or why that is not known.
+
+    A rollout does not need it, and a connectivity check says better what does not work.
+
+    Args:
+        workspace: Where the endpoint and its evidence are.
+        plan: The rollout.
+        gate: What the version has to show.
+        window: How the evidence is read.
+    """
+    try:
+        traffic = await read_control_traffic(workspace, plan.endpoint, plan.version, gate=gate, window=window)
+    except ControlledRolloutError as error:
+        reason, _, _ = str(error).partition("\n")
+        return f"Forecast: not known: {reason}"
+    return forecast(gate, plan.steps, traffic, bake=plan.bake, decision_timeout=plan.decision_timeout)
 
 
 async def read_control_traffic(

@@ -21,14 +21,12 @@ from dataclasses import asdict, dataclass, field, replace
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
-__all__ = ["PART_TIMEOUT_S", "SECONDS", "STAGES", "Destination", "Probe", "main", "probe", "probe_all"]
+__all__ = ["PART_TIMEOUT_S", "SECONDS", "Destination", "Probe", "main", "probe", "probe_all"]
 
 # All destinations together. A name that hangs costs no more: its thread is left alone then.
 SECONDS = 7.0
 # One stage, so that the result names the one that hangs.
 PART_TIMEOUT_S = 3.0
-STAGES = ("DNS", "TCP", "TLS", "HTTP")
-STAGES_OF = {"tcp": ("DNS", "TCP"), "http": ("DNS", "TCP", "HTTP"), "https": STAGES}
 MAX_HEAD_BYTES = 16_384
 DAYS_LEFT_TO_SAY = 14
 
@@ -81,7 +79,7 @@ class Probe:
 
     Attributes:
         name, host, port, scheme: The destination's.
-        passed: The stages that worked, of `STAGES`.
+        passed: The stages that worked, of `DNS`, `TCP`, `TLS` and `HTTP`.
         failed: The stage that did not, or `proxy`; empty if all worked.
         cause: What kind of failure it is, such as `refused`, `no answer`, `expired`, `wrong name`, `plain http`.
         detail: The same in the words of the system or of the server.
@@ -107,11 +105,6 @@ class Probe:
     certificate_ends: float = 0.0
     note: str = ""
     milliseconds: int = 0
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The stages that this destination has."""
-        return STAGES_OF[self.scheme]
 
     @property
     def is_private(self) -> bool:

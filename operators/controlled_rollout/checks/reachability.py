@@ -35,10 +35,7 @@ async def check_reachable(url: str, *, tls: bool = True, authority: Path | None 
             begins with `DNS:`, `TCP:`, `TLS:` or `proxy:`.
         WorkspaceError: The URL is not the address of a server.
     """
-    found = await _probe(url, tls=tls, authority=authority)
-    if found.failed and found.failed != "HTTP":
-        raise TargetUnavailableError(failure_text(found))
-    return place_text(found)
+    return place_text(await _probe(url, tls=tls, authority=authority))
 
 
 async def certificate_end(url: str, authority: Path | None) -> datetime:
@@ -49,8 +46,6 @@ async def certificate_end(url: str, authority: Path | None) -> datetime:
         WorkspaceError: The URL is not the address of a server, or the authority cannot be read.
     """
     found = await _probe(url, tls=True, authority=authority)
-    if found.failed and found.failed != "HTTP":
-        raise TargetUnavailableError(failure_text(found))
     return datetime.fromtimestamp(found.certificate_ends, UTC)
 
 
@@ -83,11 +78,14 @@ async def http_get(url: str, *, authority: Path | None = None) -> "httpx.Respons
 
 
 async def _probe(url: str, *, tls: bool, authority: Path | None) -> Probe:
-    """Ask a URL's server, stage by stage; raise WorkspaceError if the authority's file cannot be read."""
+    """Ask a URL's server, stage by stage; raise as `check_reachable` says. An answer that is an error is one."""
     if authority is not None:
         _tls_context(authority)
     destination = replace(destination_of("server", url), authorities_file=str(authority or ""))
-    return await asyncio.to_thread(probe, destination if tls else replace(destination, scheme="tcp"))
+    found = await asyncio.to_thread(probe, destination if tls else replace(destination, scheme="tcp"))
+    if found.failed and found.failed != "HTTP":
+        raise TargetUnavailableError(failure_text(found))
+    return found
 
 
 def _tls_context(authority: Path | None) -> ssl.SSLContext:

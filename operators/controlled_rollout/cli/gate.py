@@ -21,7 +21,7 @@ from controlled_rollout.cli.progress import at_work
 from controlled_rollout.cli.view import print_line, print_progress
 from controlled_rollout.defaults import BAKE, DECISION_TIMEOUT, KEEP_WARM, LOOK_INTERVAL, STEPS
 from controlled_rollout.duration import format_duration
-from controlled_rollout.errors import ArgumentError, ConflictError, ControlledRolloutError, EndpointNotFoundError
+from controlled_rollout.errors import ArgumentError, ConflictError, EndpointNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -202,7 +202,7 @@ def _run_plan(options: argparse.Namespace) -> int:
         ImageError: The image is not named by its digest.
     """
     from controlled_rollout.arguments import gate_of
-    from controlled_rollout.checks.forecast import forecast, read_control_traffic
+    from controlled_rollout.checks.forecast import forecast_of_plan
     from controlled_rollout.checks.plan import RolloutPlan, contradictions
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.image.reference import ImageReference
@@ -224,12 +224,7 @@ def _run_plan(options: argparse.Namespace) -> int:
     async def read() -> tuple["Endpoint | None", str]:
         """Return the endpoint as it is, and what the steps can show at its present traffic."""
         endpoint = await _endpoint(workspace, options.endpoint)
-        try:
-            traffic = await read_control_traffic(workspace, plan.endpoint, plan.version, gate=gate, window=window)
-        except ControlledRolloutError as error:
-            # The plan is as good without it.
-            return endpoint, f"Forecast: not known: {str(error).partition(chr(10))[0]}"
-        return endpoint, forecast(gate, plan.steps, traffic, bake=plan.bake, decision_timeout=plan.decision_timeout)
+        return endpoint, await forecast_of_plan(workspace, plan, gate=gate, window=window)
 
     endpoint, expected = asyncio.run(read())
     changed, refused = differences(endpoint, plan, image)

@@ -20,7 +20,7 @@ from controlled_rollout.arguments import (
     text,
     whole_number,
 )
-from controlled_rollout.checks.forecast import forecast, read_control_traffic
+from controlled_rollout.checks.forecast import forecast_of_plan
 from controlled_rollout.checks.plan import RolloutPlan, contradictions, looks_too_rarely, room_for
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ArgumentError, ControlledRolloutError, EndpointError
@@ -137,7 +137,7 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         self.log_progress(str(plan))
         if warning := await self._check_endpoint(workspace, gate):
             self.log.warning("%s", warning)
-        self.log_progress(await self._forecast_text(workspace, plan, gate, window))
+        self.log_progress(await forecast_of_plan(workspace, plan, gate=gate, window=window))
         await super().check(workspace, users)
 
     def read_arguments(self, workspace: Workspace | None = None) -> tuple[RolloutPlan, Gate, EvidenceWindow]:
@@ -266,16 +266,6 @@ class CheckRolloutOperator(CheckConnectivityOperator):
         except EndpointError as error:
             return str(error)
         return ""
-
-    async def _forecast_text(self, workspace: Workspace, plan: RolloutPlan, gate: Gate, window: EvidenceWindow) -> str:
-        """Return a text of what each step can show at control's present traffic, or why that is not known."""
-        try:
-            traffic = await read_control_traffic(workspace, plan.endpoint, plan.version, gate=gate, window=window)
-        except ControlledRolloutError as error:
-            # The rollout does not need the forecast: the connectivity check says what does not work.
-            reason, _, _ = str(error).partition("\n")
-            return f"Forecast: not known: {reason}"
-        return forecast(gate, plan.steps, traffic, bake=plan.bake, decision_timeout=plan.decision_timeout)
 
 
 def check_alias_settings(given: Mapping[str, Any]) -> None:
