@@ -20,7 +20,6 @@ from controlled_rollout.evidence.collected.duckdb_engine import (
 from controlled_rollout.evidence.collected.engine import Observation
 from controlled_rollout.evidence.collected.part_columns import PartColumns
 from controlled_rollout.evidence.collected.part_files import PartFiles
-from controlled_rollout.evidence.collected.parts import day_prefixes, parts_since
 from controlled_rollout.labels.bins import Requests
 from controlled_rollout.labels.measures import LabelledRequest
 from controlled_rollout.labels.periods import Period
@@ -335,8 +334,7 @@ def joined(
         result = Joined(connection, labels, since, until)
         result.add_labels(rows, limit=labels.max_labels)
         for arm, version in enumerate(versions):
-            prefixes = day_prefixes(endpoint, version, labels.collection, since=since, until=until)
-            parts = parts_since(chain.from_iterable(map(files.storage.list, prefixes)), since)
-            result.add_requests(version, arm, files.paths(parts))
+            parts = files.paths_since(endpoint, version, labels.collection, since=since, until=until)
+            result.add_requests(version, arm, parts)
         result.join()
         yield result

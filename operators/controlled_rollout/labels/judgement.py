@@ -10,9 +10,8 @@ from controlled_rollout.duration import format_duration
 from controlled_rollout.errors import ArgumentError, EvidenceUnavailableError, StorageError
 from controlled_rollout.evidence import SplitChange
 from controlled_rollout.evidence.bins import closed_until
-from controlled_rollout.evidence.collected.completeness import SILENT, ReplicaState, incomplete, replica_state
-from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
-from controlled_rollout.evidence.collected.parts import state_prefix
+from controlled_rollout.evidence.collected.completeness import SILENT, ReplicaState, incomplete
+from controlled_rollout.evidence.collected.part_files import PartFiles
 from controlled_rollout.gate import Bin, Outcome, Verdict, cannot_see, judge
 from controlled_rollout.labels.bins import LabelBins, Requests, label_bins
 from controlled_rollout.labels.joined import JoinCounts, joined
@@ -20,7 +19,6 @@ from controlled_rollout.labels.measures import Measures
 from controlled_rollout.labels.periods import Period, periods_of
 from controlled_rollout.labels.settings import LABELLED, Labels
 from controlled_rollout.labels.source import LabelRow, LabelSource
-from controlled_rollout.storage import open_storage
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["LabelCounts", "LabelLook", "check_time", "judge_labels", "verdict_of"]
@@ -176,7 +174,7 @@ def _read(asked: _Question, measures: Measures, periods: Sequence[Period]) -> tu
         return LabelCounts(), [], problem
     counts = LabelCounts()
     try:
-        files = PartFiles(open_storage(asked.workspace), asked.workspace.cache_folder / COPIES_FOLDER)
+        files = PartFiles.of(asked.workspace)
         for version in asked.versions:
             _check_complete(files, asked.endpoint, version, since=since, until=until, now=asked.now)
         rows = _arrived(asked.source.read(since=since, until=asked.arrived_until, limit=labels.max_labels), asked)
@@ -249,11 +247,7 @@ def _check_complete(
     files: PartFiles, endpoint: str, version: str, *, since: datetime, until: datetime, now: datetime
 ) -> None:
     """Raise EvidenceUnavailableError if some of what a version collected in the time is lost, or not in the storage."""
-    states = [
-        replica_state(file.name, files.storage.get(file.name))
-        for file in files.storage.list(state_prefix(endpoint, version))
-        if file.name.endswith(".json") and file.modified >= since - timedelta(hours=1)
-    ]
+    states = list(files.states(endpoint, version, since=since - timedelta(hours=1)))
     problem = incomplete(
         version, [_until(one, until) for one in states], (), share=1.0, started=since, until=until, now=now
     )

@@ -58,10 +58,9 @@ class StoredLabels(BaseModel):
 
     def source(self, workspace: "Workspace") -> LabelSource:
         """Return the source of these labels in a workspace's storage; nothing is read yet."""
-        from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
-        from controlled_rollout.storage import open_storage
+        from controlled_rollout.evidence.collected.part_files import PartFiles
 
-        return _StoredSource(self, PartFiles(open_storage(workspace), workspace.cache_folder / COPIES_FOLDER))
+        return _StoredSource(self, PartFiles.of(workspace))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """Expectations about all rows together, evaluated on what both versions have collected in a time."""
 
 from datetime import datetime, timedelta
-from itertools import chain
 from typing import Final
 
 from controlled_rollout.evidence.collected.part_files import PartFiles
-from controlled_rollout.evidence.collected.parts import day_prefixes, parts_since
 from controlled_rollout.evidence.query import EvidenceQuery
 from controlled_rollout.expectations import Suite
 from controlled_rollout.expectations.process import validate_in_process
@@ -44,11 +42,8 @@ def evaluate(files: PartFiles, query: EvidenceQuery, *, since: datetime, until: 
     found: dict[str, dict[str, ExpectationResult]] = {version: {} for version in begins}
     for version, begin in begins.items():
         for collection in suite.collections:
-            prefixes = day_prefixes(query.endpoint, version, collection, since=begin, until=until)
-            parts = parts_since(chain.from_iterable(map(files.storage.list, prefixes)), begin)
-            request = ValidationRequest(
-                suite=suite, collection=collection, parts=tuple(files.paths(parts)), since=begin, until=until
-            )
+            parts = tuple(files.paths_since(query.endpoint, version, collection, since=begin, until=until))
+            request = ValidationRequest(suite=suite, collection=collection, parts=parts, since=begin, until=until)
             results = validate_in_process(request, timeout=timeout).results
             found[version] |= {one.name: one for one in results}
     return Aggregates(

@@ -5,17 +5,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from controlled_rollout.errors import ArgumentError, EvidenceUnavailableError
 from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine, as_patterns, columns_in_duckdb
 from controlled_rollout.evidence.collected.joined_sql import KEYS, OF_REQUESTS, Alike, Asked, join_sql, one_type
 from controlled_rollout.evidence.collected.part_columns import JSON_COLUMNS, PartColumns
-from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
+from controlled_rollout.evidence.collected.part_files import PartFiles
 from controlled_rollout.evidence.collected.part_sums import alike_parts
-from controlled_rollout.evidence.collected.parts import baseline_parts, day_prefixes
-from controlled_rollout.storage import open_storage
+from controlled_rollout.evidence.collected.parts import baseline_parts
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -93,7 +91,7 @@ def read_collected(
     _check(names, collections, columns, since, until)
     # Those that every request is in come first: others are joined to them.
     ordered = sorted(dict.fromkeys(collections), key=lambda name: name not in OF_REQUESTS)
-    files = PartFiles(open_storage(workspace), workspace.cache_folder / COPIES_FOLDER)
+    files = PartFiles.of(workspace)
     with DuckDBEngine(memory_mb=memory_mb, timeout=NO_TIMEOUT).connection() as connection:
         found = [_parts_of(connection, files, endpoint, names, one, since, until) for one in ordered]
         asked = _asked(found, collections, columns)
@@ -134,8 +132,7 @@ def _parts_of(
     """Return the parts of a collection that may hold requests of a time."""
     by_version = {}
     for version in versions:
-        prefixes = day_prefixes(endpoint, version, collection, since=since, until=until)
-        listed = chain.from_iterable(map(files.storage.list, prefixes))
+        listed = files.listed(endpoint, version, collection, since=since, until=until)
         paths = files.paths(baseline_parts(listed, since=since, started=until + LONGEST_REQUEST))
         by_version[version] = columns_in_duckdb(connection, paths) if paths else {}
     return _Parts(collection, by_version)

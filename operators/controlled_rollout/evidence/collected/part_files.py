@@ -4,15 +4,20 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
-from controlled_rollout.storage import Storage, StoredFile
+from controlled_rollout.evidence.collected.completeness import ReplicaState, replica_state
+from controlled_rollout.evidence.collected.parts import day_prefixes, parts_since, state_prefix
+from controlled_rollout.storage import Storage, StoredFile, open_storage
 from controlled_rollout.storage.folder import FolderFiles
+from controlled_rollout.workspace import Workspace
 
 __all__ = ["COPIES_FOLDER", "PartAddresses", "PartFiles", "PartNames", "old_copies"]
 
@@ -89,6 +94,40 @@ class PartFiles:
     storage: Storage
     cache: Path
     most_bytes: int = MOST_BYTES
+
+    @classmethod
+    def of(cls, workspace: Workspace) -> Self:
+        """Return the parts in a workspace's storage; nothing is read yet."""
+        return cls(open_storage(workspace), workspace.cache_folder / COPIES_FOLDER)
+
+    def listed(
+        self, endpoint: str, version: str, collection: str, *, since: datetime, until: datetime
+    ) -> list[StoredFile]:
+        """Return the files of a version's collection in the folders of some days.
+
+        Raises:
+            StorageError: The storage cannot be read.
+        """
+        prefixes = day_prefixes(endpoint, version, collection, since=since, until=until)
+        return list(chain.from_iterable(map(self.storage.list, prefixes)))
+
+    def paths_since(
+        self, endpoint: str, version: str, collection: str, *, since: datetime, until: datetime
+    ) -> list[str]:
+        """Return the paths of the parts of a version's collection that may hold requests of a time; see `paths`."""
+        listed = self.listed(endpoint, version, collection, since=since, until=until)
+        return self.paths(parts_since(listed, since))
+
+    def states(self, endpoint: str, version: str, *, since: datetime) -> Iterator[ReplicaState]:
+        """Yield what collectors have said of a version's replicas; what they said before `since` is not read.
+
+        Raises:
+            EvidenceUnavailableError: A file is not what a collector writes.
+            StorageError: The storage cannot be read.
+        """
+        for file in self.storage.list(state_prefix(endpoint, version)):
+            if file.name.endswith(".json") and file.modified >= since:
+                yield replica_state(file.name, self.storage.get(file.name))
 
     def paths(self, parts: Sequence[StoredFile]) -> list[str]:
         """Return the path of each part; what is not here yet is copied.

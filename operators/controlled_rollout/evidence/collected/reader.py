@@ -14,10 +14,10 @@ from typing import Final, Literal, TypeVar
 
 from controlled_rollout.errors import EvidenceUnavailableError, StorageError
 from controlled_rollout.evidence.bins import since_epoch
-from controlled_rollout.evidence.collected.completeness import Collected, incomplete, replica_state
+from controlled_rollout.evidence.collected.completeness import Collected, incomplete
 from controlled_rollout.evidence.collected.engine import Observation, SummaryEngine
 from controlled_rollout.evidence.collected.part_files import PartFiles, PartNames
-from controlled_rollout.evidence.collected.parts import baseline_parts, day_prefixes, parts_since, state_prefix
+from controlled_rollout.evidence.collected.parts import baseline_parts, parts_since
 from controlled_rollout.evidence.collected.terms import cannot_be_judged
 from controlled_rollout.evidence.collected.totals import Totals
 from controlled_rollout.evidence.collected.values import bucket_edges
@@ -165,7 +165,7 @@ class CollectedReader:
         if not asked:
             return {}
         since = _baseline_begin(query)
-        listed = self._listed(query.control, collection, query, since=since, until=query.started)
+        listed = self._files.listed(query.endpoint, query.control, collection, since=since, until=query.started)
         parts = baseline_parts(listed, since=since, started=query.started)
         key = (*_identity(query, query.control, collection), since, repr(asked), tuple((p.name, p.etag) for p in parts))
         if key not in self._cuts:
@@ -200,7 +200,7 @@ class CollectedReader:
         """Begin to read a version's parts since the rollout began, those that are new; expectations meanwhile."""
         expectations = () if suite is None else tuple(one for one in suite.of(collection) if one.is_row_wise)
         width = query.window.bin_width
-        listed = self._listed(version, collection, query, since=query.started, until=query.now)
+        listed = self._files.listed(query.endpoint, version, collection, since=query.started, until=query.now)
         parts = {part.name: part for part in parts_since(listed, query.started)}
         key = (*_identity(query, version, collection), query.started, width, tuple(observations), repr(expectations))
         remembered = self._remembered.get(key, Remembered())
@@ -234,13 +234,6 @@ class CollectedReader:
         _remember(self._remembered, reading.key, remembered)
         return remembered.totals
 
-    def _listed(
-        self, version: str, collection: str, query: EvidenceQuery, *, since: datetime, until: datetime
-    ) -> list[StoredFile]:
-        """Return the files of a version's collection in the folders of some days."""
-        prefixes = day_prefixes(query.endpoint, version, collection, since=since, until=until)
-        return list(chain.from_iterable(map(self._files.storage.list, prefixes)))
-
     # Completeness
 
     def _check_complete(
@@ -252,12 +245,8 @@ class CollectedReader:
         totals: Mapping[tuple[str, str], Totals],
     ) -> None:
         """Raise EvidenceUnavailableError if some of a version's collected data is missing."""
-        states = [
-            replica_state(file.name, self._files.storage.get(file.name))
-            for file in self._files.storage.list(state_prefix(query.endpoint, version))
-            # Of replicas that ended before the rollout nothing is read.
-            if file.name.endswith(".json") and file.modified >= query.started - timedelta(hours=1)
-        ]
+        # Of replicas that ended before the rollout nothing is read.
+        states = list(self._files.states(query.endpoint, version, since=query.started - timedelta(hours=1)))
         of_requests = next((name for name in OF_REQUESTS if (version, name) in totals), None)
         if of_requests is None:
             # A collection of the script's own: how often it collects is its own affair.

@@ -9,7 +9,7 @@ from typing import Literal
 
 from controlled_rollout.evidence.collected.aggregates import evaluate
 from controlled_rollout.evidence.collected.duckdb_engine import DuckDBEngine
-from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartAddresses, PartFiles
+from controlled_rollout.evidence.collected.part_files import PartAddresses, PartFiles
 from controlled_rollout.evidence.collected.reader import CollectedReader
 from controlled_rollout.evidence.collected.spark_engine import SparkEngine
 from controlled_rollout.evidence.query import Evidence, EvidenceQuery, EvidenceSource
@@ -63,9 +63,9 @@ async def evaluate_aggregates(
     workspace: Workspace, query: EvidenceQuery, *, since: datetime, until: datetime
 ) -> Aggregates:
     """Evaluate a gate's expectations about all rows together; see `aggregates.evaluate`."""
-    place, cache = workspace.storage_place, workspace.cache_folder / COPIES_FOLDER
-    _, thread = _reader(place, cache, workspace.data_engine, workspace.spark_remote)
-    evaluated = partial(evaluate, PartFiles(storage_at(place), cache), query, since=since, until=until)
+    files = PartFiles.of(workspace)
+    _, thread = _reader(workspace.storage_place, files.cache, workspace.data_engine, workspace.spark_remote)
+    evaluated = partial(evaluate, files, query, since=since, until=until)
     return await asyncio.get_running_loop().run_in_executor(thread, evaluated)
 
 

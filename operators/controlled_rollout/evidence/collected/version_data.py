@@ -1,20 +1,18 @@
 """The collected data of one version by itself: how many requests there are, and what a suite of expectations finds."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from itertools import chain
 from typing import Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.evidence.collected.completeness import ReplicaState, replica_state
-from controlled_rollout.evidence.collected.part_files import COPIES_FOLDER, PartFiles
-from controlled_rollout.evidence.collected.parts import day_prefixes, parts_since, state_prefix
+from controlled_rollout.evidence.collected.part_files import PartFiles
+from controlled_rollout.evidence.collected.parts import state_prefix
 from controlled_rollout.expectations import Suite
 from controlled_rollout.expectations.process import validate_in_process
 from controlled_rollout.expectations.report import DataReport
 from controlled_rollout.expectations.result import ValidationRequest
-from controlled_rollout.storage import StoredFile, open_storage
+from controlled_rollout.storage import open_storage
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["count_rows", "read_states", "validate_version"]
@@ -47,17 +45,12 @@ def validate_version(
         EvidenceUnavailableError: The data cannot be read, or takes too long.
         StorageError: The storage cannot be read.
     """
-    files = _files(workspace)
+    files = PartFiles.of(workspace)
     validations = {}
     for collection in suite.collections:
-        parts = _parts(files, endpoint, version, collection, since, until)
+        parts = tuple(files.paths_since(endpoint, version, collection, since=since, until=until))
         request = ValidationRequest(
-            suite=suite,
-            collection=collection,
-            parts=tuple(files.paths(parts)),
-            since=since,
-            until=until,
-            max_rows=max_rows,
+            suite=suite, collection=collection, parts=parts, since=since, until=until, max_rows=max_rows
         )
         validations[collection] = validate_in_process(request)
     notes = tuple(_missing(files, endpoint, version, since))
@@ -75,8 +68,7 @@ def count_rows(
     """
     from pyarrow import ArrowInvalid, parquet
 
-    files = _files(workspace)
-    paths = files.paths(_parts(files, endpoint, version, collection, since, until))
+    paths = PartFiles.of(workspace).paths_since(endpoint, version, collection, since=since, until=until)
     try:
         return sum(int(parquet.read_metadata(path).num_rows) for path in paths)
     except (OSError, ArrowInvalid) as error:
@@ -96,28 +88,12 @@ def read_states(workspace: Workspace, endpoint: str, version: str) -> list[Repli
         return list(pool.map(lambda name: replica_state(name, storage.get(name)), names))
 
 
-def _files(workspace: Workspace) -> PartFiles:
-    """Return the parts of a workspace as local files."""
-    return PartFiles(open_storage(workspace), workspace.cache_folder / COPIES_FOLDER)
-
-
-def _parts(
-    files: PartFiles, endpoint: str, version: str, collection: str, since: datetime, until: datetime
-) -> Sequence[StoredFile]:
-    """Return the parts that may hold requests of a time."""
-    prefixes = day_prefixes(endpoint, version, collection, since=since, until=until)
-    return parts_since(chain.from_iterable(map(files.storage.list, prefixes)), since)
-
-
 def _missing(files: PartFiles, endpoint: str, version: str, since: datetime) -> list[str]:
     """Return what replicas have dropped or not shipped, each in a sentence."""
     notes = []
-    for file in files.storage.list(state_prefix(endpoint, version)):
-        if file.name.endswith(".json") and file.modified >= since:
-            state = replica_state(file.name, files.storage.get(file.name))
-            if state.dropped or state.unreadable:
-                lost = state.dropped + state.unreadable
-                notes.append(f"replica {state.replica} has not kept {lost:,} of its requests since it began")
-            if state.pending_bytes and not state.final:
-                notes.append(f"{state.pending_bytes:,} bytes of replica {state.replica} are not in the storage yet")
+    for state in files.states(endpoint, version, since=since):
+        if lost := state.dropped + state.unreadable:
+            notes.append(f"replica {state.replica} has not kept {lost:,} of its requests since it began")
+        if state.pending_bytes and not state.final:
+            notes.append(f"{state.pending_bytes:,} bytes of replica {state.replica} are not in the storage yet")
     return notes
