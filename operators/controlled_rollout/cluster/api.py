@@ -301,24 +301,17 @@ class Api:
         """
         watch_query = {**query, "watch": "true", "resourceVersion": version, "timeoutSeconds": str(MAX_WATCH_S)}
         timeout_s = MAX_WATCH_S + REQUEST_TIMEOUT_S
-        async with self._response("GET", path, None, watch_query, JSON, JSON, timeout_s) as response:
-            try:
-                if response.status >= 300:
-                    raise self._error_for_status("GET", path, response.status, await response.read())
-                async for line in _lines(response):
-                    event = _json_object(line)
-                    if event["type"] == "ERROR":
-                        status = event["object"]
-                        raise ApiError(
-                            f"the watch of {path} ended: {status.get('message')}",
-                            status=int(status.get("code", 0)),
-                            reason=str(status.get("reason", "")),
-                        )
-                    yield event
-            except _transport_errors() as error:
-                raise self._unavailable_error("GET", path, error) from error
-            finally:
-                _abort_response(response)
+        async with self._stream(path, watch_query, JSON, timeout_s) as response:
+            async for line in _lines(response):
+                event = _json_object(line)
+                if event["type"] == "ERROR":
+                    status = event["object"]
+                    raise ApiError(
+                        f"the watch of {path} ended: {status.get('message')}",
+                        status=int(status.get("code", 0)),
+                        reason=str(status.get("reason", "")),
+                    )
+                yield event
 
     async def log_lines(self, path: str, **query: str) -> AsyncIterator[str]:
         """Yield the lines of a pod's log, also while it is being written, until the server ends the response.
@@ -326,12 +319,18 @@ class Api:
         Raises:
             ApiError: There is no such log, or not yet.
         """
-        async with self._response("GET", path, None, query, JSON, "*/*", MAX_LOG_S) as response:
+        async with self._stream(path, query, "*/*", MAX_LOG_S) as response:
+            async for line in response.content:
+                yield line.decode(errors="replace").rstrip("\r\n")
+
+    @asynccontextmanager
+    async def _stream(self, path: str, query: Mapping[str, str], accept: str, timeout_s: float) -> AsyncIterator[Any]:
+        """Context manager: get what goes on without an end of its own; yield the response, and abort it on exit."""
+        async with self._response("GET", path, None, query, JSON, accept, timeout_s) as response:
             try:
                 if response.status >= 300:
                     raise self._error_for_status("GET", path, response.status, await response.read())
-                async for line in response.content:
-                    yield line.decode(errors="replace").rstrip("\r\n")
+                yield response
             except _transport_errors() as error:
                 raise self._unavailable_error("GET", path, error) from error
             finally:

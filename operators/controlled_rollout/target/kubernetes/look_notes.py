@@ -5,9 +5,10 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
+from controlled_rollout.cluster.api import Api, Object
 from controlled_rollout.cluster.kinds import CONFIG_MAP
 from controlled_rollout.target.kubernetes.names import endpoint_object_name
+from controlled_rollout.target.kubernetes.root_notes import notes_of, write_note
 from controlled_rollout.target.protocol import LookNote
 
 __all__ = ["look_note_of", "read_look_note", "write_look_note"]
@@ -18,14 +19,7 @@ LOOKED: Final = "controlled-rollout/looked"
 async def write_look_note(api: Api, namespace: str, endpoint: str, version: str, now: datetime) -> None:
     """Write down that somebody looks at a version now; do nothing if the endpoint is gone."""
     note = LookNote(version=version, at=now)
-    body = {"metadata": {"annotations": {LOOKED: note.model_dump_json()}}}
-    try:
-        await api.merge_patch(
-            CONFIG_MAP.path(namespace, endpoint_object_name(endpoint)), body, manager=f"{FIELD_MANAGER}-looks"
-        )
-    except ApiError as error:
-        if error.status != 404:
-            raise
+    await write_note(api, namespace, endpoint, LOOKED, note.model_dump_json(), writer="looks")
 
 
 async def read_look_note(api: Api, namespace: str, endpoint: str) -> LookNote | None:
@@ -35,8 +29,7 @@ async def read_look_note(api: Api, namespace: str, endpoint: str) -> LookNote | 
 
 def look_note_of(root: Object | None) -> LookNote | None:
     """Return the last look that an endpoint's root object has; None if it has none that can be read. Pure."""
-    annotations = ((root or {}).get("metadata") or {}).get("annotations") or {}
     try:
-        return LookNote.model_validate_json(annotations.get(LOOKED, ""))
+        return LookNote.model_validate_json(notes_of(root).get(LOOKED, ""))
     except ValidationError:
         return None

@@ -7,8 +7,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
-from controlled_rollout.cluster.kinds import CONFIG_MAP, DEPLOYMENT, HTTP_ROUTE, POD_DISRUPTION_BUDGET, SERVICE
+from controlled_rollout.cluster.api import Api, Object
+from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD_DISRUPTION_BUDGET, SERVICE
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
 from controlled_rollout.target.kubernetes import manifests, revisions
@@ -18,8 +18,9 @@ from controlled_rollout.target.kubernetes.gateway import (
     parent_reference,
     parent_references,
 )
-from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, endpoint_object_name, route_name
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, route_name
 from controlled_rollout.target.kubernetes.provisioning import apply_root
+from controlled_rollout.target.kubernetes.root_notes import notes_of, write_note
 from controlled_rollout.target.kubernetes.route_rules import DIGEST, POSITIONS, foreign_rules
 from controlled_rollout.target.kubernetes.route_rules import annotations as route_annotations
 from controlled_rollout.target.kubernetes.view import EndpointView
@@ -88,14 +89,8 @@ async def reconcile_view(api: Api, workspace: Workspace, view: EndpointView) -> 
 
 
 async def note_work(api: Api, workspace: Workspace, endpoint: str, now: datetime) -> None:
-    """Write down at the endpoint's root object that a step is at work now."""
-    path = CONFIG_MAP.path(workspace.namespace, endpoint_object_name(endpoint))
-    body = {"metadata": {"annotations": {WORKED_AT: now.isoformat()}}}
-    try:
-        await api.merge_patch(path, body, manager=f"{FIELD_MANAGER}-waits")
-    except ApiError as error:
-        if error.status != 404:  # somebody has deleted the endpoint meanwhile: what is looked at next will say so
-            raise
+    """Write down at the endpoint's root object that a step is at work now; if it is gone, who looks next says so."""
+    await write_note(api, workspace.namespace, endpoint, WORKED_AT, now.isoformat(), writer="waits")
 
 
 def idle_since(root: Object | None, revision: Revision, now: datetime) -> datetime | None:
@@ -106,9 +101,8 @@ def idle_since(root: Object | None, revision: Revision, now: datetime) -> dateti
         revision: The newest revision.
         now: The time.
     """
-    annotations = ((root or {}).get("metadata") or {}).get("annotations") or {}
     # Somebody may have edited it: then the revision's own time counts.
-    worked = revisions.time_of(annotations.get(WORKED_AT)) or revision.created
+    worked = revisions.time_of(notes_of(root).get(WORKED_AT)) or revision.created
     last = max(worked, revision.created)
     return last if now - last > IDLE_AFTER else None
 

@@ -5,10 +5,9 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
-from controlled_rollout.cluster.api import FIELD_MANAGER, Api, ApiError, Object
-from controlled_rollout.cluster.kinds import CONFIG_MAP
+from controlled_rollout.cluster.api import Api, Object
 from controlled_rollout.target.kubernetes.look_notes import look_note_of
-from controlled_rollout.target.kubernetes.names import endpoint_object_name
+from controlled_rollout.target.kubernetes.root_notes import notes_of, write_note
 from controlled_rollout.target.protocol import Revision
 from controlled_rollout.target.silence import FailedTries, Signs
 
@@ -27,14 +26,7 @@ async def write_take_back_note(api: Api, namespace: str, endpoint: str, tries: F
     rollout.
     """
     note = replace(tries, problem=tries.problem[:MAX_PROBLEM])
-    body = {"metadata": {"annotations": {NOTE: TRIES.dump_json(note).decode()}}}
-    try:
-        await api.merge_patch(
-            CONFIG_MAP.path(namespace, endpoint_object_name(endpoint)), body, manager=f"{FIELD_MANAGER}-silence"
-        )
-    except ApiError as error:
-        if error.status != 404:
-            raise
+    await write_note(api, namespace, endpoint, NOTE, TRIES.dump_json(note).decode(), writer="silence")
 
 
 def take_back_problem(root: Object | None, newest: Revision) -> str:
@@ -44,9 +36,8 @@ def take_back_problem(root: Object | None, newest: Revision) -> str:
         root: The endpoint's root object; None if there is none.
         newest: The newest revision.
     """
-    annotations = ((root or {}).get("metadata") or {}).get("annotations") or {}
     try:
-        tries = TRIES.validate_json(annotations.get(NOTE, ""))
+        tries = TRIES.validate_json(notes_of(root).get(NOTE, ""))
         return tries.sentence if tries.order.is_right(Signs(newest, look_note_of(root))) else ""
     except (ValueError, OverflowError):  # there is none, or somebody has edited it: also to what no sentence can say
         return ""
