@@ -1,12 +1,13 @@
 """A rollout on hold: its mark in the endpoint, and how long nobody has seen its evidence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from controlled_rollout import record
 from controlled_rollout.evaluation.judgements import record_answer
 from controlled_rollout.gate import Outcome
+from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.target.protocol import Change, Target
 from controlled_rollout.workspace import Workspace
@@ -77,12 +78,7 @@ async def with_newest_hold(
     if not same or terms.on_hold_since(newest.rollout) is None:
         return endpoint
     reason = f"{terms.version} was put on hold while its gate was about to let it go on"
-    try:
-        await record_answer(
-            workspace, terms.endpoint, terms.version, step="hold", who=terms.who, reason=reason, progress=log
-        )
-    except Exception as error:  # the gate waits all the same
-        log(f"that {terms.version} is on hold is not in the record: {error}")
+    await _record_hold(workspace, terms, reason, log)
     return newest
 
 
@@ -102,12 +98,31 @@ async def put_on_hold(workspace: Workspace, terms: "GateTerms", reason: str, log
             await mark(target, await target.endpoint(terms.endpoint), terms, log, reason)
     except Exception as error:
         log(f"that {terms.version} is on hold is not written into the endpoint yet: {error}")
+    await _record_hold(workspace, terms, reason, log)
+
+
+async def _record_hold(workspace: Workspace, terms: "GateTerms", reason: str, log: Callable[[str], None]) -> None:
+    """Write into the record that a rollout is on hold; log if that is not possible: the gate waits all the same."""
     try:
         await record_answer(
             workspace, terms.endpoint, terms.version, step="hold", who=terms.who, reason=reason, progress=log
         )
     except Exception as error:
         log(f"that {terms.version} is on hold is not in the record: {error}")
+
+
+async def _read(
+    workspace: Workspace, terms: "GateTerms", find: Callable[[Iterator[Decision]], datetime | None]
+) -> datetime | None:
+    """Return what `find` finds in the record of the version, newest first; None if the record cannot be read."""
+    endpoint, version = terms.endpoint, terms.version
+    try:
+        return await within_time(
+            record.storage_of(workspace, endpoint).name,
+            lambda: find(record.read_newest_first(workspace, endpoint, version)),
+        )
+    except Exception:
+        return None
 
 
 async def recorded_hold(workspace: Workspace, terms: "GateTerms") -> datetime | None:
@@ -118,19 +133,17 @@ async def recorded_hold(workspace: Workspace, terms: "GateTerms") -> datetime | 
         terms: The gate's terms.
     """
 
-    def find() -> datetime | None:
+    def find(decisions: Iterator[Decision]) -> datetime | None:
         """Read the record back to the hold, or to a look from before this task."""
-        for decision in record.read_newest_first(workspace, terms.endpoint, terms.version):
+        for decision in decisions:
             if decision.step == "hold" and decision.who == terms.who and decision.time >= terms.waiting_since:
                 return decision.time
             if decision.step == "look" and decision.time < terms.waiting_since:
                 break
         return None
 
-    try:
-        return await within_time(record.storage_of(workspace, terms.endpoint).name, find)
-    except Exception:  # then people are told once more
-        return None
+    # Without the record people are told once more.
+    return await _read(workspace, terms, find)
 
 
 async def last_look(workspace: Workspace, terms: "GateTerms") -> datetime | None:
@@ -140,16 +153,10 @@ async def last_look(workspace: Workspace, terms: "GateTerms") -> datetime | None
         workspace: Where the record is.
         terms: The gate's terms.
     """
-
-    def find() -> datetime | None:
-        """Read the record back to the newest look."""
-        decisions = record.read_newest_first(workspace, terms.endpoint, terms.version)
-        return next((decision.time for decision in decisions if decision.step == "look"), None)
-
-    try:
-        return await within_time(record.storage_of(workspace, terms.endpoint).name, find)
-    except Exception:  # then the time counts from when the task began to wait
-        return None
+    # Without it the time counts from when the task began to wait.
+    return await _read(
+        workspace, terms, lambda decisions: next((one.time for one in decisions if one.step == "look"), None)
+    )
 
 
 async def unseen_for(workspace: Workspace, look: "Look", terms: "GateTerms", *, now: datetime) -> timedelta | None:
@@ -164,19 +171,15 @@ async def unseen_for(workspace: Workspace, look: "Look", terms: "GateTerms", *, 
     held = terms.on_hold_since(look.document.rollout)
     if held is None or terms.unseen_timeout is None or look.verdict.outcome is not Outcome.CANNOT_SEE:
         return None
-    try:
-        seen = await within_time(
-            record.storage_of(workspace, terms.endpoint).name, lambda: _last_seen(workspace, terms, held)
-        )
-    except Exception:  # without the record nobody knows how long: keep the treatment
-        return None
+    # Without the record nobody knows how long: keep the treatment.
+    seen = await _read(workspace, terms, lambda decisions: _last_seen(decisions, held))
     return now - seen if seen is not None else None
 
 
-def _last_seen(workspace: Workspace, terms: "GateTerms", held: datetime) -> datetime | None:
+def _last_seen(decisions: Iterable[Decision], held: datetime) -> datetime | None:
     """Return when a look during the hold last saw the evidence; the hold's begin if none did; None without looks."""
     blind = None
-    for decision in record.read_newest_first(workspace, terms.endpoint, terms.version):
+    for decision in decisions:
         if decision.step != "look":  # lines of steps may be appended late, so their order says nothing
             continue
         if decision.time <= held:

@@ -39,7 +39,6 @@ from controlled_rollout.gate import (
     Verdict,
     cannot_see,
     verdict_from_dict,
-    verdict_to_dict,
     with_aggregates,
     wrong_unit,
 )
@@ -306,7 +305,7 @@ async def _judge_and_record(
             evidence = look.evidence
             verdict = conclude_but_aggregates(look)
             else_says = verdict if query.gate.aggregates and evidence.aggregates is None else None
-            return _with_verdict(decision, with_aggregates(verdict, query.gate, evidence.aggregates))
+            return decision.with_verdict(with_aggregates(verdict, query.gate, evidence.aggregates))
 
         recorded = await within_time(
             record_name, lambda: record.append_look(workspace, look_input, decide, history=history)
@@ -324,16 +323,9 @@ async def _judge_and_record(
 def _without_evidence(decision: Decision, problem: str, down: str) -> Decision:
     """Return the decision of a look that could not read the metric store: "cannot see", or fail if it is down."""
     if not down:
-        return _with_verdict(decision, cannot_see(problem))
+        return decision.with_verdict(cannot_see(problem))
     verdict = replace(cannot_see(problem), outcome=Outcome.FAIL, reason=down)
-    return _with_verdict(decision, verdict).model_copy(update={"evidence": {"down": down}})
-
-
-def _with_verdict(decision: Decision, verdict: Verdict) -> Decision:
-    """Return a copy of the decision with the verdict, its outcome and its reason."""
-    return decision.model_copy(
-        update={"reason": verdict.reason, "outcome": verdict.outcome.value, "verdict": verdict_to_dict(verdict)}
-    )
+    return decision.with_verdict(verdict).model_copy(update={"evidence": {"down": down}})
 
 
 def _look_settings(query: EvidenceQuery, evidence: Evidence) -> LookSettings:

@@ -13,7 +13,7 @@ from controlled_rollout.errors import ConflictError, EndpointError, RecordUnavai
 from controlled_rollout.evaluation.conclusion import verdict_without_record
 from controlled_rollout.evaluation.splits import splits_since
 from controlled_rollout.evidence import Evidence, EvidenceWindow
-from controlled_rollout.gate import cannot_see, verdict_to_dict
+from controlled_rollout.gate import cannot_see
 from controlled_rollout.labels.judgement import LabelCounts, LabelLook, check_time, judge_labels
 from controlled_rollout.labels.settings import Labels
 from controlled_rollout.labels.source import LabelSource
@@ -125,10 +125,7 @@ def _record(
     try:
         if changed := _changed_since_before(workspace, recorded):
             look = replace(look, verdict=replace(look.verdict, reason=f"{look.verdict.reason}; {changed}"))
-        verdict = look.verdict
-        decided = decision.model_copy(
-            update={"outcome": verdict.outcome.value, "reason": verdict.reason, "verdict": verdict_to_dict(verdict)}
-        )
+        decided = decision.with_verdict(look.verdict)
         record.append_look(workspace, recorded, lambda _: decided, history=history)
     except RecordUnavailableError as error:
         return replace(look, verdict=verdict_without_record(look.verdict, str(error)))

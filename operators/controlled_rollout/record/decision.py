@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evidence import CountedPeriod, RouterCounts
-from controlled_rollout.gate import Aggregates
+from controlled_rollout.gate import Aggregates, Verdict, verdict_to_dict
 from controlled_rollout.record.look_input import LookSettings
 
 __all__ = ["BinDelta", "Decision", "LookEvidence"]
@@ -141,6 +141,12 @@ class Decision(BaseModel):
             "rollout": held.started if held else None,
         }
         return cls(**{**known, **fields, "endpoint": endpoint.name, "version": version, "step": step, "who": who})
+
+    def with_verdict(self, verdict: Verdict) -> Self:
+        """Return a copy of the decision with a verdict, its outcome and its reason."""
+        return self.model_copy(
+            update={"reason": verdict.reason, "outcome": verdict.outcome.value, "verdict": verdict_to_dict(verdict)}
+        )
 
     def look_evidence(self) -> LookEvidence | None:
         """Return a look's evidence; None for other steps, and for looks that could not read the metric store.
