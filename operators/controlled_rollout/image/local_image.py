@@ -17,6 +17,7 @@ from controlled_rollout.image.inputs.files import copy_files
 from controlled_rollout.image.inputs.models import LINK, LINK_TARGET, copy_models, has_link, model_dir
 from controlled_rollout.image.inputs.read import ImageInputs, OnInputs, Progress, read_image_inputs
 from controlled_rollout.image.reference import ImageReference, ModelSource
+from controlled_rollout.image.scoring_runtime import runtime_folder
 
 __all__ = ["LocalImage", "build_local_image", "load_local_image"]
 
@@ -44,6 +45,19 @@ class LocalImage:
     entry_script: str
     python: Path
     environment_hash: str
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables by which a scoring process finds the runtime and the image.
+
+        Raises:
+            ImageError: The installation lacks the runtime.
+        """
+        return {
+            "PYTHONPATH": str(runtime_folder()),
+            "AML_APP_ROOT": str(self.app_root),
+            "AZUREML_ENTRY_SCRIPT": self.entry_script,
+            "AZUREML_MODEL_DIR": str(self.model_dir),
+        }
 
 
 async def build_local_image(

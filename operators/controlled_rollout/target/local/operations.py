@@ -6,13 +6,10 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final, Literal
 
-from controlled_rollout import image
-from controlled_rollout.endpoint import Endpoint, Version
-from controlled_rollout.errors import DamagedFileError, ImageError, TargetUnavailableError
-from controlled_rollout.image.scoring_runtime import runtime_folder
+from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import DamagedFileError, TargetUnavailableError
 from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load, total_load
 from controlled_rollout.target import refusals
@@ -38,49 +35,20 @@ from controlled_rollout.target.protocol import Change, EndpointStatus, Keys, Loo
 from controlled_rollout.target.transition import CLOSED
 from controlled_rollout.tokens import Token, key_set, sign
 from controlled_rollout.version import check_name
+from controlled_rollout.workspace import Workspace
 
-__all__ = ["Operations", "launch_spec_from_cache"]
+__all__ = ["Operations"]
 
 DELETE_TIMEOUT_S: Final = 600.0
 # Shorter than clients wait for an answer.
 KEYS_TIMEOUT_S: Final = 20.0
 
 
-def launch_spec_from_cache(version: Version, cache: Path, secrets_folder: Path) -> LaunchSpec:
-    """Return how to start a version's replicas, from its image in the local cache.
-
-    Args:
-        version: The version.
-        cache: The folder of the images.
-        secrets_folder: The folder of the secrets.
-
-    Raises:
-        ImageError: The version names no image, or one that is not in the cache.
-    """
-    if not version.image:
-        raise ImageError(f"version {version.name!r} names no image: build one and give its reference")
-    local_image = image.load_local_image(image.ImageReference.parse(version.image), cache)
-    return LaunchSpec(
-        image=version.image,
-        python=local_image.python,
-        runtime_folder=runtime_folder(),
-        app_root=local_image.app_root,
-        entry_script=local_image.entry_script,
-        model_dir=local_image.model_dir,
-        worker_count=version.worker_count,
-        concurrency=version.replica_max_concurrent_requests,
-        scoring_timeout_ms=version.scoring_timeout_ms,
-        max_wait_ms=version.max_request_wait_time,
-        environment_variables=version.environment_variables,
-        secrets_folder=secrets_folder,
-        collection=version.collected,
-    )
-
-
 class Operations:
     """The operations of a local workspace.
 
     Args:
+        workspace: The workspace.
         revisions: The stored revisions.
         stored: The endpoints as their files define them.
         reconciler: Makes the newest revisions run.
@@ -88,11 +56,7 @@ class Operations:
         telemetry: The telemetry store.
         load_meter: Measures the load of every version.
         autoscaler: Decides how many replicas a version has.
-        cache_folder: The folder of the images.
-        secrets_folder: The folder of the secrets.
-        logs_folder: The folder of the replicas' logs.
         collector: The collector.
-        spools_folder: The folder of what replicas collect.
         certificate: The router's certificate; None without TLS.
         silence: When somebody last looked at each endpoint's treatment, and what becomes of those that nobody looks at.
         issuer_keys: The public keys of outside issuers.
@@ -100,6 +64,7 @@ class Operations:
 
     def __init__(
         self,
+        workspace: Workspace,
         revisions: RevisionStore,
         stored: StoredEndpoints,
         reconciler: Reconciler,
@@ -108,15 +73,12 @@ class Operations:
         load_meter: LoadMeter,
         autoscaler: Autoscaler,
         *,
-        cache_folder: Path,
-        secrets_folder: Path,
-        logs_folder: Path,
         collector: CollectorProcess,
-        spools_folder: Path,
         silence: SilenceWatch,
         issuer_keys: IssuerKeys,
         certificate: RouterCertificate | None = None,
     ) -> None:
+        self._workspace = workspace
         self._revisions = revisions
         self._stored = stored
         self._reconciler = reconciler
@@ -124,11 +86,7 @@ class Operations:
         self._telemetry = telemetry
         self._load_meter = load_meter
         self._autoscaler = autoscaler
-        self._cache_folder = cache_folder
-        self._secrets_folder = secrets_folder
-        self._logs_folder = logs_folder
         self._collector = collector
-        self._spools_folder = spools_folder
         self._certificate = certificate
         self._silence = silence
         self._issuer_keys = issuer_keys
@@ -172,9 +130,9 @@ class Operations:
         used = {version.image for version in newest.endpoint.versions.values()} if newest else set()
         for version in endpoint.versions.values():
             if not version.image or version.image not in used:
-                launch_spec_from_cache(version, self._cache_folder, self._secrets_folder)
+                LaunchSpec.from_cache(version, self._workspace)
         for reference, name in refusals.new_references(endpoint, newest.endpoint if newest else None).items():
-            present = secret_files.keys_of(self._secrets_folder, reference.secret)
+            present = secret_files.keys_of(self._workspace.secrets_folder, reference.secret)
             refusals.check_secret_keys(reference, name, present, "in this workspace")
 
     async def status(self, name: str) -> EndpointStatus:
@@ -215,7 +173,7 @@ class Operations:
             return VersionStatus(name=key.version, ready=False, failed=start_error is not None, cause=start_error)
         status = running.status().model_copy(update={"scaling": self._autoscaler.why(key)})
         if running.version.collect_model_data:
-            collected = collected_counts(self._spools_folder, *key)
+            collected = collected_counts(self._workspace.spools_folder, *key)
             status = status.model_copy(update={"collected": collected})
         if activity is None:
             return status
@@ -244,7 +202,7 @@ class Operations:
 
     def logs(self, name: str, version: str, tail: int) -> str:
         """Return the last `tail` lines of all logs of a version; the log that was written last comes last."""
-        folder = self._logs_folder / check_name(name) / check_name(version)
+        folder = self._workspace.logs_folder / check_name(name) / check_name(version)
         paths = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)
         lines: list[str] = []
         for path in paths:
@@ -349,7 +307,7 @@ class Operations:
 
     def store_secret(self, name: str, values: Mapping[str, str]) -> None:
         """Store values in a secret; other keys of it stay."""
-        secret_files.store(self._secrets_folder, name, values)
+        secret_files.store(self._workspace.secrets_folder, name, values)
 
     async def delete(self, name: str) -> None:
         """Delete an endpoint; wait until its replicas have answered their open requests and have ended."""

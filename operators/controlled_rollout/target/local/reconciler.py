@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from controlled_rollout.endpoint import Endpoint, Version
+from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.polling import until
 from controlled_rollout.sticky import StickyKey, UserRange, arranged
 from controlled_rollout.target.local.envoy_config import ClusterSpec, cluster_names
@@ -24,6 +24,7 @@ from controlled_rollout.target.local.running_version import RunningVersion
 from controlled_rollout.target.local.stored_endpoints import FileSignature, StoredEndpoint, StoredEndpoints
 from controlled_rollout.target.transition import CLOSED, Split, allowed_split
 from controlled_rollout.tokens import OWN_ISSUER
+from controlled_rollout.workspace import Workspace
 
 __all__ = ["Reconciler"]
 
@@ -42,12 +43,10 @@ class Reconciler:
     """The replicas and routes of all endpoints.
 
     Args:
+        workspace: The workspace.
         envoy: The router.
         runtime: The supervisor's runtime folder.
-        logs_folder: The folder of the replicas' logs.
-        spools_folder: The folder of what replicas collect.
         stored: The endpoints as their files define them.
-        launch_spec: Returns how the replicas of a version are started.
         issuer_keys: The public keys of outside issuers.
         replica_numbers: How many replicas each version had.
 
@@ -63,13 +62,11 @@ class Reconciler:
 
     def __init__(
         self,
+        workspace: Workspace,
         envoy: EnvoyProcess,
         *,
         stored: StoredEndpoints,
         runtime: Path,
-        logs_folder: Path,
-        spools_folder: Path,
-        launch_spec: Callable[[Version], LaunchSpec],
         issuer_keys: IssuerKeys,
         replica_numbers: ReplicaNumbers,
     ) -> None:
@@ -80,12 +77,10 @@ class Reconciler:
         self.accepted_tokens: dict[str, TokenRoute] = {}
         self.start_errors: dict[VersionKey, str] = {}
         self.is_prepared = False
+        self._workspace = workspace
         self._envoy = envoy
         self._stored = stored
         self._runtime = runtime
-        self._logs_folder = logs_folder
-        self._spools_folder = spools_folder
-        self._launch_spec = launch_spec
         self._ranges: dict[str, tuple[UserRange, ...]] = {}
         self._issuer_keys = issuer_keys
         self._replica_numbers = replica_numbers
@@ -218,16 +213,16 @@ class Reconciler:
                 with self._recorded_start_error(key):
                     self.running[key] = RunningVersion(
                         version,
-                        self._launch_spec(version),
+                        LaunchSpec.from_cache(version, self._workspace),
                         replicas=self._replica_numbers.at_start(key, version),
                         runtime=self._runtime,
-                        logs_folder=self._logs_folder / key.endpoint / key.version,
-                        spools_folder=self._spools_folder / key.endpoint / key.version,
+                        logs_folder=self._workspace.logs_folder / key.endpoint / key.version,
+                        spools_folder=self._workspace.spools_folder / key.endpoint / key.version,
                         on_change=self.wake,
                     )
             elif not running.retiring and running.version != version:
                 with self._recorded_start_error(key):
-                    running.update(version, self._launch_spec(version))
+                    running.update(version, LaunchSpec.from_cache(version, self._workspace))
 
     @contextlib.contextmanager
     def _recorded_start_error(self, key: VersionKey) -> Iterator[None]:
@@ -358,7 +353,7 @@ class Reconciler:
             await self._wait_until_drained(cluster_names(*key), running.version.scoring_timeout_ms / 1000)
             await running.stop()
             del self.running[key]
-            await asyncio.to_thread(remove_oldest_logs, self._logs_folder, set(self.running))
+            await asyncio.to_thread(remove_oldest_logs, self._workspace.logs_folder, set(self.running))
         finally:
             del self._retirements[key]
             self.wake()

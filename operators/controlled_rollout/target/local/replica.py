@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.endpoint import Version
 from controlled_rollout.environment_variables import SecretReference
+from controlled_rollout.errors import ImageError
+from controlled_rollout.image import LocalImage, load_local_image
 from controlled_rollout.target.local import secret_files
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
 from controlled_rollout.target.local.log_file import LogFile
@@ -21,6 +23,7 @@ from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.spools import end_spools, prepare_spool
 from controlled_rollout.target.local.supervised_process import BackOff, Command, SupervisedProcess
 from controlled_rollout.target.protocol import ReplicaState, ReplicaStatus
+from controlled_rollout.workspace import Workspace
 
 __all__ = ["LaunchSpec", "Replica"]
 
@@ -40,12 +43,8 @@ class LaunchSpec:
     """How the replicas of a version are started. A version whose spec stays equal keeps its replicas.
 
     Attributes:
-        image: The image's reference.
-        python: The interpreter of the image's environment.
-        runtime_folder: The folder of the scoring runtime's package.
-        app_root: The folder of the user's code.
-        entry_script: The script in it that has `init()` and `run()`.
-        model_dir: The folder of the models.
+        image: The image.
+        image_variables: The variables by which the scoring process finds it.
         worker_count: Processes that score.
         concurrency: Requests that the replica scores or queues at once.
         scoring_timeout_ms: The longest that one request may be scored.
@@ -55,12 +54,8 @@ class LaunchSpec:
         collection: What is kept of inputs and predictions; None for nothing.
     """
 
-    image: str
-    python: Path
-    runtime_folder: Path
-    app_root: Path
-    entry_script: str
-    model_dir: Path
+    image: LocalImage
+    image_variables: Mapping[str, str]
     worker_count: int
     concurrency: int
     scoring_timeout_ms: int
@@ -68,6 +63,28 @@ class LaunchSpec:
     environment_variables: Mapping[str, str | SecretReference]
     secrets_folder: Path
     collection: Collection | None = None
+
+    @classmethod
+    def from_cache(cls, version: Version, workspace: Workspace) -> Self:
+        """Return how to start a version's replicas, from its image in the local cache.
+
+        Raises:
+            ImageError: The version names no image, or one that is not in the cache.
+        """
+        if not version.image:
+            raise ImageError(f"version {version.name!r} names no image: build one and give its reference")
+        image = load_local_image(version.image, workspace.cache_folder)
+        return cls(
+            image=image,
+            image_variables=image.variables(),
+            worker_count=version.worker_count,
+            concurrency=version.replica_max_concurrent_requests,
+            scoring_timeout_ms=version.scoring_timeout_ms,
+            max_wait_ms=version.max_request_wait_time,
+            environment_variables=version.environment_variables,
+            secrets_folder=workspace.secrets_folder,
+            collection=version.collected,
+        )
 
     def command(self, runtime: Path, socket: Path, health: Path, capture: Mapping[str, str]) -> Command:
         """Return the command that starts one replica: arguments, environment variables and folder.
@@ -87,7 +104,7 @@ class LaunchSpec:
             for name, value in self.environment_variables.items()
         }
         arguments = [
-            str(self.python),
+            str(self.image.python),
             "-m",
             "controlled_rollout_scoring",
             "--bind",
@@ -99,13 +116,10 @@ class LaunchSpec:
             inherited_environment()
             | own
             | dict(capture)
+            | dict(self.image_variables)
             | {
                 RUNTIME_VARIABLE: str(runtime),
-                "PYTHONPATH": str(self.runtime_folder),
                 "PYTHONUNBUFFERED": "1",
-                "AML_APP_ROOT": str(self.app_root),
-                "AZUREML_ENTRY_SCRIPT": self.entry_script,
-                "AZUREML_MODEL_DIR": str(self.model_dir),
                 "WORKER_COUNT": str(self.worker_count),
                 "REPLICA_MAX_CONCURRENT_REQUESTS": str(self.concurrency),
                 "SCORING_TIMEOUT_MS": str(self.scoring_timeout_ms),
@@ -113,7 +127,7 @@ class LaunchSpec:
                 "DRAIN_TIMEOUT_S": str(math.ceil((self.scoring_timeout_ms + self.max_wait_ms) / 1000)),
             }
         )
-        return Command(arguments, environment, self.app_root)
+        return Command(arguments, environment, self.image.app_root)
 
 
 class Replica:
@@ -213,7 +227,7 @@ class Replica:
         self._starts += 1
         self._was_ready = False
         self._set_state(ReplicaState.STARTING)
-        self.log.note(f"replica {self.name} starts, image {self.spec.image}")
+        self.log.note(f"replica {self.name} starts, image {self.spec.image.reference}")
         return self.spec.command(self._runtime, self.socket, self._health_socket, self._prepare_capture())
 
     def _prepare_capture(self) -> Mapping[str, str]:

@@ -12,7 +12,6 @@ from typing import Final
 
 from controlled_rollout.environment_variables import check_variables
 from controlled_rollout.image import LocalImage, ModelSource, build_local_image, load_local_image
-from controlled_rollout.image.scoring_runtime import runtime_folder
 from controlled_rollout.target.local.child_process import inherited_environment
 from controlled_rollout.target.local.ports import reserve_port
 from controlled_rollout.target.local.probe import http_status_on_socket
@@ -139,14 +138,7 @@ def _terminate(process: asyncio.subprocess.Process) -> None:
 
 def _scoring_environment(image: LocalImage, variables: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables of the scoring process of a local image."""
-    return {
-        **inherited_environment(),
-        **variables,
-        "PYTHONPATH": str(runtime_folder()),
-        "AML_APP_ROOT": str(image.app_root),
-        "AZUREML_ENTRY_SCRIPT": image.entry_script,
-        "AZUREML_MODEL_DIR": str(image.model_dir),
-    }
+    return {**inherited_environment(), **variables, **image.variables()}
 
 
 def _image_name(folder: Path) -> str:

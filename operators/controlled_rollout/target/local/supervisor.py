@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -41,6 +40,8 @@ KILL_TIMEOUT_S: Final = 10.0
 LOCK_KEPT_S: Final = 5.0
 POLL_S: Final = 0.05
 LOG_LINES: Final = 15
+# The settings of the workspace that its supervisor is told.
+HANDED_OVER: Final = {"root", "cache_folder", "storage", "tls", "tls_certificate", "tls_key", "endpoint_ca", "records"}
 
 OK: Final = 0
 FAILED: Final = 1
@@ -109,27 +110,13 @@ def _command(
 ) -> list[str]:
     """Return the command of the supervisor; without a pipe it prints how the start went."""
     settings = {
-        "workspace": {
-            "root": str(workspace.root),
-            "cache_folder": str(workspace.cache_folder),
-            "storage": workspace.storage,
-            "tls": workspace.tls,
-            "tls_certificate": _text(workspace.tls_certificate),
-            "tls_key": _text(workspace.tls_key),
-            "endpoint_ca": _text(workspace.endpoint_ca),
-            "records": workspace.records,
-        },
+        "workspace": workspace.model_dump(mode="json", include=HANDED_OVER),
         "port": port,
         "host": host,
         "report_pipe": report_pipe,
         "credentials": credentials,
     }
     return [sys.executable, "-P", "-m", "controlled_rollout.target.local", json.dumps(settings)]
-
-
-def _text(path: Path | None) -> str | None:
-    """Return a path as JSON can hold it."""
-    return None if path is None else str(path)
 
 
 def _start_in_background(workspace: Workspace, port: int, host: str) -> int:

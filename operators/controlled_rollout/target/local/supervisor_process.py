@@ -25,10 +25,9 @@ from controlled_rollout.target.local.envoy_process import EnvoyProcess
 from controlled_rollout.target.local.issuer_keys import IssuerKeys
 from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
-from controlled_rollout.target.local.operations import Operations, launch_spec_from_cache
+from controlled_rollout.target.local.operations import Operations
 from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.remains import end_remains
-from controlled_rollout.target.local.replica import LaunchSpec
 from controlled_rollout.target.local.replica_numbers import ReplicaNumbers
 from controlled_rollout.target.local.reserve import Reserve, is_out_of_space
 from controlled_rollout.target.local.revisions import RevisionStore
@@ -39,7 +38,6 @@ from controlled_rollout.target.local.spools import end_spools
 from controlled_rollout.target.local.stored_endpoints import StoredEndpoints
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.target.local.telemetry_process import TelemetryStoreProcess
-from controlled_rollout.version import Version
 from controlled_rollout.workspace import Workspace
 
 __all__ = ["StartReport", "run_supervisor"]
@@ -212,13 +210,11 @@ class _SupervisorProcess:
         self._issuer_keys = IssuerKeys(workspace.root / "issuers", on_change=lambda: self._reconciler.wake())
         replica_numbers = ReplicaNumbers(self._revisions.endpoint_folder)
         self._reconciler = Reconciler(
+            workspace,
             self._envoy,
             stored=self._stored,
             runtime=runtime,
-            logs_folder=workspace.logs_folder,
-            spools_folder=workspace.spools_folder,
             issuer_keys=self._issuer_keys,
-            launch_spec=self._launch_spec,
             replica_numbers=replica_numbers,
         )
         autoscaler = Autoscaler(self._reconciler.running, replica_numbers)
@@ -230,6 +226,7 @@ class _SupervisorProcess:
     def _operations(self, autoscaler: Autoscaler) -> Operations:
         """Return what the API offers."""
         return Operations(
+            self._workspace,
             self._revisions,
             self._stored,
             self._reconciler,
@@ -237,19 +234,11 @@ class _SupervisorProcess:
             self._telemetry,
             self._load_meter,
             autoscaler,
-            cache_folder=self._workspace.cache_folder,
-            secrets_folder=self._workspace.secrets_folder,
-            logs_folder=self._workspace.logs_folder,
             collector=self._collector,
-            spools_folder=self._workspace.spools_folder,
             certificate=self._certificate,
             silence=self._silence,
             issuer_keys=self._issuer_keys,
         )
-
-    def _launch_spec(self, version: Version) -> LaunchSpec:
-        """Return how the replicas of a version are started."""
-        return launch_spec_from_cache(version, self._workspace.cache_folder, self._workspace.secrets_folder)
 
     async def run(self, report: Callable[[StartReport], None]) -> int:
         """Start everything, serve until a signal or a client ends it, stop; return the exit code."""

@@ -6,6 +6,7 @@ import pytest
 
 from controlled_rollout.collection_settings import Collection
 from controlled_rollout.endpoint import Version
+from controlled_rollout.image import ImageReference, LocalImage
 from controlled_rollout.target.local import replica as replica_module
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.replica import LaunchSpec, Replica
@@ -28,12 +29,8 @@ async def test_replica_on_a_full_disk_starts_without_capture_and_its_log_says_so
     python.write_text(ENVIRONMENT)
     python.chmod(0o700)
     spec = LaunchSpec(
-        image="local/digits@sha256:0",
-        python=python,
-        runtime_folder=tmp_path,
-        app_root=tmp_path,
-        entry_script="score.py",
-        model_dir=tmp_path,
+        image=LocalImage(ImageReference("local/digits", "0"), tmp_path, tmp_path, "score.py", python, "e"),
+        image_variables={},
         worker_count=1,
         concurrency=1,
         scoring_timeout_ms=1_000,
