@@ -24,7 +24,7 @@ from tests.airflow_database import create_database
 from tests.airflow_home import DAGS, HOME
 from tests.faults import project
 from tests.local import run_dags
-from tests.local.local_target_lab import Lab, Load, running, steady_load
+from tests.local.local_target_lab import Lab, Load, steady_load
 
 ENDPOINT = "digits"
 # Times short enough for a test; errors alone are judged, since two cores under test say little about latency.
@@ -104,12 +104,6 @@ def dag_runner(root: Path, log: Path, folder: Path = DAGS) -> Iterator[Dags]:
             assert process.stdin
             yield Dags(process, answers, json.loads(answers.readline()))
             process.stdin.close()
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("dags")) as lab:
-        yield lab
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from controlled_rollout import record
-from tests.local.local_target_lab import Lab, running
+from tests.local.local_target_lab import Lab
 from tests.local.test_dags import Dags, dag_runner
 from tests.unit.evidence.collected_parts import T0, Exchange, write_part
 
@@ -120,12 +120,6 @@ SUITES = {
     "bad": suite(between("inputs.age", 30)),
     "no_such_column": suite(between("inputs.size", 30)),
 }
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("group")) as lab:
-        yield lab
 
 
 @pytest.fixture(scope="module")

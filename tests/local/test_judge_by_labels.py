@@ -4,7 +4,6 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,7 +18,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from controlled_rollout import JudgeByLabelsOperator, record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.labels import periods
-from tests.local.local_target_lab import Lab, running, steady_load
+from tests.local.local_target_lab import Lab, steady_load
 from tests.local.task_lab import CONNECTION, TaskInstance, context
 from tests.polling import until
 
@@ -41,12 +40,6 @@ QUERY = """
 SELECT correlation_id, label, arrived FROM outcomes
 WHERE endpoint = :endpoint AND arrived >= :since AND arrived < :until
 """
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("labels")) as lab:
-        yield lab
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 import asyncio
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,11 @@ import pytest
 
 from controlled_rollout import record
 from controlled_rollout.endpoint import Endpoint
-from tests.local.local_target_lab import CRASHING, Lab, running
+from tests.local.local_target_lab import CRASHING, Lab
 from tests.local.task_lab import Task, run
 from tests.polling import wait_until
 
 SETTINGS = {"num_replicas": 1}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("killed")) as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,8 @@ from controlled_rollout.errors import TargetUnavailableError
 from controlled_rollout.target.local import reaper, supervisor
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE
 from controlled_rollout.workspace import Workspace
-from tests.local.local_target_lab import CONNECTIONS, CRASHING, Lab, running, start, steady_load
+from tests.local.local_target_lab import CONNECTIONS, CRASHING, Lab, start, steady_load
 from tests.polling import until
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("lab")) as lab:
-        yield lab
 
 
 async def answers(url: str, key: str) -> int | None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,8 @@ from controlled_rollout.collection_settings import Collection
 from controlled_rollout.endpoint import Auth, Endpoint
 from controlled_rollout.errors import ImageError
 from controlled_rollout.target.protocol import CollectedCounts
-from tests.local.local_target_lab import CHANGE, VERSION_HEADER, Lab, running
+from tests.local.local_target_lab import CHANGE, VERSION_HEADER, Lab
 from tests.polling import until
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("lab")) as lab:
-        yield lab
 
 
 @pytest_asyncio.fixture

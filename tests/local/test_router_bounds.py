@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from controlled_rollout.endpoint import Endpoint
-from tests.local.local_target_lab import Lab, running, steady_load
+from tests.local.local_target_lab import Lab, steady_load
 from tests.polling import until
 
 MEGABYTE = 10**6
@@ -33,12 +33,6 @@ def init():
 def run(request):
     return {"bytes": len(request.get_data()), "headers": sorted(name.lower() for name, _ in request.headers.items())}
 """
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("bounds")) as lab:
-        yield lab
 
 
 async def serve(lab: Lab, name: str) -> tuple[str, str]:

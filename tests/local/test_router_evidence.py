@@ -3,7 +3,6 @@
 import asyncio
 import json
 import stat
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,11 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evidence import EvidenceQuery, EvidenceWindow
 from controlled_rollout.evidence.local import StateFileEvidence
 from controlled_rollout.gate import Gate
-from tests.local.local_target_lab import VERSION_HEADER, Lab, running
+from tests.local.local_target_lab import VERSION_HEADER, Lab
 from tests.local.telemetry_lab import PROTOBUF, export
 from tests.polling import until
 
 S = timedelta(seconds=1)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("evidence")) as lab:
-        yield lab
 
 
 async def serve(lab: Lab, name: str) -> tuple[str, dict[str, str]]:

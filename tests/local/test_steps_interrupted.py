@@ -1,7 +1,7 @@
 """The steps of a rollout on a real local workspace: killed anywhere and called again, they come to the same end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -18,16 +18,10 @@ from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target.connect import connect
 from controlled_rollout.target.protocol import Change, Target
 from controlled_rollout.workspace import Workspace
-from tests.local.local_target_lab import Lab, running
+from tests.local.local_target_lab import Lab
 
 OWNER = "weekly/run-1"
 DEADLINE = timedelta(seconds=60)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("steps")) as lab:
-        yield lab
 
 
 def quiet(line: str) -> None:

@@ -1,7 +1,6 @@
 """Scaling under real load: traffic moves only to versions that are large enough, and back to versions of any size."""
 
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from controlled_rollout import steps
 from controlled_rollout.errors import DeploymentError
 from controlled_rollout.target.protocol import Change
-from tests.local.local_target_lab import Lab, running, steady_load
+from tests.local.local_target_lab import Lab, steady_load
 from tests.polling import until
 
 # One replica answers 20 requests/s: 40/s keep two of them busy, and ask for three or four at 70 %.
@@ -30,12 +29,6 @@ RATE = 40
 OWNER = "weekly/run-1"
 CHANGE = Change(who=OWNER)
 FIXED = {"num_replicas": 4}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("sized")) as lab:
-        yield lab
 
 
 def flag_of(lab: Lab) -> Path:

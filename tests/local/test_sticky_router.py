@@ -1,22 +1,15 @@
 """The local router with callers who stay with a version: several treatments, cookies, and keys that are not plain."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import httpx
-import pytest
 import pytest_asyncio
 
 from controlled_rollout.endpoint import Endpoint
-from tests.local.local_target_lab import VERSION_HEADER, Lab, running
+from tests.local.local_target_lab import VERSION_HEADER, Lab
 
 CALLERS = tuple(f"caller-{number}" for number in range(60))
 Headers = list[tuple[str, str]]
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running(tmp_path_factory.mktemp("lab")) as lab:
-        yield lab
 
 
 @pytest_asyncio.fixture
