@@ -43,6 +43,8 @@ class Workspaces:
     def __init__(self) -> None:
         self._background = BackgroundLoop()
         self._watched: dict[str, WatchedWorkspace] = {}
+        # Readings of records that dialogs wait for, by workspace, endpoint and version.
+        self._hold_refusals: dict[tuple[str, str, str], asyncio.Task[str | None]] = {}
 
     async def overviews(self) -> tuple[WorkspaceOverview, ...]:
         """Return every workspace as it was last read."""
@@ -106,7 +108,7 @@ class Workspaces:
             """Read history, status and the record's end, and preview the actions."""
             history, status = await target.history(endpoint), await target.status(endpoint, inspect=False)
             rollout = history[-1].endpoint.rollout
-            refusal = await hold_refusal(opened, endpoint, rollout.version) if rollout else None
+            refusal = await self._hold_refusal(opened, endpoint, rollout.version) if rollout else None
             return actions(
                 workspace,
                 history,
@@ -118,6 +120,20 @@ class Workspaces:
             )
 
         return await self._opened(workspace, read)
+
+    async def _hold_refusal(self, workspace: Workspace, endpoint: str, version: str) -> str | None:
+        """Return why a version could not be put on hold now; dialogs that are open at once share one reading of the record.
+
+        A record that does not answer blocks the thread that reads it, which nothing can end: it is one thread, however
+        many dialogs ask, and also if they do not wait for it.
+        """
+        key = workspace.name, endpoint, version
+        reading = self._hold_refusals.get(key)
+        if reading is None:
+            reading = asyncio.create_task(hold_refusal(workspace, endpoint, version))
+            self._hold_refusals[key] = reading
+            reading.add_done_callback(lambda _: self._hold_refusals.pop(key))
+        return await asyncio.shield(reading)
 
     async def _opened(self, workspace: str, read: Callable[[Workspace, Target], Awaitable[Result]]) -> Result:
         """Return what is read from a workspace with a connection of its own, within a deadline, a few at a time."""

@@ -86,10 +86,9 @@ async def test_requests_open_few_connections_at_once_however_many_there_are(
     assert 0 < most <= AT_ONCE
 
 
-async def test_a_record_that_does_not_answer_keeps_nobody_from_being_offered_the_roll_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whether a hold would be heeded is asked of the record; a roll-back needs nothing but the target."""
+@pytest.fixture
+async def silent_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[str]]:
+    """A rollout at 10 % whose record does not answer; the readings of it that have begun."""
     target, workspace, answers = MemoryTarget(), Workspace.local(tmp_path), threading.Event()
     for module in (steps, connect_module, workspaces):
         monkeypatch.setattr(module, "connect", target.open)
@@ -99,12 +98,39 @@ async def test_a_record_that_does_not_answer_keeps_nobody_from_being_offered_the
     for version in ("v1a", "v2a"):
         await steps.deploy(workspace, "digits", version, image="a@sha256:1", owner=run, change=change)
     await steps.shift(workspace, "digits", "v2a", percentile=10, owner=run, change=change)
-    monkeypatch.setattr(record, "last", lambda *_: answers.wait(DEADLINE_S))
+    begun = list[str]()
+
+    def last(_: Workspace, endpoint: str, version: str) -> None:
+        begun.append(version)
+        answers.wait(DEADLINE_S)
+
+    monkeypatch.setattr(record, "last", last)
+    yield begun
+    answers.set()
+
+
+async def test_a_record_that_does_not_answer_keeps_nobody_from_being_offered_the_roll_back(
+    silent_record: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a hold would be heeded is asked of the record; a roll-back needs nothing but the target."""
     monkeypatch.setattr(holding, "PREVIEW_S", 0.05)
-    try:
-        shown = await Workspaces().actions("ml", "digits", percentile=10)
-    finally:
-        answers.set()
+    shown = await Workspaces().actions("ml", "digits", percentile=10)
     of_treatment = {preview.action: preview for preview in shown.actions if preview.version == "v2a"}
     assert of_treatment["roll_back"].allowed
     assert "does not answer within 0.05 s" in (of_treatment["hold"].refusal or "")
+
+
+async def test_a_record_that_does_not_answer_blocks_one_thread_however_many_dialogs_ask_and_leave(
+    silent_record: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "PREVIEW_S", 0.3)
+    shown = Workspaces()
+    left = asyncio.create_task(shown.actions("ml", "digits", percentile=10))
+    await until(lambda: silent_record, "the reading of the record", timeout_s=DEADLINE_S)
+    left.cancel()
+
+    asked = [shown.actions("ml", "digits", percentile=10) for _ in range(AT_ONCE)]
+    for answer in await asyncio.gather(*asked):
+        [hold] = [one for one in answer.actions if (one.action, one.version) == ("hold", "v2a")]
+        assert "does not answer" in (hold.refusal or "")
+    assert silent_record == ["v2a"]
