@@ -21,7 +21,8 @@ DEADLINE_S: Final = 240.0
 
 
 def create_database(home: Path) -> None:
-    """Give an AIRFLOW_HOME what `airflow db migrate` makes there, without the seconds that this takes."""
+    """Give a new AIRFLOW_HOME what `airflow db migrate` makes there, without the seconds that this takes."""
+    assert not (home / FILE).exists(), f"{home} has a database, which an Airflow may have open"
     shutil.copyfile(_made(), home / FILE)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import IO, Any
 
 import pytest
@@ -76,16 +77,20 @@ class Dags:
 
 
 @cache
-def session_database() -> None:
-    """Create the database of the session's Airflow, once."""
-    create_database(HOME)
+def runners_home() -> Path:
+    """Return the home of the Airflow that runs DAGs for this process: a runner goes on with what another has begun.
+
+    It is not that of the tests, whose own Airflow, here or in another process, may have opened its database already.
+    """
+    home = Path(mkdtemp(prefix="dag-runners-", dir=HOME))
+    create_database(home)
+    return home
 
 
 @contextmanager
 def dag_runner(root: Path, log: Path, folder: Path = DAGS) -> Iterator[Dags]:
     """Start a process that runs the DAGs of a folder."""
-    session_database()
-    environment = os.environ | {"CONTROLLED_ROLLOUT_HOME": str(root), "AIRFLOW_HOME": str(HOME)}
+    environment = os.environ | {"CONTROLLED_ROLLOUT_HOME": str(root), "AIRFLOW_HOME": str(runners_home())}
     environment["AIRFLOW__CORE__DAGS_FOLDER"] = str(folder)
     environment["AIRFLOW__OPENLINEAGE__TRANSPORT"] = json.dumps(
         {"type": "file", "log_file_path": str(log.with_suffix(".lineage")), "append": True}
