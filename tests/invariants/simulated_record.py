@@ -27,9 +27,9 @@ class SimulatedPart:
         return len(self.content)
 
     def lines(self) -> Iterator[bytes]:
-        yield from self.lines_from(0)
+        yield from self.pieces_from(0)
 
-    def lines_from(self, offset: int) -> Iterator[bytes]:
+    def pieces_from(self, offset: int) -> Iterator[bytes]:
         yield from self.content[offset:].splitlines(keepends=True)
 
 

@@ -14,6 +14,7 @@ from controlled_rollout import cli, record
 from controlled_rollout.errors import RecordUnavailableError, WorkspaceError
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.record import Decision, blob_storage, storage, tail
+from controlled_rollout.view.followed_record import FollowedRecord
 from controlled_rollout.workspace import Workspace
 from tests.azurite import ACCOUNT, signed_in_to_blobs
 from tests.unit.record_lines import append, bins
@@ -156,3 +157,15 @@ def test_record_in_files_needs_no_azure_package(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_long_record_is_followed_block_by_block(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blob_storage, "BLOCK", 1_000)
+    followed = FollowedRecord(record.storage_of(workspace, "digits"))
+    assert list(followed.new_lines()) == []
+    for reason in ("1", "2" * 3_000, "3"):
+        record.append(workspace, decision(reason))
+        [line] = followed.new_lines()
+        assert Decision.model_validate_json(line.content).reason == reason
+    anew = FollowedRecord(record.storage_of(workspace, "digits")).new_lines()
+    assert [Decision.model_validate_json(line.content).reason[0] for line in anew] == ["1", "2", "3"]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["BlobPart", "BlobStorage"]
 
 FIRST: Final = 1
+# What is read of a long blob at once.
+BLOCK: Final = 4 * 2**20
 FULL: Final = "BlockCountExceedsLimit"
 CONFLICTS: Final = ("AppendPositionConditionNotMet", "BlobNotFound")
 
@@ -42,13 +44,16 @@ class BlobPart:
 
     def lines(self) -> Iterator[bytes]:
         """Yield the blob's lines, oldest first; none if the blob was deleted."""
-        yield from self.lines_from(0)
-
-    def lines_from(self, offset: int) -> Iterator[bytes]:
-        """Yield the blob's lines from a byte of it on; none if the blob was deleted."""
         with azure_errors(self.container.url):
-            content = _read_blob(self.container, self.name, offset, max(self.size, offset) if offset else None)
+            content = _read_blob(self.container, self.name)
         yield from content.splitlines(keepends=True)
+
+    def pieces_from(self, offset: int) -> Iterator[bytes]:
+        """Yield the blob's bytes from one of them on, a line in one piece or in several; none if it was deleted."""
+        for begin in range(offset, self.size, BLOCK):
+            with azure_errors(self.container.url):
+                content = _read_blob(self.container, self.name, begin, min(begin + BLOCK, self.size))
+            yield from content.splitlines(keepends=True)
 
 
 @dataclass(frozen=True)

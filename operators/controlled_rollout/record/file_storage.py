@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from controlled_rollout.record import storage
 from controlled_rollout.target.local.atomic_files import create_private_folder, sync_folder
@@ -34,17 +36,22 @@ class FilePart:
 
     def lines(self) -> Iterator[bytes]:
         """Yield the file's lines, oldest first; none if the file was deleted."""
-        yield from self.lines_from(0)
+        with self._opened() as file:
+            yield from file
 
-    def lines_from(self, offset: int) -> Iterator[bytes]:
-        """Yield the file's lines from a byte of it on; none if the file was deleted."""
+    def pieces_from(self, offset: int) -> Iterator[bytes]:
+        """Yield the file's bytes from one of them on, a line in one piece or in several; none if it was deleted."""
+        with self._opened() as file:
+            file.seek(offset)
+            while piece := file.readline(storage.LONGEST_PIECE):
+                yield piece
+
+    def _opened(self) -> BinaryIO:
+        """Return the file, open; an empty one if it was retired and deleted meanwhile."""
         try:
-            lines = self.path.open("rb")
-        except FileNotFoundError:  # retired and deleted meanwhile
-            return
-        with lines:
-            lines.seek(offset)
-            yield from lines
+            return self.path.open("rb")
+        except FileNotFoundError:
+            return BytesIO()
 
     def _status(self) -> os.stat_result | None:
         """Return what the file system says of the file; None if it was deleted."""

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
-__all__ = ["KEPT_PARTS", "MAX_PART_BYTES", "AppendConflict", "Appender", "RecordPart", "RecordStorage"]
+__all__ = ["KEPT_PARTS", "LONGEST_PIECE", "MAX_PART_BYTES", "AppendConflict", "Appender", "RecordPart", "RecordStorage"]
 
 # An endpoint's record is at most KEPT_PARTS full parts and an open one, of this size each: 144 MiB.
 MAX_PART_BYTES: Final = 16 * 2**20
 KEPT_PARTS: Final = 8
+# A line that is longer has the bins of a whole rollout: it is read in pieces, else it would take a lot of memory.
+LONGEST_PIECE: Final = 256 * 1024
 
 
 class AppendConflict(Exception):
@@ -32,8 +34,8 @@ class RecordPart(Protocol):
         """Yield the part's lines, oldest first; none if the part was deleted meanwhile."""
         ...
 
-    def lines_from(self, offset: int) -> Iterator[bytes]:
-        """Yield the part's lines from a byte of it on, as `lines` does; the first may be the rest of a line."""
+    def pieces_from(self, offset: int) -> Iterator[bytes]:
+        """Yield the part's bytes from one of them on: a line in one piece, or in several if it is long."""
         ...
 
 

@@ -78,7 +78,9 @@ class KnownEndpoint:
             if self.followed is None:
                 self.followed = FollowedRecord(record.storage_of(workspace, endpoint), NEWEST_BYTES)
             for line in self.followed.new_lines():
-                self.looks.add(line.content)
+                # A long one has the bins of a whole rollout; the looks after it say as much.
+                if not line.rest:
+                    self.looks.add(line.content)
         finally:
             self._following.release()
 

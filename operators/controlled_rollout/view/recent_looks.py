@@ -18,8 +18,6 @@ __all__ = ["RecentLooks"]
 ENDS_QUESTION: Final = frozenset({"approve", "reject", "promote", "roll_back", "shift", "go_on"})
 # Looks that the rate of requests is taken from.
 LOOKS: Final = 20
-# A line that is longer has the bins of a whole rollout; the looks after it say as much.
-LONGEST_LINE: Final = 256 * 1024
 
 
 @dataclass
@@ -45,7 +43,7 @@ class RecentLooks:
         Args:
             line: The line; they come oldest first.
         """
-        if len(line) > LONGEST_LINE or self.rollout is None:
+        if self.rollout is None:
             return
         try:
             decision = Decision.model_validate_json(line)

@@ -1,6 +1,7 @@
 """A treatment against its control over time, built line by line from the record and kept small."""
 
 import json
+import re
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -29,10 +30,8 @@ STEPS: Final = 200
 # Series of looks of one rollout whose bins are kept: each gate has one of its own.
 SERIES: Final = 2
 LOOK: Final = b'"step":"look"'
-# A line that is longer has the bins of a whole rollout: it is read bin by bin, else it would take a lot of memory.
-LONG_LINE: Final = 256 * 1024
 ADDED_BINS: Final = b'"add":['
-NEXT_BIN: Final = b',{"start":'
+NEXT_BIN: Final = re.compile(rb',(?=\{"start":)')
 END_OF_BINS: Final = b'],"digest":'
 
 
@@ -117,7 +116,7 @@ class RolloutSeries:
                 self.look_count += 1
                 return
         try:
-            values, bins = _values_and_bins(line.content)
+            values, bins = _values_and_bins(line)
             decision = Decision.model_validate(values)
             if decision.step == "look":
                 self._add_look(decision, bins)
@@ -205,38 +204,63 @@ class RolloutSeries:
             del self._counts[next(iter(self._counts))]
 
 
-def _values_and_bins(content: bytes) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return a line's values, and of a very long one its bins apart, which are read one after the other.
+class _Pieces:
+    """The pieces of a long line, read from mark to mark: quotes in texts are escaped, so no text has a mark in it."""
+
+    def __init__(self, line: FollowedLine) -> None:
+        self._pieces = line.pieces()
+        self._piece = b""
+
+    def before(self, mark: bytes) -> Iterator[bytes]:
+        """Yield what is before the next mark, and go on behind it; raise ValueError if there is none."""
+        while (found := self._piece.find(mark)) < 0:
+            # The mark may begin at the end of this piece.
+            end = max(0, len(self._piece) - len(mark) + 1)
+            yield self._piece[:end]
+            following = next(self._pieces, b"")
+            if not following:
+                raise ValueError(f"there is no {mark!r}")
+            self._piece = self._piece[end:] + following
+        yield self._piece[:found]
+        self._piece = self._piece[found + len(mark) :]
+
+    def skip(self, mark: bytes) -> None:
+        """Go on behind the next mark."""
+        for _ in self.before(mark):
+            pass
+
+    def rest(self) -> Iterator[bytes]:
+        """Yield all that follows."""
+        yield self._piece
+        yield from self._pieces
+
+
+def _values_and_bins(line: FollowedLine) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return a line's values, and of a long one its bins apart, which are read one after the other.
 
     Raises:
         ValueError: It is no JSON object.
     """
-    if len(content) < LONG_LINE:
-        return json.loads(content), None
-    begin, end = _added_bins(content, 0)
-    other_begin, other_end = _added_bins(content, end)
-    values = json.loads(b"".join((content[:begin], content[end:other_begin], content[other_end:])))
-    return values, {"keep": values["evidence"]["bins"]["keep"], "add": _each(content, begin, end)}
+    if not line.rest:
+        return json.loads(line.content), None
+    pieces, kept = _Pieces(line), list[bytes]()
+    for _ in ("the bins of the rollout", "those before it"):
+        kept += [*pieces.before(ADDED_BINS), ADDED_BINS, END_OF_BINS]
+        pieces.skip(END_OF_BINS)
+    values = json.loads(b"".join((*kept, *pieces.rest())))
+    return values, {"keep": values["evidence"]["bins"]["keep"], "add": _added_bins(line)}
 
 
-def _added_bins(content: bytes, position: int) -> tuple[int, int]:
-    """Return where the elements of the next array of bins begin and end; quotes in texts are escaped, so none is one.
-
-    Raises:
-        ValueError: There is none.
-    """
-    begin = content.index(ADDED_BINS, position) + len(ADDED_BINS)
-    return begin, content.index(END_OF_BINS, begin)
-
-
-def _each(content: bytes, begin: int, end: int) -> Iterator[dict[str, Any]]:
-    """Yield the bins between two positions of a line.
+def _added_bins(line: FollowedLine) -> Iterator[dict[str, Any]]:
+    """Yield the bins of the rollout in a long line.
 
     Raises:
         ValueError: One of them is no JSON.
     """
-    while begin < end:
-        found = content.find(NEXT_BIN, begin + 1, end)
-        behind = end if found < 0 else found
-        yield json.loads(content[begin:behind])
-        begin = behind + 1
+    pieces, rest = _Pieces(line), b""
+    pieces.skip(ADDED_BINS)
+    for piece in pieces.before(END_OF_BINS):
+        *bins, rest = NEXT_BIN.split(rest + piece)
+        yield from map(json.loads, bins)
+    if rest:
+        yield json.loads(rest)

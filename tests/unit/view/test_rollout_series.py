@@ -1,6 +1,7 @@
 """The charts of a rollout from its record: the same whether it is read at once or line by line, bounded, and robust."""
 
 import json
+import zlib
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,14 @@ def test_a_rollout_of_many_looks_and_full_parts_is_a_chart_of_few_points(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "MAX_PART_BYTES", 100_000)
-    monkeypatch.setattr(rollout_series, "LONG_LINE", 4_000)
+    monkeypatch.setattr(storage, "LONGEST_PIECE", 4_000)
     monkeypatch.setattr(rollout_series, "LOOKS", 5)
     made = bins(120)
     for number in range(1, 121):
         append(workspace, made[:number])
     assert len(storage_of(workspace, "digits").parts()) > 2
+    lines = list(FollowedRecord(storage_of(workspace, "digits")).new_lines())
+    assert max(len(line.content) for line in lines) <= 4_000 < max(len(b"".join(line.pieces())) for line in lines)
 
     found = read_anew(workspace)
     assert found.look_count == 120
@@ -118,7 +121,20 @@ def test_a_line_that_a_crash_cut_short_is_left_out_and_one_being_written_is_read
     assert charts(followed, series) == before
     for damaged in (b"", b"[]", b'{"step":"look"}', b'{"step":"look","add":[' + b"1" * 300_000):
         series.add(FollowedLine(damaged, False))
+    series.add(FollowedLine(b'{"step":"look","add":[', False, (zlib.compress(b"1" * 300_000),)))
     assert comparison(series) == before
+
+
+@pytest.mark.parametrize("length", [1, 10, 1_000])
+def test_a_long_line_is_the_same_look_wherever_it_is_cut_into_pieces(workspace: Workspace, length: int) -> None:
+    append(workspace, bins(20))
+    [line] = FollowedRecord(storage_of(workspace, "digits")).new_lines()
+    # The first piece of a line says that it is a look.
+    begin = line.content.index(b'"bins"')
+    rest = [line.content[at : at + length] for at in range(begin, len(line.content), length)]
+    series = RolloutSeries()
+    series.add(FollowedLine(line.content[:begin], False, tuple(map(zlib.compress, rest))))
+    assert comparison(series) == read_anew(workspace)
 
 
 def test_the_newest_rollout_is_shown_and_the_claims_about_data_are_told_apart(workspace: Workspace) -> None:
