@@ -122,7 +122,7 @@ class Workspaces:
         return await self._opened(workspace, read)
 
     async def _hold_refusal(self, workspace: Workspace, endpoint: str, version: str) -> str | None:
-        """Return why a version could not be put on hold now; dialogs that are open at once share one reading of the record.
+        """Return why a version could not be put on hold now; dialogs that are open at once share one reading.
 
         A record that does not answer blocks the thread that reads it, which nothing can end: it is one thread, however
         many dialogs ask, and also if they do not wait for it.
