@@ -39,13 +39,15 @@ def main() -> int:
         log.error("%s", error)
         return SETTING_ERROR
     if options.sidecar:
-        return supervise(lambda is_ending: _ship(options, storage, is_ending=is_ending), grace_s=options.grace)
+        return supervise(
+            lambda is_ending: _ship_until_sigterm(options, storage, is_ending=is_ending), grace_s=options.grace
+        )
     if options.exit_with_parent:
         libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    return _ship(options, storage, is_ending=options.exit_with_parent and os.getppid() != parent)
+    return _ship_until_sigterm(options, storage, is_ending=options.exit_with_parent and os.getppid() != parent)
 
 
-def _ship(options: argparse.Namespace, storage: Storage, *, is_ending: bool) -> int:
+def _ship_until_sigterm(options: argparse.Namespace, storage: Storage, *, is_ending: bool) -> int:
     """Ship until SIGTERM, or once if this process has to end already; return the exit code."""
     end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

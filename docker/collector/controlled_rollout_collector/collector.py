@@ -96,14 +96,14 @@ class Collector:
             is_last: Whether nothing will be shipped afterwards.
         """
         problem: str | None = None
-        spools = self._spools()
+        spools = self._spool_folders()
         for forgotten in self._states.keys() - set(spools):
             self._shippers.pop(forgotten, None)
             self._states.pop(forgotten)
         faults: list[str] = []
         for spool in spools:
             try:
-                self._ship(spool, is_final=is_last and self.of_pod is not None)
+                self._ship_spool(spool, is_final=is_last and self.of_pod is not None)
             except StorageError as error:
                 problem = str(error)
                 # The others wait for the same storage.
@@ -127,13 +127,13 @@ class Collector:
         self._write_status(problem, faults)
         return problem
 
-    def _spools(self) -> list[Path]:
+    def _spool_folders(self) -> list[Path]:
         """Return the folders of all spools."""
         if self.of_pod is not None or (self.folder / SETTINGS_FILE).exists():
             return [self.folder]
         return sorted(path.parent for path in self.folder.glob(f"*/*/*/{SETTINGS_FILE}"))
 
-    def _ship(self, spool: Path, *, is_final: bool) -> None:
+    def _ship_spool(self, spool: Path, *, is_final: bool) -> None:
         """Ship one spool; delete it if its replica has ended."""
         if spool not in self._shippers:
             self._shippers[spool] = SpoolShipper(spool, self.storage, settings=self.of_pod, on_batch=self._report_again)

@@ -28,7 +28,7 @@ def keep_state(spool: Path, state: SpoolState) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    _write(spool.with_name(f"{spool.name}.json"), dataclasses.asdict(state))
+    _write_json(spool.with_name(f"{spool.name}.json"), dataclasses.asdict(state))
     files = [path for path in spool.parent.glob("*.json") if path.name != SUM_FILE and not path.name.startswith(".")]
     if len(files) > MOST_FILES:
         _add_to_sum(spool.parent, files)
@@ -40,20 +40,20 @@ def _add_to_sum(folder: Path, files: list[Path]) -> None:
     The sum names those that it has got last: a process that is killed meanwhile leaves their files, and who reads
     them, or adds them again, leaves these out.
     """
-    total = _read(folder / SUM_FILE)
+    total = _read_json(folder / SUM_FILE)
     # Without its spool a replica gets no other file; one that has it still is written again.
     ended = [path for path in files if not (folder / path.stem).exists()]
     added = set(total.get("replicas", ()))
     for path in ended:
-        state = _read(path) if path.stem not in added else {}
+        state = _read_json(path) if path.stem not in added else {}
         for name in COUNTED:
             total[name] = _number(total.get(name)) + _number(state.get(name))
-    _write(folder / SUM_FILE, {**total, "replicas": [path.stem for path in ended]})
+    _write_json(folder / SUM_FILE, {**total, "replicas": [path.stem for path in ended]})
     for path in ended:
         path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Return the content of a file; nothing if there is none, or if it is damaged."""
     with contextlib.suppress(OSError, ValueError):
         content = json.loads(path.read_bytes())
@@ -67,6 +67,6 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file."""
     write_atomically(path, json.dumps(content).encode(), durable=False)

@@ -79,15 +79,15 @@ def read_entries(head_text: bytes, bodies: memoryview, selection: Selection) -> 
     try:
         head = json.loads(head_text)
         if head["kind"] == "exchange":
-            return _exchange(head, bodies, selection)
+            return _request_and_answer_entries(head, bodies, selection)
         if head["kind"] == "collected":
-            return [_collected(head, bodies, selection)]
+            return [_collected_entry(head, bodies, selection)]
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UnreadableRecordError(f"{type(error).__name__}: {error}") from error
     raise UnreadableRecordError(f"its kind is {head['kind']!r}")
 
 
-def _exchange(head: Mapping[str, Any], bodies: memoryview, selection: Selection) -> list[Entry]:
+def _request_and_answer_entries(head: Mapping[str, Any], bodies: memoryview, selection: Selection) -> list[Entry]:
     """Return the two entries of a request and its answer."""
     asked, answered = head["request"], head["response"]
     if asked["kept"] + answered["kept"] != len(bodies):
@@ -106,7 +106,7 @@ def _entry(
     is_answer = collection == PREDICTIONS
     size, content_type = int(described["size"]), _text(described["type"])
     is_cut = size > len(body)
-    read = _read(body, is_cut, lambda content: read_rows(content, content_type, is_answer=is_answer))
+    read = _rows_of_body(body, is_cut, lambda content: read_rows(content, content_type, is_answer=is_answer))
     keeps_body = not read.is_data and not read.too_large and not selection.has_rules
     return Entry(
         collection=collection,
@@ -125,17 +125,17 @@ def _entry(
     )
 
 
-def _read(body: memoryview, is_cut: bool, read: Callable[[bytes], Rows]) -> Rows:
+def _rows_of_body(body: memoryview, is_cut: bool, read: Callable[[bytes], Rows]) -> Rows:
     """Return the rows of a body, none of one that is not whole or takes too much memory."""
     return Rows(is_data=False, too_large=True) if is_cut or len(body) > MAX_BODY_BYTES else read(bytes(body))
 
 
-def _collected(head: Mapping[str, Any], body: memoryview, selection: Selection) -> Entry:
+def _collected_entry(head: Mapping[str, Any], body: memoryview, selection: Selection) -> Entry:
     """Return the entry of what a script has collected."""
     name, columns = _text(head["collection"]), head.get("columns")
     if columns is not None and not isinstance(columns, list):
-        raise ValueError(f"its columns are {columns!r}")
-    read = _read(body, False, lambda content: read_script_rows(content, columns))
+        raise ValueError(f"its columns are {columns!r:.200}, which is not a list")
+    read = _rows_of_body(body, False, lambda content: read_script_rows(content, columns))
     collection = SCRIPT_PREFIX + name if name in (INPUTS, PREDICTIONS) else name
     return Entry(
         collection=collection,

@@ -135,7 +135,7 @@ class CsvLayout:
     def folder(self, replica: Replica, entry: Entry) -> str:
         """Return the folder of an entry's model, designation and day."""
         names = _model_names(replica, entry)
-        designation = _designation(entry)
+        designation = _data_name(entry)
         elements = [
             replica.subscription,
             replica.resource_group,
@@ -186,15 +186,15 @@ def _model_names(replica: Replica, entry: Entry) -> dict[str, str]:
         "model": ("model_name", replica.endpoint),
         "version": ("model_version", replica.version),
     }
-    return {name: _field(entry, key) or default for name, (key, default) in defaults.items()}
+    return {name: _text_field(entry, key) or default for name, (key, default) in defaults.items()}
 
 
-def _designation(entry: Entry) -> str:
+def _data_name(entry: Entry) -> str:
     """Return what a script calls its data, such as `inputs`; the collection of what no script has collected."""
-    return _field(entry, "designation") or _field(entry, "collection") or entry.collection
+    return _text_field(entry, "designation") or _text_field(entry, "collection") or entry.collection
 
 
-def _field(entry: Entry, key: str) -> str:
+def _text_field(entry: Entry, key: str) -> str:
     """Return a text that a script's collector has added; nothing if there is none."""
     value = entry.fields.get(key)
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
@@ -237,7 +237,7 @@ class JsonLinesLayout:
 
 def _payload_collection(entry: Entry) -> str:
     """Return the name of an entry's collection: a script's own, or that of the old service's payload logging."""
-    return _field(entry, "collection") if entry.is_script else PAYLOAD_COLLECTIONS[entry.collection]
+    return _text_field(entry, "collection") if entry.is_script else PAYLOAD_COLLECTIONS[entry.collection]
 
 
 def _cloud_event(replica: Replica, entry: Entry) -> dict[str, Any]:
@@ -256,8 +256,8 @@ def _cloud_event(replica: Replica, entry: Entry) -> dict[str, Any]:
         "correlationid": entry.correlation_id,
         "xrequestid": entry.request_id,
         "modelversion": replica.version,
-        "collectdatatype": _field(entry, "collectdatatype") or "pandas.core.frame.DataFrame",
-        "agent": _field(entry, "agent") or AGENT,
+        "collectdatatype": _text_field(entry, "collectdatatype") or "pandas.core.frame.DataFrame",
+        "agent": _text_field(entry, "agent") or AGENT,
         "contentrange": f"bytes 0-{max(0, entry.size - 1)}/{entry.size}",
     }
 

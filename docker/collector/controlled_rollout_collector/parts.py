@@ -110,11 +110,11 @@ def _content(layout: Layout, replica: Replica, entries: Sequence[Entry]) -> byte
         raise
     except Exception:
         return layout.encode(
-            replica, [entry if _fits(layout, replica, entry) else _without(entry) for entry in entries]
+            replica, [entry if _can_write(layout, replica, entry) else _without_rows(entry) for entry in entries]
         )
 
 
-def _fits(layout: Layout, replica: Replica, entry: Entry) -> bool:
+def _can_write(layout: Layout, replica: Replica, entry: Entry) -> bool:
     """Return whether a layout can write an entry."""
     try:
         layout.encode(replica, [entry])
@@ -123,7 +123,7 @@ def _fits(layout: Layout, replica: Replica, entry: Entry) -> bool:
     return True
 
 
-def _without(entry: Entry) -> Entry:
+def _without_rows(entry: Entry) -> Entry:
     """Return an entry without its rows and what its script has added: that there was a request is known."""
     return replace(entry, rows=[{}], truncated=True, body=None, fields={})
 

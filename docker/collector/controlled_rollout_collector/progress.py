@@ -116,7 +116,7 @@ class ProgressFile:
         number = self._writes + 1
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.pwrite(descriptor, _slot(number, progress), number % 2 * SLOT_BYTES)
+            os.pwrite(descriptor, _slot_content(number, progress), number % 2 * SLOT_BYTES)
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
@@ -124,7 +124,7 @@ class ProgressFile:
 
     def _create(self, progress: Progress) -> None:
         """Create the file with space for both slots."""
-        slots = [_slot(0, progress).ljust(SLOT_BYTES, b"\0"), bytes(SLOT_BYTES)]
+        slots = [_slot_content(0, progress).ljust(SLOT_BYTES, b"\0"), bytes(SLOT_BYTES)]
         write_atomically(self._path, b"".join(slots))
 
     def _read(self) -> Progress | None:
@@ -144,7 +144,7 @@ class ProgressFile:
         return None if newest is None else Progress.from_json(newest)
 
 
-def _slot(number: int, progress: Progress) -> bytes:
+def _slot_content(number: int, progress: Progress) -> bytes:
     """Return what a slot has in it."""
     text = progress.to_json()
     if SLOT.size + len(text) > SLOT_BYTES:

@@ -85,7 +85,7 @@ def read_rows(body: bytes, content_type: str, *, is_answer: bool) -> Rows:
         content_type: Its media type; a body of another type that is JSON all the same is read as JSON.
         is_answer: Whether it is an answer: unnamed columns are then `prediction`, else `c0`, `c1`, ….
     """
-    return _guarded(lambda: _rows_of_body(body, content_type, is_answer))
+    return _rows_if_readable(lambda: _rows_of_body(body, content_type, is_answer))
 
 
 def read_script_rows(body: bytes, columns: Sequence[str] | None) -> Rows:
@@ -98,12 +98,12 @@ def read_script_rows(body: bytes, columns: Sequence[str] | None) -> Rows:
 
     def rows() -> Rows:
         """Return the rows of the JSON."""
-        data = _decode(body)
+        data = _parse_json(body)
         if columns is not None and isinstance(data, list):
-            return _bounded(_table(data, columns))
+            return _within_bounds(_rows_of_table(data, columns))
         return _rows_of_json(data, is_answer=False)
 
-    return _guarded(rows)
+    return _rows_if_readable(rows)
 
 
 def json_text(value: Value) -> str:
@@ -111,7 +111,7 @@ def json_text(value: Value) -> str:
     return value.text if isinstance(value, Nested) else json.dumps(value, ensure_ascii=False)
 
 
-def _guarded(read: Callable[[], Rows]) -> Rows:
+def _rows_if_readable(read: Callable[[], Rows]) -> Rows:
     """Return what `read` returns; a body that it cannot read is no rows."""
     try:
         return read()
@@ -123,14 +123,14 @@ def _guarded(read: Callable[[], Rows]) -> Rows:
 
 
 def _rows_of_body(body: bytes, content_type: str, is_answer: bool) -> Rows:
-    """Return the rows of a body, by its media type; raise one of the errors that `_guarded` knows."""
+    """Return the rows of a body, by its media type; raise one of the errors that `_rows_if_readable` knows."""
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == "text/csv":
         return _rows_of_csv(body.decode("utf-8-sig"))
-    return _rows_of_json(_decode(body), is_answer)
+    return _rows_of_json(_parse_json(body), is_answer)
 
 
-def _decode(body: bytes) -> Any:
+def _parse_json(body: bytes) -> Any:
     """Return the value of a JSON text in UTF-8; raise ValueError if it is none."""
     return json.loads(body.decode("utf-8-sig"), parse_int=_integer)
 
@@ -149,7 +149,7 @@ def _rows_of_json(data: Any, is_answer: bool) -> Rows:
         except ValueError:
             inner = data
         data = inner
-    return _bounded(_rows_of_value(data, is_answer))
+    return _within_bounds(_rows_of_value(data, is_answer))
 
 
 def _rows_of_value(data: Any, is_answer: bool) -> list[Row]:
@@ -164,13 +164,13 @@ def _rows_of_value(data: Any, is_answer: bool) -> list[Row]:
     if set(data) == {"Inputs", "GlobalParameters"} and isinstance(data["Inputs"], dict | list):
         return _rows_of_value(data["Inputs"], is_answer)
     if _is_split(data):
-        return _table(data["data"], data["columns"])
+        return _rows_of_table(data["data"], data["columns"])
     if _is_columns(data):
         names = list(data)
-        return _table(list(zip(*data.values(), strict=True)), names)
+        return _rows_of_table(list(zip(*data.values(), strict=True)), names)
     if parameters := _tables_of_parameters(data, is_answer):
         return parameters
-    return [_row(data)]
+    return [_row_of_object(data)]
 
 
 def _is_split(data: Mapping[str, Any]) -> bool:
@@ -205,9 +205,9 @@ def _tables_of_parameters(data: Mapping[str, Any], is_answer: bool) -> list[Row]
     others = {name: value for name, value in named.items() if name not in tables}
     prefixes = {name: f"{name}." if len(named) > 1 else "" for name in tables}
     count = len(next(iter(tables.values())))
-    if _columns(len(others)) * count > MAX_REPEATED:
+    if _check_column_count(len(others)) * count > MAX_REPEATED:
         raise _TooLargeError
-    repeated = _row(others)
+    repeated = _row_of_object(others)
     # One text for each column, however many rows there are.
     columns: dict[tuple[str, str], str] = {}
     rows: list[Row] = []
@@ -231,66 +231,66 @@ def _is_table(value: Any) -> bool:
 
 def _rows_of_list(items: list[Any], is_answer: bool) -> list[Row]:
     """Return the rows of a list: of objects, of lists, or of single values."""
-    _cells(len(items), 1)
+    _check_table_size(len(items), 1)
     if all(isinstance(item, dict) for item in items):
-        return [_row(item) for item in items]
+        return [_row_of_object(item) for item in items]
     if all(isinstance(item, list) for item in items):
-        return [_unnamed(item, is_answer) for item in items]
+        return [_row_without_names(item, is_answer) for item in items]
     if is_answer:
-        return [_unnamed([item], is_answer) for item in items]
+        return [_row_without_names([item], is_answer) for item in items]
     if any(isinstance(item, dict | list) for item in items):
         # Rows of different shapes: each by itself.
         return [row for item in items for row in _rows_of_list([item], is_answer)]
-    return [_unnamed(items, is_answer)]
+    return [_row_without_names(items, is_answer)]
 
 
-def _unnamed(values: list[Any], is_answer: bool) -> Row:
+def _row_without_names(values: list[Any], is_answer: bool) -> Row:
     """Return the row of values without names."""
     if is_answer and len(values) == 1:
         return {"prediction": _value(values[0])}
     prefix = "prediction_" if is_answer else "c"
-    return _named(values, [f"{prefix}{number}" for number in range(_columns(len(values)))])
+    return _row_under_names(values, [f"{prefix}{number}" for number in range(_check_column_count(len(values)))])
 
 
-def _columns(count: int) -> int:
+def _check_column_count(count: int) -> int:
     """Return the number of columns of a row; raise if it has too many."""
     if count > MAX_COLUMNS:
         raise _TooLargeError
     return count
 
 
-def _cells(rows: int, columns: int) -> None:
+def _check_table_size(rows: int, columns: int) -> None:
     """Raise if a table has too many rows, columns, or cells."""
-    if rows > MAX_ROWS or _columns(columns) * rows > MAX_CELLS:
+    if rows > MAX_ROWS or _check_column_count(columns) * rows > MAX_CELLS:
         raise _TooLargeError
 
 
-def _table(data: Sequence[Any], columns: Sequence[Any]) -> list[Row]:
+def _rows_of_table(data: Sequence[Any], columns: Sequence[Any]) -> list[Row]:
     """Return the rows of a table with named columns; a row that is no list is read by itself."""
     names = _unique_names(columns)
-    _cells(len(data), 1)
+    _check_table_size(len(data), 1)
     return [
-        _named(item, names)
+        _row_under_names(item, names)
         if isinstance(item, list | tuple)
-        else _row(item)
+        else _row_of_object(item)
         if isinstance(item, dict)
-        else _named([item], names)
+        else _row_under_names([item], names)
         for item in data
     ]
 
 
-def _named(values: Sequence[Any], names: Sequence[str]) -> Row:
+def _row_under_names(values: Sequence[Any], names: Sequence[str]) -> Row:
     """Return the row of values under names; values beyond the names are called by their position."""
-    _columns(len(values))
+    _check_column_count(len(values))
     row = {name: _value(value) for name, value in zip(names, values, strict=False)}
     for position in range(len(names), len(values)):
         row[f"c{position}"] = _value(values[position])
     return row
 
 
-def _row(item: Mapping[str, Any]) -> Row:
+def _row_of_object(item: Mapping[str, Any]) -> Row:
     """Return the row of an object."""
-    _columns(len(item))
+    _check_column_count(len(item))
     return dict(zip(_unique_names(item), map(_value, item.values()), strict=True))
 
 
@@ -301,7 +301,7 @@ def _unique_names(names: Iterable[Any]) -> list[str]:
     unique = []
     for position, name in enumerate(names):
         text = name if isinstance(name, str) else json.dumps(name, ensure_ascii=False)
-        text = candidate = _clean(text) or f"c{position}"
+        text = candidate = _utf8_text(text) or f"c{position}"
         if len(text) > MAX_NAME:
             raise _TooLargeError
         while candidate in taken:
@@ -309,7 +309,7 @@ def _unique_names(names: Iterable[Any]) -> list[str]:
             candidate = f"{text}.{numbers[text]}"
         taken.add(candidate)
         unique.append(candidate)
-        _columns(len(unique))
+        _check_column_count(len(unique))
     return unique
 
 
@@ -318,11 +318,11 @@ def _value(item: Any) -> Value:
     if item is None or isinstance(item, bool | int | float):
         return item
     if isinstance(item, str):
-        return _clean(item)
-    return Nested(_clean(json.dumps(item, ensure_ascii=False)))
+        return _utf8_text(item)
+    return Nested(_utf8_text(json.dumps(item, ensure_ascii=False)))
 
 
-def _clean(text: str) -> str:
+def _utf8_text(text: str) -> str:
     """Return text that can be written in UTF-8: halves of surrogate pairs are replaced."""
     try:
         text.encode()
@@ -331,14 +331,14 @@ def _clean(text: str) -> str:
     return text
 
 
-def _bounded(rows: list[Row]) -> Rows:
+def _within_bounds(rows: list[Row]) -> Rows:
     """Return rows, unless there are too many of them or of their columns together."""
     columns: set[str] = set()
     for row in rows:
         if not row.keys() <= columns:
             columns.update(row)
-            _cells(len(rows), len(columns))
-    _cells(len(rows), len(columns))
+            _check_table_size(len(rows), len(columns))
+    _check_table_size(len(rows), len(columns))
     return Rows(rows)
 
 
@@ -348,8 +348,12 @@ def _rows_of_csv(text: str) -> Rows:
     if not lines:
         return Rows()
     has_header = not any(isinstance(_csv_value(item), int | float) for item in lines[0])
-    names = _unique_names(lines[0]) if has_header else [f"c{number}" for number in range(_columns(len(lines[0])))]
-    return _bounded([_named([_csv_value(item) for item in line], names) for line in lines[has_header:]])
+    names = (
+        _unique_names(lines[0])
+        if has_header
+        else [f"c{number}" for number in range(_check_column_count(len(lines[0])))]
+    )
+    return _within_bounds([_row_under_names([_csv_value(item) for item in line], names) for line in lines[has_header:]])
 
 
 def _csv_value(item: str) -> Value:

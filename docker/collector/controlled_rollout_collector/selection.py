@@ -33,7 +33,10 @@ class Selection:
     def __post_init__(self) -> None:
         """Raise ValueError if columns are to be hashed without a salt: a hash of a short value is easily guessed."""
         if self.hash and not self.salt:
-            raise ValueError(f"the columns {', '.join(sorted(self.hash))} are to be hashed, and there is no salt")
+            raise ValueError(
+                f"the columns {', '.join(sorted(self.hash))} are to be hashed, and the settings name no salt: give the "
+                "collection a salt"
+            )
 
     @property
     def has_rules(self) -> bool:
@@ -55,13 +58,13 @@ class Selection:
         """Return one row as it may be stored."""
         kept: dict[str, Value] = {}
         for name, value in row.items():
-            if self.keep is not None and not _names(self.keep, collection, name):
+            if self.keep is not None and not _rules_name(self.keep, collection, name):
                 continue
             if value is None:
                 kept[name] = None
-            elif _names(self.hash, collection, name):
-                kept[name] = hmac.digest(self.salt, _canonical(value).encode(), "sha256").hex()
-            elif _names(self.mask, collection, name):
+            elif _rules_name(self.hash, collection, name):
+                kept[name] = hmac.digest(self.salt, _text_to_hash(value).encode(), "sha256").hex()
+            elif _rules_name(self.mask, collection, name):
                 kept[name] = MASK
             else:
                 kept[name] = value
@@ -94,12 +97,12 @@ def _columns(setting: str, value: object) -> frozenset[str]:
     return frozenset(value)
 
 
-def _names(columns: frozenset[str], collection: str, name: str) -> bool:
+def _rules_name(columns: frozenset[str], collection: str, name: str) -> bool:
     """Return whether rules name a column, plainly or with its collection."""
     return name in columns or f"{collection}.{name}" in columns
 
 
-def _canonical(value: Value) -> str:
+def _text_to_hash(value: Value) -> str:
     """Return the text that is hashed: of equal numbers the same, whether written 1 or 1.0."""
     if isinstance(value, str):
         return value

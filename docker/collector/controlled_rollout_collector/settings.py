@@ -44,7 +44,7 @@ class SpoolSettings:
         """
         path = spool / SETTINGS_FILE
         try:
-            return cls._of(json.loads(path.read_bytes()))
+            return cls._from_mapping(json.loads(path.read_bytes()))
         except UNUSABLE as error:
             raise SpoolSettingError(f"{path} cannot be used ({type(error).__name__}: {error})") from error
 
@@ -58,25 +58,27 @@ class SpoolSettings:
             SpoolSettingError: They are missing or wrong, or the salt of columns to hash cannot be read.
         """
         try:
-            return cls._of(json.loads(environment["COLLECTOR_SPOOL"]) | {"replica": environment["COLLECTOR_REPLICA"]})
+            return cls._from_mapping(
+                json.loads(environment["COLLECTOR_SPOOL"]) | {"replica": environment["COLLECTOR_REPLICA"]}
+            )
         except UNUSABLE as error:
             raise SpoolSettingError(
                 f"COLLECTOR_SPOOL and COLLECTOR_REPLICA do not describe the spool ({error!r}): the pod sets them"
             ) from error
 
     @classmethod
-    def _of(cls, settings: Mapping[str, Any]) -> Self:
+    def _from_mapping(cls, settings: Mapping[str, Any]) -> Self:
         """Return the settings by name; raise an error of `UNUSABLE` if one is missing or wrong."""
         names = ("subscription", "resource_group", "workspace")
         replica = Replica(
-            *(_required(settings, name) for name in ("endpoint", "version", "replica")),
-            **{name: _required(settings, name) for name in names if settings.get(name)},
+            *(_required_text(settings, name) for name in ("endpoint", "version", "replica")),
+            **{name: _required_text(settings, name) for name in names if settings.get(name)},
         )
         layout = LAYOUTS[settings.get("layout") or "parquet"]
-        return cls(replica, layout, Selection.from_settings(settings, _salt(settings)))
+        return cls(replica, layout, Selection.from_settings(settings, _read_salt(settings)))
 
 
-def _required(settings: Mapping[str, Any], name: str) -> str:
+def _required_text(settings: Mapping[str, Any], name: str) -> str:
     """Return a setting that has to be a text; raise ValueError if it is none."""
     value = settings.get(name)
     if not isinstance(value, str) or not value:
@@ -84,7 +86,7 @@ def _required(settings: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _salt(settings: Mapping[str, Any]) -> bytes:
+def _read_salt(settings: Mapping[str, Any]) -> bytes:
     """Return the salt in the file that the settings name, without the line's end; nothing if they name none."""
     file = settings.get("salt_file")
     return Path(file).read_bytes().rstrip(b"\r\n") if file else b""

@@ -131,7 +131,7 @@ class SpoolShipper:
         while has_more:
             batch, has_more = self._next_batch(is_final)
             if batch:
-                self._ship(batch)
+                self._ship_batch(batch)
                 self._on_batch()
         self._shipped_until = began
         state = self.state()
@@ -180,7 +180,7 @@ class SpoolShipper:
         if progress.batch:
             return progress.batch, True
         segments = find_segments(self.spool, all_final=is_final)
-        self._forget(segments, is_final)
+        self._forget_deleted_segments(segments, is_final)
         slices: list[Slice] = []
         room = self._batch_bytes
         for segment in segments:
@@ -204,7 +204,7 @@ class SpoolShipper:
         self._file.write(dataclasses.replace(self._file.progress, batch=batch))
         return batch, room <= 0 or len(slices) == BATCH_SEGMENTS
 
-    def _forget(self, segments: list[Segment], is_final: bool) -> None:
+    def _forget_deleted_segments(self, segments: list[Segment], is_final: bool) -> None:
         """Forget how far segments are shipped that are deleted, and delete what killed writers have left."""
         progress = self._file.progress
         present = {segment.path.name for segment in segments}
@@ -215,7 +215,7 @@ class SpoolShipper:
             for path in hidden_leftovers(self.spool):
                 path.unlink(missing_ok=True)
 
-    def _ship(self, batch: Batch) -> None:
+    def _ship_batch(self, batch: Batch) -> None:
         """Write the parts of a batch, remember that, and delete the segments that are shipped with it."""
         counted = [0, 0]
         name = f"{self._file.progress.id}-{batch.number:08d}"
@@ -260,7 +260,7 @@ class SpoolShipper:
     def _write_state(self, state: SpoolState) -> None:
         """Write the replica's state to the storage, if it says something new."""
         last = self._written
-        if last and state.updated - last.updated < IDLE_STATE_S and _counts(state) == _counts(last):
+        if last and state.updated - last.updated < IDLE_STATE_S and _without_times(state) == _without_times(last):
             return
         replica = self.settings.replica
         folder = f"collected/{path_element(replica.endpoint)}/{path_element(replica.version)}/_state"
@@ -269,7 +269,7 @@ class SpoolShipper:
         self._written = state
 
 
-def _counts(state: SpoolState) -> SpoolState:
+def _without_times(state: SpoolState) -> SpoolState:
     """Return a state without its times."""
     return dataclasses.replace(state, shipped_until=0.0, updated=0.0)
 

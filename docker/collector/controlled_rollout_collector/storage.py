@@ -79,7 +79,7 @@ class FolderStorage:
             write_atomically(path, content)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            advice = "free space on its disk" if full else "see that this user may write there"
+            advice = "free space on its disk" if full else "check that this user may write there"
             raise StorageError(f"{self} cannot be written to ({error.strerror or error}): {advice}") from error
 
 
@@ -144,18 +144,18 @@ class BlobStorage:
             self._client.upload_blob(self._prefix + name, content, overwrite=True)
         except ClientAuthenticationError as error:
             self._forget_client()
-            raise StorageError(self._refused(_code(error))) from error
+            raise StorageError(self._refused_credential_message(_error_code(error))) from error
         except HttpResponseError as error:
             if error.status_code in FORBIDDEN:
                 self._forget_client()
-                raise StorageError(self._refused(_code(error))) from error
-            if _code(error) == "ContainerNotFound":
+                raise StorageError(self._refused_credential_message(_error_code(error))) from error
+            if _error_code(error) == "ContainerNotFound":
                 raise StorageError(f"{self} does not exist: create the container") from error
-            raise StorageError(f"{self} answers {error.status_code} {_code(error)}".rstrip()) from error
+            raise StorageError(f"{self} answers {error.status_code} {_error_code(error)}".rstrip()) from error
         except (AzureError, OSError, ValueError) as error:
             # The credential's files may be missing or be no credential, a name may not be resolved.
             self._forget_client()
-            raise StorageError(f"{self} cannot be reached: {_shown(error)}{self._unused_credential()}") from error
+            raise StorageError(f"{self} cannot be reached: {_first_line(error)}{self._unused_credential()}") from error
 
     def _connect(self) -> "ContainerClient":
         """Return a client of the container with the credential that the environment has now."""
@@ -169,14 +169,14 @@ class BlobStorage:
             settings |= {"use_env_settings": False}
         if (authority := self._environment.get(CA_FILE)) and Path(authority).exists():
             settings |= {"connection_verify": authority}
-        if connection_string := _secret(self._environment, CONNECTION_STRING):
+        if connection_string := _variable_or_file(self._environment, CONNECTION_STRING):
             client = ContainerClient.from_connection_string(connection_string, self._container, **settings)
             if client.url.startswith(f"{self._account_url}/"):
                 return client
             # The key of another account must not be tried here.
             client.close()
             self._other_account = client.url.partition("?")[0].rpartition("/")[0]
-        sas_token = _secret(self._environment, SAS_TOKEN)
+        sas_token = _variable_or_file(self._environment, SAS_TOKEN)
         if not sas_token and not self._is_azure:
             raise StorageError(
                 f"{self} gets no identity's token, which is sent to https://<account>.blob.… only: give the collector "
@@ -191,7 +191,7 @@ class BlobStorage:
             self._client.close()
             self._client = None
 
-    def _refused(self, code: str) -> str:
+    def _refused_credential_message(self, code: str) -> str:
         """Return the message for a credential that the service does not accept."""
         return (
             f"{self} refuses the credential ({code or 'no token'}): it needs the role Storage Blob Data Contributor, "
@@ -205,7 +205,7 @@ class BlobStorage:
         return f". {CONNECTION_STRING} is for another account, {self._other_account}, and was not used"
 
 
-def _secret(environment: Mapping[str, str], name: str) -> str:
+def _variable_or_file(environment: Mapping[str, str], name: str) -> str:
     """Return the value of a variable, or the content of the file that the variable with `_FILE` names, if it is there.
 
     A secret that is mounted has one of the two kinds of credential.
@@ -218,13 +218,13 @@ def _secret(environment: Mapping[str, str], name: str) -> str:
     return environment.get(name, "").strip()
 
 
-def _code(error: Any) -> str:
+def _error_code(error: Any) -> str:
     """Return the service's own code of an error."""
     code = getattr(error, "error_code", None)
     return str(getattr(code, "value", code) or "")
 
 
-def _shown(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """Return the first line of an error, without signatures that its addresses may have."""
     lines = str(error).splitlines() or [type(error).__name__]
     return re.sub(r"(?i)(sig|accountkey)=[^&;\s]+", r"\1=***", lines[0])

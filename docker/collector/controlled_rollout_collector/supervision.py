@@ -43,7 +43,7 @@ def supervise(run: Callable[[bool], int], *, grace_s: float) -> int:
     is_first = True
     while True:
         began = time.monotonic()
-        child = _start(run, is_ending=deadline is not None)
+        child = _start_child(run, is_ending=deadline is not None)
         ended = os.waitpid(child, os.WNOHANG)
         while ended == (0, 0):
             if signal.sigwaitinfo(SIGNALS).si_signo != signal.SIGCHLD:
@@ -65,7 +65,7 @@ def supervise(run: Callable[[bool], int], *, grace_s: float) -> int:
             deadline = time.monotonic() + grace_s
 
 
-def _start(run: Callable[[bool], int], *, is_ending: bool) -> int:
+def _start_child(run: Callable[[bool], int], *, is_ending: bool) -> int:
     """Start a child that runs the function and exits with what it returns; return its process id."""
     child = os.fork()
     if child:

@@ -60,7 +60,7 @@ def test_a_column_to_hash_and_to_mask_is_hashed() -> None:
 
 
 def test_hashing_without_salt_is_refused() -> None:
-    with pytest.raises(ValueError, match="name are to be hashed, and there is no salt"):
+    with pytest.raises(ValueError, match="name are to be hashed, and the settings name no salt"):
         Selection(hash=frozenset({"name"}))
 
 
