@@ -111,7 +111,7 @@ class Stream:
 
     def begin(self) -> bool:
         """Read up to the first bytes; False if there are none. The script's exception is raised as it is."""
-        self._first = self._next() or b""
+        self._first = self._next_part() or b""
         return bool(self._first)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -122,7 +122,7 @@ class Stream:
             part, self._first = self._first, b""
             return part
         try:
-            following = self._next()
+            following = self._next_part()
         except SystemExit:
             raise
         except BaseException as error:
@@ -132,7 +132,7 @@ class Stream:
             raise StopIteration
         return following
 
-    def _next(self) -> bytes | None:
+    def _next_part(self) -> bytes | None:
         """Return the next part that is not empty; None at the end."""
         for part in self._parts:
             if checked := checked_part(part):

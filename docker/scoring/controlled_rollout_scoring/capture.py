@@ -106,11 +106,11 @@ class Capture:
         try:
             elapsed_s = self._clock() - recorder.arrived
             request_id, correlation, _, is_addressed = recorder.identity
-            asked, body = self._whole(recorder.content_type, recorder.body)
+            asked, body = self._whole_body(recorder.content_type, recorder.body)
             content_type = _content_type(response.headers)
             parts: Sequence[bytes]
             if streamed is None:
-                answered, *parts = self._whole(content_type, cast("bytes", response.body))
+                answered, *parts = self._whole_body(content_type, cast("bytes", response.body))
             else:
                 answered, parts = streamed.description(content_type, complete=complete), streamed.parts
             # Written out, as JSON's own encoder takes more time than all the rest.
@@ -159,7 +159,7 @@ class Capture:
         """Return an empty body with the bound of this capture."""
         return Body(self._max_body_bytes)
 
-    def _whole(self, content_type: str, content: bytes) -> tuple[str, bytes]:
+    def _whole_body(self, content_type: str, content: bytes) -> tuple[str, bytes]:
         """Return what a record says of a body that is there as a whole, as JSON, and what it keeps of it."""
         size = len(content)
         if size <= self._max_body_bytes:
@@ -312,10 +312,10 @@ class RecordedStream:
         try:
             part = next(self._stream)
         except StopIteration:
-            self._keep(complete=True)
+            self._capture_answer(complete=True)
             raise
         except BaseException:
-            self._keep(complete=False)
+            self._capture_answer(complete=False)
             raise
         with contextlib.suppress(MemoryError):
             self._body.add(part)
@@ -323,10 +323,10 @@ class RecordedStream:
 
     def close(self) -> None:
         """Let the script's generator end; an answer that is not at its end was broken off."""
-        self._keep(complete=False)
+        self._capture_answer(complete=False)
         close_body(self._response.body)
 
-    def _keep(self, *, complete: bool) -> None:
+    def _capture_answer(self, *, complete: bool) -> None:
         """Capture the answer, once."""
         if not self._is_kept:
             self._is_kept = True

@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
         """Read on."""
         self._window_bytes += len(data)
         while data and not self._discarding and not self._ended:
-            data = self._read(data)
+            data = self._feed_parser(data)
         if self._waiting and not self._discarding:
             self._transport.pause_reading()
 
@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
             return
         incoming.keep_alive = self._parser.should_keep_alive()
         incoming.exchange = Exchange(self, self._server.loop, buffers=incoming.head.version != "1.1")
-        incoming.refusal = self._refusal(incoming.head)
+        incoming.refusal = self._answer_without_model(incoming.head)
         if incoming.refusal is not None and incoming.refusal.status in (400, 431):
             incoming.keep_alive = False
         incoming.overhead_bytes = 0
@@ -229,7 +229,7 @@ class Connection(asyncio.Protocol):
 
     # Reading
 
-    def _read(self, data: bytes) -> bytes:
+    def _feed_parser(self, data: bytes) -> bytes:
         """Give bytes to the parser; return those that it has to read anew."""
         before = self._reading
         try:
@@ -256,9 +256,9 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         return b"\r\n".join([*lines, b"", rest])
 
-    def _refusal(self, head: RequestHead) -> Response | None:
+    def _answer_without_model(self, head: RequestHead) -> Response | None:
         """Return the answer to a request that needs no model, or that cannot be taken; None for all others."""
-        unreadable = _too_long(head) or _unknown(head)
+        unreadable = _long_head_refusal(head) or _unsupported_refusal(head)
         if unreadable is not None:
             log(f"refused a request: {unreadable.body!r}")
             return unreadable
@@ -298,7 +298,7 @@ class Connection(asyncio.Protocol):
         """Refuse endless headers, and endless chunks of next to nothing."""
         incoming.overhead_bytes += received
         if incoming.exchange is None and incoming.overhead_bytes > MAX_HEAD_BYTES:
-            self._refuse_unreadable(_head_too_long())
+            self._refuse_unreadable(_head_too_long_response())
         elif incoming.overhead_bytes > MAX_HEAD_BYTES + 16 * incoming.held_bytes:
             self._refuse_unreadable(malformed(400, "there is more around its chunks than in them"))
 
@@ -324,14 +324,14 @@ class Connection(asyncio.Protocol):
 
     def answer(self, exchange: Exchange, response: Response) -> None:
         """Send a whole answer."""
-        incoming = self._live(exchange)
+        incoming = self._unanswered_request(exchange)
         if incoming is not None:
             self._send(response, incoming.head, close=self._closes_after(incoming))
             self._end_exchange(incoming)
 
     def begin(self, exchange: Exchange, response: Response) -> None:
         """Send the status and headers of a streamed answer."""
-        incoming = self._live(exchange)
+        incoming = self._unanswered_request(exchange)
         if incoming is not None:
             chunked = [*response.headers, ("Transfer-Encoding", "chunked")]
             self._transport.write(_head(response.status, chunked, close=self._closes_after(incoming)))
@@ -339,23 +339,23 @@ class Connection(asyncio.Protocol):
 
     def send_part(self, exchange: Exchange, part: bytes) -> None:
         """Send a part of a streamed body as a chunk."""
-        if self._live(exchange) is not None:
+        if self._unanswered_request(exchange) is not None:
             self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
             self._set_ready_if_writable()
 
     def finish(self, exchange: Exchange) -> None:
         """Send the last chunk of a streamed body."""
-        incoming = self._live(exchange)
+        incoming = self._unanswered_request(exchange)
         if incoming is not None:
             self._transport.write(b"0\r\n\r\n")
             self._end_exchange(incoming)
 
     def break_off(self, exchange: Exchange) -> None:
         """End the connection in the middle of a streamed body, so that its caller sees that it is not whole."""
-        if self._live(exchange) is not None:
+        if self._unanswered_request(exchange) is not None:
             self._abort()
 
-    def _live(self, exchange: Exchange) -> Incoming | None:
+    def _unanswered_request(self, exchange: Exchange) -> Incoming | None:
         """Return the request of an exchange, if it is still to be answered; else let a streamed body end."""
         if self._current is not None and self._current.exchange is exchange and not self._transport.is_closing():
             return self._current
@@ -452,7 +452,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-def _unknown(head: RequestHead) -> Response | None:
+def _unsupported_refusal(head: RequestHead) -> Response | None:
     """Return the refusal of what no WSGI application is asked; None for all others."""
     if head.method == b"CONNECT" or head.version not in ("1.0", "1.1"):
         return malformed(400, f"{head.method.decode('latin-1')} of HTTP/{head.version} is not known here")
@@ -465,13 +465,13 @@ def _unknown(head: RequestHead) -> Response | None:
     return None
 
 
-def _too_long(head: RequestHead) -> Response | None:
+def _long_head_refusal(head: RequestHead) -> Response | None:
     """Return the refusal of a long request line or long headers; None for all others."""
     size = len(head.target) + sum(len(name) + len(value) + 4 for name, value in head.headers)
-    return _head_too_long() if size > MAX_HEAD_BYTES else None
+    return _head_too_long_response() if size > MAX_HEAD_BYTES else None
 
 
-def _head_too_long() -> Response:
+def _head_too_long_response() -> Response:
     return malformed(431, f"its headers exceed {MAX_HEAD_BYTES:,} bytes")
 
 

@@ -76,7 +76,7 @@ def _end_idle_pools() -> None:
             if work:
                 idle_since.pop(thread, None)
             elif time.monotonic() - idle_since.setdefault(thread, time.monotonic()) > CHILDREN_S:
-                _kill(processes.pop(thread))
+                _kill_children(processes.pop(thread))
                 del idle_since[thread]
         time.sleep(POLL_S)
 
@@ -101,7 +101,7 @@ def _end_children(pid: int) -> None:
         if children := multiprocessing.active_children():
             childless_since = None
             if time.monotonic() - begun > CHILDREN_S:
-                _kill(children)
+                _kill_children(children)
                 begun = time.monotonic()
             continue
         childless_since = childless_since or time.monotonic()
@@ -110,7 +110,7 @@ def _end_children(pid: int) -> None:
             return
 
 
-def _kill(children: Collection[BaseProcess]) -> None:
+def _kill_children(children: Collection[BaseProcess]) -> None:
     """Send SIGKILL to those child processes that still run, and log their names."""
     running = []
     for child in children:

@@ -80,7 +80,7 @@ class Replica:
         if health_listener is not None:
             await health.serve(health_listener, {"/live": self._live, "/ready": self._ready})
         for number in range(1, self._settings.workers + 1):
-            self._workers.append(await _start(number, listener, self._settings.app_root))
+            self._workers.append(await _start_worker(number, listener, self._settings.app_root))
         # From here on only the workers hold the listener: when they stop listening, callers are refused.
         listener.close()
         self._reports = [asyncio.create_task(self._read_reports(worker)) for worker in self._workers]
@@ -93,14 +93,14 @@ class Replica:
 
     async def _read_reports(self, worker: Worker) -> None:
         """Read what a worker says until it ends."""
-        said = b""
+        report = b""
         while part := await asyncio.get_running_loop().sock_recv(worker.channel, 64):
-            said += part
-            if said.startswith(READY) and not worker.ready:
+            report += part
+            if report.startswith(READY) and not worker.ready:
                 worker.ready = True
                 if all(worker.ready for worker in self._workers):
                     log(f"ready: listening on {self._address}, {len(self._workers)} worker(s)")
-            worker.answered = said == READY + ANSWERED
+            worker.answered = report == READY + ANSWERED
 
     def _reap_orphans(self) -> None:
         """Release ended processes that the script has started, and that have lost the worker that started them."""
@@ -128,7 +128,7 @@ class Replica:
         code = worker.process.returncode or 0
         if not worker.ready and code > 0:
             # The worker has logged why it could not start: these lines should stay the last ones.
-            self._kill()
+            self._kill_workers()
             return code
         log(f"{worker.how_it_ended()}: the replica ends")
         await self._drain()
@@ -145,11 +145,11 @@ class Replica:
         exits = {asyncio.create_task(worker.process.wait()): worker for worker in self._workers}
         _, running = await asyncio.wait(exits, timeout=self._settings.drain_timeout_s)
         if running:
-            self._kill()
+            self._kill_workers()
             await asyncio.wait(running, timeout=KILL_TIMEOUT_S)
         return [exits[task] for task in running]
 
-    def _kill(self) -> None:
+    def _kill_workers(self) -> None:
         for worker in self._workers:
             if worker.process.returncode is None:
                 worker.process.kill()
@@ -165,7 +165,7 @@ class Replica:
         return ready == total, f"{'ready' if ready == total else 'not ready'}: {ready} of {total} workers"
 
 
-async def _start(number: int, listener: socket.socket, app_root: str) -> Worker:
+async def _start_worker(number: int, listener: socket.socket, app_root: str) -> Worker:
     """Start a worker as a new interpreter that shares nothing with this process but the two sockets."""
     parent_end, worker_end = socket.socketpair()
     parent_end.setblocking(False)

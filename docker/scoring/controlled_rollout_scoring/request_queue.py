@@ -110,7 +110,7 @@ class RequestQueue:
         if self._admitted < self._capacity:
             return None
         with self._lock:
-            hangs = self._hangs(self._clock())
+            hangs = self._timed_out_holds_slot(self._clock())
         return queue_full(self._capacity, hangs=hangs)
 
     def put(self, request: Request) -> None:
@@ -126,7 +126,7 @@ class RequestQueue:
             if not full:
                 self._admitted += 1
                 self._waiting.append(request)
-            hangs = self._hangs(request.arrived)
+            hangs = self._timed_out_holds_slot(request.arrived)
         if not full:
             self._tokens.put(True)
         elif request.has_waited:
@@ -148,7 +148,7 @@ class RequestQueue:
                 else:
                     request.deadline = now + self._scoring_timeout_s
                     self._scoring.add(request)
-                hangs = self._hangs(now)
+                hangs = self._timed_out_holds_slot(now)
             if expired:
                 self._reply(request, waited_too_long(self._max_wait_s, before=request.has_waited, hangs=hangs))
                 continue
@@ -179,7 +179,7 @@ class RequestQueue:
                 self._waiting.remove(request)
                 self._admitted -= 1
                 # While a request that is timed out keeps a slot, it is the model that lets others wait.
-                self._left += request.by_weights and not self._hangs(self._clock())
+                self._left += request.by_weights and not self._timed_out_holds_slot(self._clock())
 
     def stop(self, threads: int) -> None:
         """Make `take` return None in so many threads, once the queue is empty."""
@@ -221,7 +221,7 @@ class RequestQueue:
         request.is_over = True
         request.reply(response)
 
-    def _hangs(self, now: float) -> bool:
+    def _timed_out_holds_slot(self, now: float) -> bool:
         """Return whether a request that is timed out keeps a slot; the lock is held. Then refusals are the model's."""
         return any(now >= request.deadline for request in self._scoring)
 

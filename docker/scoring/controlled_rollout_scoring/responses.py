@@ -117,15 +117,15 @@ def whole_body(headers: list[tuple[str, str]], parts: Iterable[object]) -> bytes
     Raises:
         InvalidResponse: It is longer than its `Content-Length`, or a part is not bytes.
     """
-    said = [value for name, value in headers if name.lower() == "content-length"]
-    most = max((int(value) for value in said if re.fullmatch("[0-9]{1,18}", value)), default=0)
+    lengths = [value for name, value in headers if name.lower() == "content-length"]
+    most = max((int(value) for value in lengths if re.fullmatch("[0-9]{1,18}", value)), default=0)
     body: list[bytes] = []
     size = 0
     for part in parts:
         body.append(checked_part(part))
         size += len(body[-1])
         if size > most:
-            raise InvalidResponse(f"Content-Length is {', '.join(sorted(set(said)))}, and the body is longer")
+            raise InvalidResponse(f"Content-Length is {', '.join(sorted(set(lengths)))}, and the body is longer")
     return b"".join(body)
 
 
@@ -140,9 +140,9 @@ def checked_length(headers: list[tuple[str, str]], body: bytes, *, has_body: boo
     Raises:
         InvalidResponse: The script said another length.
     """
-    said = {value for name, value in headers if name.lower() == "content-length"}
-    if has_body and said - {str(len(body))}:
-        raise InvalidResponse(f"Content-Length is {', '.join(sorted(said))}, and the body has {len(body):,} bytes")
+    lengths = {value for name, value in headers if name.lower() == "content-length"}
+    if has_body and lengths - {str(len(body))}:
+        raise InvalidResponse(f"Content-Length is {', '.join(sorted(lengths))}, and the body has {len(body):,} bytes")
     others = [(name, value) for name, value in headers if name.lower() != "content-length"]
     if has_body:
         return [*others, ("Content-Length", str(len(body)))]
@@ -194,7 +194,7 @@ def queue_full(capacity: int, *, hangs: bool = False) -> Response:
         hangs: Whether a request that is timed out keeps a slot.
     """
     message = f"overloaded: {capacity} requests are being scored or wait for a slot already"
-    return _refused(message, "queue-full", hangs=hangs, send_again=True)
+    return _overload_response(message, "queue-full", hangs=hangs, send_again=True)
 
 
 def bodies_full(max_bytes: int) -> Response:
@@ -212,10 +212,10 @@ def waited_too_long(max_wait_s: float, *, before: bool = False, hangs: bool = Fa
         hangs: Whether a request that is timed out keeps a slot.
     """
     message = f"overloaded: the request waited {max_wait_s * 1000:g} ms for a slot"
-    return _refused(message, "waited-too-long", hangs=hangs, send_again=not before)
+    return _overload_response(message, "waited-too-long", hangs=hangs, send_again=not before)
 
 
-def _refused(message: str, reason: str, *, hangs: bool, send_again: bool) -> Response:
+def _overload_response(message: str, reason: str, *, hangs: bool, send_again: bool) -> Response:
     """Return the 503 for a request without a slot; its reason is another one where it is the model that keeps a slot.
 
     A model that hangs for ever in all slots is timed out once in each. What is refused from then on has to count

@@ -57,7 +57,7 @@ class CaptureSettings:
             raise SettingError(f"CAPTURE_SPOOL={spool!r} is not the whole path of a folder: it has to begin with /")
         return cls(
             spool=spool,
-            share=_share(environment.get("CAPTURE_SHARE", "")),
+            share=_parse_share(environment.get("CAPTURE_SHARE", "")),
             max_body_bytes=int(_positive_number(environment, "CAPTURE_MAX_BODY_BYTES", cls.max_body_bytes)),
             spool_bytes=int(_positive_number(environment, "CAPTURE_SPOOL_BYTES", cls.spool_bytes)),
             workers=int(_positive_number(environment, "WORKER_COUNT", cls.workers)),
@@ -139,7 +139,7 @@ def _positive_number(environment: Mapping[str, str], name: str, default: float) 
     return int(text)
 
 
-def _share(text: str) -> float:
+def _parse_share(text: str) -> float:
     """Return a share; all if there is no text."""
     if not text:
         return 1.0

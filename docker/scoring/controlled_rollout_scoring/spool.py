@@ -202,7 +202,7 @@ class Spool:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             if self._counts < 0:
                 self._write_counts()
-            room = max(0, self._room())
+            room = max(0, self._free_bytes())
             if room < size:
                 raise NoRoomError(f"a record needs {size:,} bytes, and of {self._max_bytes:,} in all {room:,} are left")
             self._number += 1
@@ -237,7 +237,7 @@ class Spool:
             raise
         return descriptor
 
-    def _room(self) -> int:
+    def _free_bytes(self) -> int:
         """Return how many bytes this worker may append: its part of the bound, less what ended workers have left."""
         sizes: dict[str, int] = {}
         with os.scandir(self._folder) as entries:
@@ -248,11 +248,11 @@ class Spool:
                         worker = entry.name.rpartition("-")[0]
                         sizes[worker] = sizes.get(worker, 0) + -(-entry.stat().st_size // BLOCK_BYTES) * BLOCK_BYTES
         own = sizes.pop(self._worker, 0)
-        left_behind = sum(size for worker, size in sizes.items() if not self._lives(worker))
+        left_behind = sum(size for worker, size in sizes.items() if not self._worker_runs(worker))
         part = (self._max_bytes - left_behind) // self._workers - own
         return min(part, self._max_bytes - own - sum(sizes.values()))
 
-    def _lives(self, worker: str) -> bool:
+    def _worker_runs(self, worker: str) -> bool:
         """Return whether another worker of this folder still runs: it holds the lock of its counts."""
         try:
             descriptor = os.open(os.path.join(self._folder, worker + COUNTS_FILE), os.O_RDONLY | os.O_CLOEXEC)

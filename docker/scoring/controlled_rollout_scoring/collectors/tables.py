@@ -51,10 +51,10 @@ def json_of(rows: list[list[Any]]) -> bytes:
         ValueError: A value contains itself.
         RecursionError: Values are nested too deeply.
     """
-    return json.dumps(rows, default=_plain).encode()
+    return json.dumps(rows, default=_json_value).encode()
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """Return a value of another library as one that JSON has: as number, time or text."""
     if isinstance(value, datetime.date | datetime.time):
         # pandas' own missing time is one, and equals nothing.
