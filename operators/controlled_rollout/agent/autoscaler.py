@@ -62,14 +62,14 @@ class Autoscaler:
         """Read the counters once, and change the number of replicas of each version for which that is due."""
         if not self._is_current():
             return
-        counters = await self._counters() if self._has_work() else None
+        counters = await self._read_envoy_counters() if self._has_work() else None
         due = scalings(self._state, counters, self._histories, now=time.time(), now_s=time.monotonic())
         for scaling in due:
             if scaling.replicas != scaling.deployment.replicas or scaling.note != scaling.deployment.note:
                 try:
                     await self._carry_out(scaling)
                 except ControlledRolloutError as error:
-                    self._complain(f"Deployment {scaling.deployment.name} was not scaled: {error}")
+                    self._log_once(f"Deployment {scaling.deployment.name} was not scaled: {error}")
 
     def _has_work(self) -> bool:
         """Return whether any version is scaled by its load."""
@@ -79,13 +79,13 @@ class Autoscaler:
             for version in revision.endpoint.versions.values()
         )
 
-    async def _counters(self) -> GatewayStats | None:
+    async def _read_envoy_counters(self) -> GatewayStats | None:
         """Return the counters of every Envoy that is ready; None if one of them cannot be read."""
         try:
             async with asyncio.timeout(COUNTERS_TIMEOUT_S):
                 return await envoy_stats.read_in_flight(self._api, self._workspace, self._state.ready_envoys())
         except (ControlledRolloutError, TimeoutError) as error:
-            self._complain(f"the Envoys' counters cannot be read, replicas stay as they are: {error or 'no answer'}")
+            self._log_once(f"the Envoys' counters cannot be read, replicas stay as they are: {error or 'no answer'}")
             return None
 
     async def _carry_out(self, scaling: Scaling) -> None:
@@ -120,15 +120,15 @@ class Autoscaler:
                 # So that the watch, which tells of it later, does not tell of an edit.
                 generation=deployment.generation + 1,
             )
-            self._note(deployment, scaled)
+            self._note_change(deployment, scaled)
             deployment = scaled
         elif scaling.note:
             log.info("endpoint %s, version %s is left alone: %s", deployment.endpoint, deployment.version, scaling.note)
         path = DEPLOYMENT.path(namespace, name)
         noted = await self._api.merge_patch(path, {"metadata": {"annotations": annotations}}, manager=SCALE_MANAGER)
-        self._note(deployment, observed_deployment(noted))
+        self._note_change(deployment, observed_deployment(noted))
 
-    def _note(self, before: ObservedDeployment, after: ObservedDeployment) -> None:
+    def _note_change(self, before: ObservedDeployment, after: ObservedDeployment) -> None:
         """Note what a request has made of a Deployment, unless the watch has told of it meanwhile."""
         if self._state.deployments.get(before.name) is before:
             self._state.deployments[before.name] = after
@@ -137,12 +137,12 @@ class Autoscaler:
         """Look for the autoscalers of others from time to time."""
         while True:
             try:
-                self._state.autoscalers = await self._others()
+                self._state.autoscalers = await self._foreign_autoscalers()
             except ControlledRolloutError as error:
-                self._complain(f"whether others scale versions is not known: {error}")
+                self._log_once(f"whether others scale versions is not known: {error}")
             await asyncio.sleep(OTHERS_INTERVAL_S)
 
-    async def _others(self) -> dict[str, str]:
+    async def _foreign_autoscalers(self) -> dict[str, str]:
         """Return the autoscalers of others by the names of the Deployments that they scale."""
         found: dict[str, str] = {}
         for kind in (HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT):
@@ -150,7 +150,7 @@ class Autoscaler:
             found |= targets_of(kind, (listed or {}).get("items") or [])
         return found
 
-    def _complain(self, sentence: str) -> None:
+    def _log_once(self, sentence: str) -> None:
         """Log a sentence, unless it was the last one."""
         if sentence != self._complaint:
             self._complaint = sentence

@@ -60,7 +60,7 @@ class Followed(Generic[T]):
                     async for event in api.watch(self.path, version, **query):
                         version = event["object"]["metadata"]["resourceVersion"]
                         if event["type"] != "BOOKMARK":
-                            self._take(event["type"], event["object"])
+                            self._apply_change(event["type"], event["object"])
             except ControlledRolloutError as error:
                 expired = isinstance(error, ApiError) and error.status == EXPIRED
                 if not expired and str(error) != complaint:
@@ -94,7 +94,7 @@ class Followed(Generic[T]):
                 self.on_change(key, before.get(key), kept.get(key))
         return str(page["metadata"]["resourceVersion"])
 
-    def _take(self, event: str, changed: Object) -> None:
+    def _apply_change(self, event: str, changed: Object) -> None:
         """Bring what is kept up to date by one change."""
         key = self.key(changed)
         before = self.items.get(key)

@@ -68,7 +68,7 @@ class Leadership:
     async def _acquire(self) -> None:
         """Try to get the Lease until it is held."""
         complaint = ""
-        while not await self._try(TRY_S):
+        while not await self._try_once(TRY_S):
             if self._last_error and self._last_error != complaint:
                 log.warning("the Lease of namespace %s cannot be had: %s", self._namespace, self._last_error)
             complaint = self._last_error
@@ -84,7 +84,7 @@ class Leadership:
                 if done:
                     break
                 remaining_s = self._held_until_s - time.monotonic()
-                if remaining_s <= 0 or (not await self._try(min(remaining_s, TRY_S)) and not self.may_act()):
+                if remaining_s <= 0 or (not await self._try_once(min(remaining_s, TRY_S)) and not self.may_act()):
                     log.warning(
                         "%s stops its work for namespace %s: its Lease was not renewed for %g s (%s)",
                         *(self._identity, self._namespace, RENEW_DEADLINE_S, self._last_error or "another one has it"),
@@ -97,16 +97,16 @@ class Leadership:
             if working.done() and not working.cancelled() and (error := working.exception()):
                 log.error("the work for namespace %s failed", self._namespace, exc_info=error)
             if self.may_act():
-                await self._release()
+                await self._release_lease()
         await asyncio.sleep(FAILED_PAUSE_S)
 
-    async def _try(self, within_s: float) -> bool:
+    async def _try_once(self, within_s: float) -> bool:
         """Try once to take or renew the Lease, in at most `within_s` seconds; return whether that succeeded."""
         begun_s = time.monotonic()
         self._last_error = ""
         try:
             async with asyncio.timeout(within_s):
-                is_ours = await self._claim()
+                is_ours = await self._take_or_renew()
         except (ControlledRolloutError, TimeoutError) as error:
             self._last_error = str(error) or "the API server did not answer in time"
             return False
@@ -117,7 +117,7 @@ class Leadership:
             self._held_until_s = 0.0
         return is_ours
 
-    async def _claim(self) -> bool:
+    async def _take_or_renew(self) -> bool:
         """Take or renew the Lease; return False if it is another one's, or somebody changed it at the same time."""
         path, now = LEASE.path(self._namespace, LEASE_NAME), datetime.now(UTC)
         lease = await self._api.find(path)
@@ -134,7 +134,7 @@ class Leadership:
             return False
         return await self._api.merge_if_unchanged(path, lease, change) is not None
 
-    async def _release(self) -> None:
+    async def _release_lease(self) -> None:
         """Give the Lease up, if it is still ours and the API server answers soon."""
         path = LEASE.path(self._namespace, LEASE_NAME)
         with contextlib.suppress(ControlledRolloutError, ApiError, TimeoutError):

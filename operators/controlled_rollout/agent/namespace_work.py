@@ -95,12 +95,14 @@ def _followed(workspace: Workspace, state: NamespaceState, changed: set[str]) ->
         if before is not None and (now is None or _endpoint_of(before) != _endpoint_of(now)):
             changed.add(_endpoint_of(before))
 
-    revisions = Followed(CONTROLLER_REVISION.path(namespace), labels, _endpoint_of, _revision, is_older=_is_older)
+    revisions = Followed(
+        CONTROLLER_REVISION.path(namespace), labels, _endpoint_of, _stored_revision, is_older=_is_older
+    )
     deployments = Followed(
         DEPLOYMENT.path(namespace), labels, _name_of, lambda found, _before: observed_deployment(found), note_deployment
     )
     routes = Followed(HTTP_ROUTE.path(namespace), labels, _name_of, route, note_route)
-    roots = Followed(CONFIG_MAP.path(namespace), labels, _name_of, _root, note_root)
+    roots = Followed(CONFIG_MAP.path(namespace), labels, _name_of, _owner_object, note_root)
     envoys = Followed(
         POD.path(workspace.envoy_namespace),
         envoy_stats.envoy_selector(workspace),
@@ -117,7 +119,7 @@ def _is_older(resource: Object, newest: Revision) -> bool:
     return bool(resource["revision"] < newest.number)
 
 
-def _revision(resource: Object, _before: Revision | None) -> Revision | None:
+def _stored_revision(resource: Object, _before: Revision | None) -> Revision | None:
     """Return the revision that an object stores; None of a deleted endpoint, or of one that cannot be read."""
     if "deletionTimestamp" in resource["metadata"]:
         return None
@@ -129,7 +131,7 @@ def _revision(resource: Object, _before: Revision | None) -> Revision | None:
         return None
 
 
-def _root(resource: Object, _before: Object | None) -> Object:
+def _owner_object(resource: Object, _before: Object | None) -> Object:
     """Return what is kept of the object that owns an endpoint's others: its metadata without who wrote it."""
     metadata = {key: value for key, value in resource["metadata"].items() if key != "managedFields"}
     return {"metadata": metadata}

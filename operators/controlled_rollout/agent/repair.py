@@ -76,12 +76,12 @@ class Repair:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._running = {name: task for name, task in self._running.items() if not task.done()}
-                for name in self._due(time.monotonic()):
+                for name in self._due_endpoints(time.monotonic()):
                     if len(self._running) < AT_ONCE:
                         self._running[name] = tasks.create_task(self._look_after(name))
                 await asyncio.sleep(INTERVAL_S)
 
-    def _due(self, now_s: float) -> list[str]:
+    def _due_endpoints(self, now_s: float) -> list[str]:
         """Return the endpoints that are to be looked at now, those that wait longest first."""
         due: dict[str, float] = {}
         self._looked = {name: looked for name, looked in self._looked.items() if name in self._state.revisions}
@@ -105,7 +105,7 @@ class Repair:
         pause_s = self._looked[name].pause_for(newest.number)
         is_settled_now: bool | None
         try:
-            is_settled_now = await self._look(name)
+            is_settled_now = await self._repair(name)
         except (ControlledRolloutError, TimeoutError) as error:
             log.warning("endpoint %s could not be looked after: %s", name, error)
             is_settled_now = False
@@ -119,8 +119,8 @@ class Repair:
             pause_s = min(2 * pause_s, LOOK_INTERVAL_S)
         self._looked[name] = _Looked(time.monotonic(), pause_s, newest.number)
 
-    async def _look(self, name: str) -> bool | None:
-        """Do what there is to do for an endpoint; return whether all is as its newest revision asks for.
+    async def _repair(self, name: str) -> bool | None:
+        """Repair and reconcile an endpoint once; return whether all is as its newest revision asks for.
 
         Returns:
             None while a step is at work on it, or this agent's own watch was a moment ago.
@@ -132,15 +132,15 @@ class Repair:
             if idle_since(root, revision, datetime.now(UTC)) is None:
                 return None
             log.info("endpoint %s: revision %d is not served, and no step is at work on it", name, revision.number)
-            return await self._watch(name)
+            return await self._reconcile_until_settled(name)
         drift = await provisioning.find_drift(self._api, self._workspace, revision.endpoint)
-        for one in drift:
-            log.warning("endpoint %s: %s", name, one)
+        for difference in drift:
+            log.warning("endpoint %s: %s", name, difference)
         if drift and not repairable(drift):
             log.warning("endpoint %s: the agent repairs nothing there; give it the settings that its steps have", name)
-        return await self._watch(name) if repairable(drift) else True
+        return await self._reconcile_until_settled(name) if repairable(drift) else True
 
-    async def _watch(self, name: str) -> bool:
+    async def _reconcile_until_settled(self, name: str) -> bool:
         """Watch an endpoint and reconcile it meanwhile, for a bounded time; return whether it has settled."""
         target = KubernetesTarget(self._workspace, self._api)
         try:

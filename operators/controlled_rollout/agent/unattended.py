@@ -79,7 +79,9 @@ class UnattendedRollouts:
         try:
             await write_take_back_note(self._api, self._workspace.namespace, name, tries)
         except ControlledRolloutError as error:
-            log.warning("endpoint %s: that its treatment is not taken back could not be noted: %s", name, error)
+            log.warning(
+                "endpoint %s: the note that its treatment is not taken back could not be written: %s", name, error
+            )
 
     def _silence_watch(self) -> "SilenceWatch":
         """Return what takes treatments back; made only now, because its imports take memory."""

@@ -93,10 +93,10 @@ def decide(
             return Decision(bounded, f"{unknown}; {_bounds_text(limits, floor, now)}", replace(history, changed=now))
         return Decision(wanted, f"{unknown}: the replicas stay as they are", history)
     history = history.with_reading(reading, now)
-    required = _required(limits, history, bounded)
+    required = _required_replicas(limits, history, bounded)
     replicas = min(required, limits.maximum)
     if replicas == bounded > lowest and history.shows_whole_window(now):
-        replicas = max(lowest, min(bounded, _enough(limits, history)))
+        replicas = max(lowest, min(bounded, _sufficient_replicas(limits, history)))
     if history.changed is not None and 0 <= now - history.changed < limits.refresh_s:
         replicas = bounded
     reason = f"{_load_text(limits, reading, wanted)}: {_change_text(limits, replicas, required)}"
@@ -109,25 +109,27 @@ def decide(
     return Decision(replicas, reason, history)
 
 
-def _required(limits: Limits, history: History, replicas: int) -> int:
+def _required_replicas(limits: Limits, history: History, replicas: int) -> int:
     """Return how many replicas the newest reading of a history asks for; `replicas` if these are enough."""
     newest = history.demands[-1]
     asked = [
-        _number(limits, estimate.mean / limits.target_utilisation)
+        _replicas_for_slots(limits, estimate.mean / limits.target_utilisation)
         for estimate in (*newest.estimates, history.whole)
-        if _number(limits, estimate.least / limits.target_utilisation) > replicas
+        if _replicas_for_slots(limits, estimate.least / limits.target_utilisation) > replicas
     ]
-    if _number(limits, _slots_beyond_chance(newest.latest)) > replicas:
-        asked.append(_number(limits, newest.latest))
+    if _replicas_for_slots(limits, _slots_beyond_chance(newest.latest)) > replicas:
+        asked.append(_replicas_for_slots(limits, newest.latest))
     return max(asked, default=replicas)
 
 
-def _enough(limits: Limits, history: History) -> int:
+def _sufficient_replicas(limits: Limits, history: History) -> int:
     """Return the fewest replicas with which no reading of a history would have asked for more, and what one did."""
     least = max(history.whole.least, *(estimate.least for demand in history.demands for estimate in demand.estimates))
     highest = max(demand.latest for demand in history.demands)
     asked = max(demand.asked for demand in history.demands)
-    return max(asked, _number(limits, max(_slots_beyond_chance(highest), least / limits.target_utilisation)))
+    return max(
+        asked, _replicas_for_slots(limits, max(_slots_beyond_chance(highest), least / limits.target_utilisation))
+    )
 
 
 def _slots_beyond_chance(reading: float) -> float:
@@ -135,7 +137,7 @@ def _slots_beyond_chance(reading: float) -> float:
     return (math.sqrt(reading + BEYOND_CHANCE**2 / 4) - BEYOND_CHANCE / 2) ** 2
 
 
-def _number(limits: Limits, slots: float) -> int:
+def _replicas_for_slots(limits: Limits, slots: float) -> int:
     """Return how many replicas have so many slots; at least one, whatever the limits are."""
     return max(1, math.ceil(slots / limits.slots * (1 - ROUNDING)))
 

@@ -98,7 +98,7 @@ class History:
             same = kept.pop()
             at, highest, asked = same.at, max(same.latest, reading.demand), same.asked
         latest = [*(demand.latest for demand in kept), highest]
-        estimates = [_estimate(latest[-MEAN_OF:]), *_burst(latest, kept, at)]
+        estimates = [_estimate(latest[-MEAN_OF:]), *_extrapolated_demand(latest, kept, at)]
         return replace(self, demands=(*kept, Demand(at, highest, tuple(estimates), asked)), since=since)
 
     def with_asked(self, replicas: int, now: float) -> "History":
@@ -126,8 +126,8 @@ def _estimate(readings: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - sqrt(variance / number))
 
 
-def _burst(latest: Sequence[float], kept: Sequence[Demand], now: float) -> Iterator[Estimate]:
-    """Yield what the demand will be in a moment if it goes on growing as it does; nothing if it does not grow fast."""
+def _extrapolated_demand(latest: Sequence[float], kept: Sequence[Demand], now: float) -> Iterator[Estimate]:
+    """Yield the demand of the next moment if it goes on growing as fast; nothing if it does not grow fast."""
     if len(latest) < 3 * GROUP:
         return
     ends = (len(latest) - 2 * GROUP, len(latest) - GROUP, len(latest))

@@ -18,7 +18,7 @@ from controlled_rollout.agent.__main__ import TLS_BUFFER_BYTES, _parser, main, w
 from controlled_rollout.agent.following import Followed
 from controlled_rollout.agent.health import serve_health
 from controlled_rollout.agent.namespace_state import NamespaceState, ObservedDeployment, ObservedRoute
-from controlled_rollout.agent.namespace_work import _followed, _revision
+from controlled_rollout.agent.namespace_work import _followed, _stored_revision
 from controlled_rollout.agent.repair import LOOK_INTERVAL_S, PAUSE_S, Repair, _Looked, is_settled, repairable
 from controlled_rollout.cluster.api import Api, ApiError
 from controlled_rollout.endpoint import Endpoint
@@ -79,19 +79,19 @@ def test_what_has_changed_is_looked_at_soon_and_everything_from_time_to_time() -
     changed: set[str] = set()
     looks = repair(state_of("aaa", "bbb"), changed)
     now_s = time.monotonic()
-    assert looks._due(now_s) == ["aaa"], "the endpoints come one after the other"
-    assert looks._due(now_s + 2) == ["aaa", "bbb"]
+    assert looks._due_endpoints(now_s) == ["aaa"], "the endpoints come one after the other"
+    assert looks._due_endpoints(now_s + 2) == ["aaa", "bbb"]
 
     now_s = float(round(now_s))  # a whole number: a sum of others may be a little less than its parts
     for looked in looks._looked.values():
         looked.at_s = now_s
     changed.add("bbb")
-    assert looks._due(now_s + PAUSE_S - 1) == []
-    assert looks._due(now_s + PAUSE_S) == ["bbb"]
-    assert looks._due(now_s + LOOK_INTERVAL_S) == ["aaa", "bbb"]
+    assert looks._due_endpoints(now_s + PAUSE_S - 1) == []
+    assert looks._due_endpoints(now_s + PAUSE_S) == ["bbb"]
+    assert looks._due_endpoints(now_s + LOOK_INTERVAL_S) == ["aaa", "bbb"]
 
     changed.add("deleted since")
-    looks._due(now_s)
+    looks._due_endpoints(now_s)
     assert changed == {"bbb"}, "what is not there any more is not remembered"
 
 
@@ -101,12 +101,12 @@ def test_what_waiting_does_not_mend_is_tried_less_and_less_often_until_something
     state.routes["aaa"] = ObservedRoute({}, 2, True)
     looks = repair(state, changed)
     now_s = time.monotonic()
-    looks._due(now_s)
+    looks._due_endpoints(now_s)
     looks._looked["aaa"] = _Looked(now_s, 8 * PAUSE_S, revision=3)
 
-    assert looks._due(now_s + 8 * PAUSE_S - 1) == []
+    assert looks._due_endpoints(now_s + 8 * PAUSE_S - 1) == []
     changed.add("aaa")
-    assert looks._due(now_s + PAUSE_S) == ["aaa"]
+    assert looks._due_endpoints(now_s + PAUSE_S) == ["aaa"]
 
 
 async def test_work_on_an_endpoint_a_moment_ago_does_not_make_what_is_in_vain_be_tried_more_often() -> None:
@@ -115,7 +115,7 @@ async def test_work_on_an_endpoint_a_moment_ago_does_not_make_what_is_in_vain_be
     worked = {WORKED_AT: datetime.now(UTC).isoformat()}
     state.roots[endpoint_object_name("aaa")] = {"metadata": {"annotations": worked}}
     looks = repair(state, set())
-    looks._due(time.monotonic())
+    looks._due_endpoints(time.monotonic())
     looks._looked["aaa"] = _Looked(time.monotonic(), 8 * PAUSE_S, revision=3)
 
     await looks._look_after("aaa")
@@ -123,7 +123,7 @@ async def test_work_on_an_endpoint_a_moment_ago_does_not_make_what_is_in_vain_be
     assert looks._looked["aaa"].pause_s == 8 * PAUSE_S, "the agent's own last try is work, too"
 
     state.revisions["aaa"] = state.revisions["aaa"].model_copy(update={"number": 4})
-    assert looks._due(time.monotonic() + PAUSE_S) == ["aaa"], "a new revision may not be in vain"
+    assert looks._due_endpoints(time.monotonic() + PAUSE_S) == ["aaa"], "a new revision may not be in vain"
 
 
 def test_deployments_that_nobody_is_known_to_have_edited_are_left_with_all_the_rest_of_their_endpoint() -> None:
@@ -146,12 +146,12 @@ def test_an_endpoint_has_settled_when_its_newest_revision_is_served() -> None:
 def test_an_endpoint_whose_newest_revision_cannot_be_read_is_left_alone() -> None:
     revision = {"metadata": {"name": "r-4", "creationTimestamp": "2026-11-28T12:00:00Z"}, "revision": 4}
     good = {**revision, "data": {"name": "digits"}}
-    newest = _revision(good, None)
+    newest = _stored_revision(good, None)
 
     assert newest is not None and newest.number == 4
-    assert _revision({**revision, "revision": 5, "data": {"of": "a later release"}}, newest) is None
+    assert _stored_revision({**revision, "revision": 5, "data": {"of": "a later release"}}, newest) is None
     leaving = {"name": "r-4", "deletionTimestamp": "now"}
-    assert _revision({**good, "metadata": leaving}, newest) is None
+    assert _stored_revision({**good, "metadata": leaving}, newest) is None
 
 
 def stored_revision(number: int, endpoint: str = "digits") -> dict[str, Any]:
@@ -181,11 +181,11 @@ async def test_the_newest_revision_is_followed_when_older_ones_come_are_edited_o
     assert state.revisions["digits"].number == 3
 
     for event, number in (("ADDED", 4), ("MODIFIED", 2), ("DELETED", 1)):
-        revisions._take(event, stored_revision(number))
+        revisions._apply_change(event, stored_revision(number))
     assert state.revisions["digits"].number == 4, "a history has its newest 200 revisions, and the endpoint lives on"
 
-    revisions._take("DELETED", stored_revision(4))
-    revisions._take("DELETED", stored_revision(3))
+    revisions._apply_change("DELETED", stored_revision(4))
+    revisions._apply_change("DELETED", stored_revision(3))
     assert state.revisions == {}
 
 
