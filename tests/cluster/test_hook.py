@@ -15,7 +15,7 @@ import yaml
 
 import tests.airflow_home  # noqa: F401 - before anything of Airflow
 from controlled_rollout import CheckConnectivityOperator, steps
-from controlled_rollout.checks.connectivity import Question, check_connectivity
+from controlled_rollout.checks.connectivity import CheckScope, check_connectivity
 from controlled_rollout.checks.result import CheckResult
 from controlled_rollout.errors import TargetUnavailableError, WorkspaceError
 from controlled_rollout.evaluation.next_action import GateTerms, take_look
@@ -253,15 +253,15 @@ def test_everything_that_a_rollout_needs_works_with_exactly_the_shipped_role(
     ]  # fmt: skip
     assert "Kubernetes v1." in results["API server"].message
     assert "warning" not in results["gateway"].message  # it has the policies of docs/aks/gateway.yaml
-    never = {needed: pod_check(workspace, Question("never-was", needs_pod=needed)) for needed in (True, False)}
+    never = {needed: pod_check(workspace, CheckScope("never-was", needs_pod=needed)) for needed in (True, False)}
     assert [result.outcome for result in never.values()] == ["FAILS", "works"]
     assert never[False].message == "not checked: endpoint never-was does not exist yet"
     CheckConnectivityOperator(task_id="check", conn_id="ml").execute(context(TaskInstance("run-1", "check")))
     assert WorkspaceHook("ml").test_connection()[0] is True
 
 
-def pod_check(workspace: Workspace, question: Question) -> CheckResult:
-    [result] = [each for each in asyncio.run(check_connectivity(workspace, {}, question)) if each.name == "pod"]
+def pod_check(workspace: Workspace, scope: CheckScope) -> CheckResult:
+    [result] = [each for each in asyncio.run(check_connectivity(workspace, {}, scope)) if each.name == "pod"]
     return result
 
 

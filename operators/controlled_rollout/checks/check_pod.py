@@ -72,7 +72,7 @@ def check_pod(
     Raises:
         WorkspaceError: The authorities that destinations are checked against are too large for a pod.
     """
-    trusted = _trusted(wanted)
+    trusted = _trusted_authorities(wanted)
     template = deployment(endpoint, version, workspace, owner=owner)["spec"]["template"]
     spec, [model] = template["spec"], template["spec"]["containers"]
     kept = ("securityContext", "serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets")
@@ -87,7 +87,7 @@ def check_pod(
         # Whoever checks may be killed: the cluster ends the pod by itself.
         "activeDeadlineSeconds": round(START_TIMEOUT_S + seconds + END_TIMEOUT_S),
         "readinessGates": [{"conditionType": NEVER_READY}],
-        "affinity": _beside(labels),
+        "affinity": _node_affinity(labels),
         "containers": [container],
     }
     if workspace.collector_secret and version.collected is not None:
@@ -117,7 +117,12 @@ def _container(image: str, model: Object, asked: Object) -> Object:
         "name": CONTAINER,
         "image": image,
         # Passed in: the pod has nothing of this package.
-        "command": ["python3", "-c", _unexpanded(inspect.getsource(probe_program)), _unexpanded(json.dumps(asked))],
+        "command": [
+            "python3",
+            "-c",
+            _escape_dollars(inspect.getsource(probe_program)),
+            _escape_dollars(json.dumps(asked)),
+        ],
         # Of the model's variables only those that say which way requests take: no secret of the script.
         "env": [each for each in model["env"] if each["name"].lower() in PROXIES],
         "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"cpu": "500m", "memory": "128Mi"}},
@@ -133,7 +138,7 @@ def _by_file(destination: Destination, trusted: Mapping[str, str]) -> Destinatio
     return replace(destination, authorities="", authorities_file=f"{TRUSTED}/{trusted[destination.authorities]}")
 
 
-def _trusted(wanted: Sequence[Destination]) -> dict[str, str]:
+def _trusted_authorities(wanted: Sequence[Destination]) -> dict[str, str]:
     """Return the authorities that destinations are checked against, each once, with the name of its file."""
     found = dict.fromkeys(each.authorities for each in wanted if each.authorities)
     size = sum(len(text.encode()) for text in found)
@@ -156,13 +161,13 @@ def _mount_trusted(pod: Object, container: Object, names: Iterable[str]) -> None
     container["volumeMounts"] = [*container.get("volumeMounts", []), mount]
 
 
-def _unexpanded(text: str) -> str:
-    """Return a text of which Kubernetes replaces nothing: it would take `$(NAME)` for a variable, and `$$` is a `$`."""
+def _escape_dollars(text: str) -> str:
+    """Return a text with each `$` doubled: Kubernetes replaces `$(NAME)` by a variable, and reads `$$` as `$`."""
     return text.replace("$", "$$")
 
 
-def _beside(labels: dict[str, str]) -> Object:
-    """Return the wish to run on a node that runs the version: it has the image, and its rules apply."""
+def _node_affinity(labels: dict[str, str]) -> Object:
+    """Return the affinity to a node that runs the version: the image is there, and the node's rules apply."""
     term = {"labelSelector": {"matchLabels": labels}, "topologyKey": "kubernetes.io/hostname"}
     return {
         "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}
@@ -191,7 +196,7 @@ async def probe_from_pod(
         raise TargetUnavailableError(f"endpoint {endpoint.name!r} has been deleted meanwhile: nothing was checked")
     await _delete_former(api, workspace, endpoint.name)
     body = check_pod(endpoint, version, workspace, wanted, owner=owner, seconds=seconds)
-    async with _running(api, workspace.namespace, body) as path:
+    async with _running_pod(api, workspace.namespace, body) as path:
         return _probes_of(await _log_at_its_end(api, path, seconds))
 
 
@@ -204,7 +209,7 @@ async def _delete_former(api: Api, workspace: Workspace, endpoint: str) -> None:
 
 
 @asynccontextmanager
-async def _running(api: Api, namespace: str, body: Object) -> AsyncIterator[str]:
+async def _running_pod(api: Api, namespace: str, body: Object) -> AsyncIterator[str]:
     """Context manager: create a pod, yield its path, and delete it on exit, also when this is cancelled."""
     path = POD.path(namespace, body["metadata"]["name"])
     try:
@@ -234,12 +239,12 @@ async def _log_at_its_end(api: Api, path: str, seconds: float) -> str:
         nonlocal seen
         seen = await api.find(path) or {}
         problem = pod_problem(seen, datetime.now(UTC)) if seen else None
-        return not seen or _phase(seen) in ("Succeeded", "Failed") or bool(problem and problem.is_permanent)
+        return not seen or _pod_phase(seen) in ("Succeeded", "Failed") or bool(problem and problem.is_permanent)
 
     await until(is_over, START_TIMEOUT_S + seconds + END_TIMEOUT_S, interval_s=POLL_S)
     if not seen:
         raise TargetUnavailableError("the pod of the check was deleted by somebody: check again")
-    if _phase(seen) != "Succeeded":
+    if _pod_phase(seen) != "Succeeded":
         raise TargetUnavailableError(_why_not(seen))
     try:
         return (await api.request("GET", f"{path}/log", query={"container": CONTAINER}, accept="*/*")).decode()
@@ -247,14 +252,14 @@ async def _log_at_its_end(api: Api, path: str, seconds: float) -> str:
         raise TargetUnavailableError(f"the pod of the check has ended, and its log cannot be read: {error}") from error
 
 
-def _phase(pod: Object) -> str:
+def _pod_phase(pod: Object) -> str:
     """Return a pod's phase."""
     return str((pod.get("status") or {}).get("phase"))
 
 
 def _why_not(pod: Object) -> str:
     """Return why a pod of a check has not come to its end."""
-    if _phase(pod) in ("Pending", "Unknown"):
+    if _pod_phase(pod) in ("Pending", "Unknown"):
         problem = pod_problem(pod, None)
         return f"the pod of the check did not start: {problem.message if problem else 'see its events'}"
     for container in (pod.get("status") or {}).get("containerStatuses") or []:
@@ -262,7 +267,7 @@ def _why_not(pod: Object) -> str:
         if ended:
             lines = str(ended.get("message") or "").strip().splitlines() or [str(ended.get("reason"))]
             return f"the pod of the check exited with code {ended.get('exitCode')}: {lines[-1][:300]}"
-    return f"the pod of the check did not end in time ({(pod.get('status') or {}).get('message') or _phase(pod)})"
+    return f"the pod of the check did not end in time ({(pod.get('status') or {}).get('message') or _pod_phase(pod)})"
 
 
 def _probes_of(log: str) -> list[Probe]:
@@ -279,6 +284,6 @@ def _probes_of(log: str) -> list[Probe]:
         ]
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise TargetUnavailableError(
-            f"the pod of the check has written no result, but {log.strip()[-200:]!r}: see that the version's image "
+            f"the pod of the check has written no result, but {log.strip()[-200:]!r}: check that the version's image "
             "starts Python as python3"
         ) from error

@@ -126,10 +126,10 @@ def not_granted(permissions: Iterable[Permission], rules: Iterable[Mapping[str, 
     """
     rules = [rule for rule in rules if not rule.get("resourceNames")]
     actions = [(verb, permission.group, permission.resource) for permission in permissions for verb in permission.verbs]
-    return [action for action in actions if not any(_grants(rule, *action) for rule in rules)]
+    return [action for action in actions if not any(_rule_grants(rule, *action) for rule in rules)]
 
 
-def _grants(rule: Mapping[str, Any], verb: str, group: str, resource: str) -> bool:
+def _rule_grants(rule: Mapping[str, Any], verb: str, group: str, resource: str) -> bool:
     """Return whether an RBAC rule grants a verb on a resource of an API group."""
     subresource = resource.partition("/")[2]
     resources = {"*", resource} | ({f"*/{subresource}"} if subresource else set())

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from controlled_rollout.image import Credentials
     from controlled_rollout.target.local.supervisor_state import SupervisorState
 
-__all__ = ["Question", "check_connectivity", "check_registry", "run_check", "version_to_be"]
+__all__ = ["CheckScope", "check_connectivity", "check_registry", "run_check", "version_to_be"]
 
 TIMEOUT_S = 10.0
 # A client takes seconds to import, and signing in may start another program.
@@ -50,8 +50,8 @@ UNUSED_NAME = "check-connectivity"
 
 
 @dataclass(frozen=True)
-class Question:
-    """What a connectivity check is asked besides the workspace itself.
+class CheckScope:
+    """What a connectivity check covers besides the workspace itself.
 
     Attributes:
         endpoint: Whose versions' network is checked too, from a pod; empty for none. On Kubernetes only.
@@ -67,7 +67,7 @@ class Question:
 
 
 async def check_connectivity(
-    workspace: Workspace, users: "Mapping[str, Credentials]", question: Question | None = None
+    workspace: Workspace, users: "Mapping[str, Credentials]", scope: CheckScope | None = None
 ) -> list[CheckResult]:
     """Run all connectivity checks of a workspace; a failed check is a result, not an exception.
 
@@ -77,25 +77,25 @@ async def check_connectivity(
     Args:
         workspace: What is checked.
         users: The user of each registry, by host.
-        question: What is checked besides.
+        scope: What is checked besides.
 
     Raises:
-        WorkspaceError: A destination of the question is no address of a server.
+        WorkspaceError: A destination of the scope is no address of a server.
     """
-    question = question or Question()
+    scope = scope or CheckScope()
     async with AsyncExitStack() as stack:
         # The cluster first: importing its client blocks everything else in this process.
         api, opening = await _open_cluster(workspace, stack)
         server = _api_destination(api) if api else None
         wanted = from_worker(
-            workspace, own=question.destinations, api_server=server, endpoints_url=_known_url(workspace),
+            workspace, own=scope.destinations, api_server=server, endpoints_url=_known_url(workspace),
             environment=os.environ,
         )  # fmt: skip
         probes = await asyncio.to_thread(probe_all, [each.destination for each in wanted], SECONDS)
         found = {each.name: (each, one) for each, one in zip(wanted, probes, strict=True)}
         cluster = await _check_cluster(workspace, api, opening, found)
-        pods = _check_from_pods(workspace, api, question, found)
-        others = [_checked(name, check, found) for name, check in _checks(workspace, users)]
+        pods = _check_from_pods(workspace, api, scope, found)
+        others = [_check_unless_unreachable(name, check, found) for name, check in _checks(workspace, users)]
         results, from_pods = await asyncio.gather(asyncio.gather(*others), pods)
     done = [*cluster, *results]
     names = {result.name for result in done}
@@ -104,7 +104,9 @@ async def check_connectivity(
     return [*done, *more, *from_pods]
 
 
-async def _checked(name: str, check: Awaitable[str], found: Mapping[str, tuple[Wanted, Probe]]) -> CheckResult:
+async def _check_unless_unreachable(
+    name: str, check: Awaitable[str], found: Mapping[str, tuple[Wanted, Probe]]
+) -> CheckResult:
     """Return the result of a check, which is not begun where its server has not answered the probe."""
     if name not in found:
         return await run_check(name, check, _time_for(name))
@@ -188,23 +190,23 @@ async def _check_cluster(
         return []
     from controlled_rollout.checks.cluster import CLUSTER_CHECKS, api_server
 
-    server = opening or await _checked(API_SERVER, api_server(api), found) if api else opening
+    server = opening or await _check_unless_unreachable(API_SERVER, api_server(api), found) if api else opening
     assert server is not None  # noqa: S101 - the client is open, or the reason why not is there
     if api is None or not server.works:
         message = "not checked: the API server does not work"
         return [server, *(CheckResult(name, False, message) for name, _ in CLUSTER_CHECKS)]
-    others = (_checked(name, check(api, workspace), found) for name, check in CLUSTER_CHECKS)
+    others = (_check_unless_unreachable(name, check(api, workspace), found) for name, check in CLUSTER_CHECKS)
     return [server, *await asyncio.gather(*others)]
 
 
 async def _check_from_pods(
     workspace: Workspace,
     api: "Api | None",
-    question: Question,
+    scope: CheckScope,
     found: Mapping[str, tuple[Wanted, Probe]],
 ) -> list[CheckResult]:
     """Ask the same from a pod with the network identity of an endpoint's version; nothing without an endpoint."""
-    if api is None or not question.endpoint or found[API_SERVER][1].failed:
+    if api is None or not scope.endpoint or found[API_SERVER][1].failed:
         return []
     from controlled_rollout.checks.check_pod import probe_from_pod
     from controlled_rollout.target.kubernetes import revisions
@@ -215,15 +217,15 @@ async def _check_from_pods(
     async def run_pod() -> str:
         """Run the pod, and keep what it has found; return a sentence on it."""
         nonlocal asked, probes
-        if not question.needs_pod and not await revisions.history(api, workspace.namespace, question.endpoint):
-            return f"not checked: endpoint {question.endpoint} does not exist yet"
-        history = await revisions.existing_history(api, workspace.namespace, question.endpoint)
+        if not scope.needs_pod and not await revisions.history(api, workspace.namespace, scope.endpoint):
+            return f"not checked: endpoint {scope.endpoint} does not exist yet"
+        history = await revisions.existing_history(api, workspace.namespace, scope.endpoint)
         endpoint = history[-1].endpoint
-        version = version_to_be(endpoint, question.version)
+        version = version_to_be(endpoint, scope.version)
         if version is None:
             return f"not checked: endpoint {endpoint.name} has no version yet, whose network it would be"
         asked = from_pods(
-            workspace, version, own=question.destinations, api_server=found[API_SERVER][0].destination,
+            workspace, version, own=scope.destinations, api_server=found[API_SERVER][0].destination,
             endpoints_url=_known_url(workspace), environment=os.environ,
         )  # fmt: skip
         destinations = [_for_a_pod(each.destination) for each in asked]
@@ -232,7 +234,7 @@ async def _check_from_pods(
 
     pod = await run_check("pod", run_pod(), POD_TIMEOUT_S)
     rows = [_probe_result(each, probe, PODS, workspace.namespace) for each, probe in zip(asked, probes, strict=False)]
-    return [replace(pod, origin=PODS, needed=question.needs_pod), *rows]
+    return [replace(pod, origin=PODS, needed=scope.needs_pod), *rows]
 
 
 def _for_a_pod(destination: Destination) -> Destination:

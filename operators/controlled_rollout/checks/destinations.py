@@ -124,15 +124,17 @@ def from_worker(
     signs_in = _signs_in(workspace, environment)
     if workspace.target == "local":
         # Of what runs on this machine each has a check of its own.
-        storage = _storage(workspace, needed=True, why="models, records and collected data")
-        return _with_own([*storage, *_wanted(SIGN_IN, sign_in_url(workspace, environment), signs_in, TOKENS)], own)
+        storage = _storage_destinations(workspace, needed=True, why="models, records and collected data")
+        return _with_own(
+            [*storage, *_destination_of_url(SIGN_IN, sign_in_url(workspace, environment), signs_in, TOKENS)], own
+        )
     found = [
         *([Wanted(api_server, True, "all steps")] if api_server else []),
         *_endpoints(workspace, endpoints_url, True, "callers"),
-        *_storage(workspace, needed=True, why="models, records and collected data"),
-        *_wanted(METRIC_STORE, _metric_store_url(workspace), True, "the gate's queries"),
-        *_wanted(SIGN_IN, sign_in_url(workspace, environment), signs_in, TOKENS),
-        *_registries(workspace, needed=True),
+        *_storage_destinations(workspace, needed=True, why="models, records and collected data"),
+        *_destination_of_url(METRIC_STORE, _metric_store_url(workspace), True, "the gate's queries"),
+        *_destination_of_url(SIGN_IN, sign_in_url(workspace, environment), signs_in, TOKENS),
+        *_workspace_registries(workspace, needed=True),
     ]
     return _with_own(found, own)
 
@@ -163,11 +165,11 @@ def from_pods(
     collects = version.collected is not None and workspace.has_collector
     by_identity = collects and bool(workspace.collector_service_account)
     found = [
-        *_storage(workspace, needed=collects, why="collected data"),
-        *_wanted(SIGN_IN, sign_in_url(workspace, environment), by_identity, "the collector's identity"),
+        *_storage_destinations(workspace, needed=collects, why="collected data"),
+        *_destination_of_url(SIGN_IN, sign_in_url(workspace, environment), by_identity, "the collector's identity"),
         *([Wanted(api_server, False, "not called by versions")] if api_server else []),
-        *_registries(workspace, needed=False),
-        *_wanted(METRIC_STORE, _metric_store_url(workspace), False, "not called by versions"),
+        *_workspace_registries(workspace, needed=False),
+        *_destination_of_url(METRIC_STORE, _metric_store_url(workspace), False, "not called by versions"),
         *_endpoints(workspace, endpoints_url, False, "models that call other endpoints"),
     ]
     return _with_own(found, own)
@@ -189,7 +191,7 @@ def _with_own(found: Sequence[Wanted], own: Sequence[str]) -> list[Wanted]:
     ]
 
 
-def _wanted(name: str, url: str, needed: bool, why: str) -> list[Wanted]:
+def _destination_of_url(name: str, url: str, needed: bool, why: str) -> list[Wanted]:
     """Return the destination for a URL; nothing for an empty one."""
     return [Wanted(destination_of(name, url), needed, why)] if url else []
 
@@ -197,11 +199,11 @@ def _wanted(name: str, url: str, needed: bool, why: str) -> list[Wanted]:
 def _endpoints(workspace: Workspace, url: str, needed: bool, why: str) -> list[Wanted]:
     """Return where callers reach the endpoints, whose certificate may be of an authority of one's own."""
     file = str(workspace.endpoint_ca or "")
-    found = _wanted(ENDPOINTS, url, needed, why)
+    found = _destination_of_url(ENDPOINTS, url, needed, why)
     return [replace(each, destination=replace(each.destination, authorities_file=file)) for each in found]
 
 
-def _storage(workspace: Workspace, *, needed: bool, why: str) -> list[Wanted]:
+def _storage_destinations(workspace: Workspace, *, needed: bool, why: str) -> list[Wanted]:
     """Return the account of blobs, and the account of tables beside it, which nothing of ours needs."""
     place = workspace.storage_place
     if not is_url(place):
@@ -216,14 +218,14 @@ def _storage(workspace: Workspace, *, needed: bool, why: str) -> list[Wanted]:
     ]
 
 
-def _registries(workspace: Workspace, *, needed: bool) -> list[Wanted]:
+def _workspace_registries(workspace: Workspace, *, needed: bool) -> list[Wanted]:
     """Return the workspace's registry and that of base images."""
     why = "images" if needed else "pulled by the nodes, whose network is their own"
-    found = _registry(REGISTRY, f"{workspace.registry}/any" if workspace.registry else None, needed, why)
-    return [*found, *_registry(IMAGE_SOURCE, workspace.base_image, needed, why)]
+    found = _registry_destination(REGISTRY, f"{workspace.registry}/any" if workspace.registry else None, needed, why)
+    return [*found, *_registry_destination(IMAGE_SOURCE, workspace.base_image, needed, why)]
 
 
-def _registry(name: str, reference: str | None, needed: bool, why: str) -> list[Wanted]:
+def _registry_destination(name: str, reference: str | None, needed: bool, why: str) -> list[Wanted]:
     """Return the registry of an image or a prefix; nothing without one."""
     if not reference:
         return []
@@ -232,7 +234,7 @@ def _registry(name: str, reference: str | None, needed: bool, why: str) -> list[
     host = registry_host(reference)
     host = DOCKER_HUB if host == "docker.io" else host
     scheme = "http" if is_loopback(host) else "https"
-    return _wanted(name, f"{scheme}://{host}/v2/", needed, why)
+    return _destination_of_url(name, f"{scheme}://{host}/v2/", needed, why)
 
 
 def _metric_store_url(workspace: Workspace) -> str:

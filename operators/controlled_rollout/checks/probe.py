@@ -183,7 +183,7 @@ def probe(destination: Destination, seconds: float = SECONDS) -> Probe:
 def _run(asking: _Asking) -> None:
     """Ask a destination, stage by stage, until one fails."""
     try:
-        _ask(asking)
+        _run_stages(asking)
     except _FailedError as error:
         stage, cause, detail = error.args
         asking.note(failed=stage, cause=cause, detail=detail)
@@ -192,7 +192,7 @@ def _run(asking: _Asking) -> None:
     asking.is_over = True
 
 
-def _ask(asking: _Asking) -> None:
+def _run_stages(asking: _Asking) -> None:
     """Ask a destination, stage by stage; raise `_FailedError` for the first that fails."""
     destination = asking.destination
     proxy = _proxy_of(destination)

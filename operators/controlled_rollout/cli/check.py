@@ -39,13 +39,13 @@ def add_to(commands: Commands) -> None:
 
 def _run_check(options: argparse.Namespace) -> int:
     """Run `controlled-rollout check`: print a line per check; return 1 if something that is needed fails."""
-    from controlled_rollout.checks.connectivity import Question, check_connectivity
+    from controlled_rollout.checks.connectivity import CheckScope, check_connectivity
     from controlled_rollout.checks.result import as_json, failures, results_table
 
     workspace = workspace_of(options)
-    question = Question(options.endpoint, options.version, tuple(options.to))
+    scope = CheckScope(options.endpoint, options.version, tuple(options.to))
     with at_work("ask every server"):
-        results = asyncio.run(check_connectivity(workspace, registry_users(), question))
+        results = asyncio.run(check_connectivity(workspace, registry_users(), scope))
     lines = results_table(results).splitlines()
     if workspace.target == "kubernetes" and not options.endpoint:
         lines.append("not checked from the pods: name an endpoint for that")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from controlled_rollout.checks.connectivity import Question, check_connectivity
+from controlled_rollout.checks.connectivity import CheckScope, check_connectivity
 from controlled_rollout.checks.result import failures, results_table
 from controlled_rollout.errors import ArgumentError, TargetUnavailableError
 from controlled_rollout.hooks.workspace import WorkspaceHook
@@ -71,7 +71,7 @@ class CheckConnectivityOperator(EngineCalls, BaseOperator):
             ArgumentError: `destinations` is no list of texts.
             TargetUnavailableError: Something does not work.
         """
-        results = await check_connectivity(workspace, users, self.question())
+        results = await check_connectivity(workspace, users, self.check_scope())
         self.log_progress(f"workspace {workspace.name!r}\n{results_table(results)}")
         if failed := failures(results):
             raise TargetUnavailableError(
@@ -79,7 +79,7 @@ class CheckConnectivityOperator(EngineCalls, BaseOperator):
                 + "; ".join(f"{result.name} (from {result.origin}): {result.message}" for result in failed)
             )
 
-    def question(self) -> Question:
+    def check_scope(self) -> CheckScope:
         """Return what is checked besides the workspace, from this task's arguments.
 
         Raises:
@@ -88,4 +88,4 @@ class CheckConnectivityOperator(EngineCalls, BaseOperator):
         given = self.destinations
         if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
             raise ArgumentError(f'destinations = {given!r} is no list of addresses: give ["https://host/path", …]')
-        return Question(self.endpoint or "", self.version or "", tuple(given), needs_pod=self.needs_pod)
+        return CheckScope(self.endpoint or "", self.version or "", tuple(given), needs_pod=self.needs_pod)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout.checks.connectivity import (
-    Question,
+    CheckScope,
     _check_storage,
     check_connectivity,
     check_registry,
@@ -62,8 +62,8 @@ def test_each_of_two_destinations_on_one_server_has_a_result(tmp_path: Path) -> 
         connection.sendall(b"HTTP/1.1 503 Busy\r\n\r\n" if b"/broken " in read_head(connection) else OK)
 
     with serving(answer) as port:
-        question = Question(destinations=(f"http://127.0.0.1:{port}/broken", f"http://127.0.0.1:{port}/works"))
-        results = asyncio.run(check_connectivity(Workspace(root=tmp_path), {}, question))
+        scope = CheckScope(destinations=(f"http://127.0.0.1:{port}/broken", f"http://127.0.0.1:{port}/works"))
+        results = asyncio.run(check_connectivity(Workspace(root=tmp_path), {}, scope))
 
     own = [result for result in results if result.name == f"127.0.0.1:{port}"]
     assert [result.works for result in own] == [False, True]
