@@ -172,7 +172,7 @@ def test_what_cannot_be_read_is_refused(workspace: Workspace) -> None:
     assert rows_of(workspace, columns=["inputs.age"]) == []
     ship(storage, exchange(1, {"data": [{"age": 1}]}, [1]))
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"columns": ["inputs.size"]}, r"inputs\.size is in nothing .*inputs has age"),
+        ({"columns": ["inputs.size"]}, r"inputs\.size is not in the data .*the columns of inputs: age"),
         ({"columns": ["age"]}, "'age' names no column"),
         ({"columns": ["labels.age"]}, "names no column.*inputs, predictions"),
         ({"versions": []}, "needs one version"),

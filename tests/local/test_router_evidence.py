@@ -34,7 +34,7 @@ async def serve(lab: Lab, name: str) -> tuple[str, dict[str, str]]:
 
 async def rows(lab: Lab, endpoint: str, *, at_least: int) -> list[dict[str, Any]]:
     """Return the rows of an endpoint's requests, once so many are there."""
-    source = StateFileEvidence(lab.workspace)._source()
+    source = StateFileEvidence(lab.workspace)._open_reader()
     query = f"AppRequests | where tostring(Properties.endpoint) == '{endpoint}' | project Properties, ResultCode"
     found: list[dict[str, Any]] = []
 

@@ -202,7 +202,7 @@ def test_a_gate_reads_copies_by_spark_where_it_has_no_name_for_the_parts(
 
 
 def test_the_authors_own_session_keeps_its_settings(parts: list[str], spark: SparkEngine) -> None:
-    with spark._opened() as session:
+    with spark._open_session() as session:
         session.conf.set("spark.sql.caseSensitive", "false")
         engine = SparkEngine(session=session)
         found = engine.summaries(parts[:1], [Observation("age", "Age", "mean")], since=T0, bin_width=MINUTE)

@@ -44,16 +44,16 @@ def seen_at_share(
     if evidence is None or share is None:
         return AtShare()
     judged_from = splits[-1].at
-    if warm_up and (first := next((one.start for one in evidence.bins if one.treatment.requests), None)) is not None:
+    if warm_up and (first := next((bin_.start for bin_ in evidence.bins if bin_.treatment.requests), None)) is not None:
         judged_from = max(judged_from, first + warm_up)
     bins: list[Bin] = []
-    for one in reversed(evidence.bins):
-        if one.start < judged_from or (one.share is not None and one.share != share):
+    for bin_ in reversed(evidence.bins):
+        if bin_.start < judged_from or (bin_.share is not None and bin_.share != share):
             break
-        if one.share is not None:
-            bins.append(one)
+        if bin_.share is not None:
+            bins.append(bin_)
         elif not bins:
             break
     if not bins:
         return AtShare()
-    return AtShare(evidence.until - bins[-1].start, sum(one.treatment.requests for one in bins), bins[-1].start)
+    return AtShare(evidence.until - bins[-1].start, sum(bin_.treatment.requests for bin_ in bins), bins[-1].start)

@@ -50,12 +50,12 @@ def conclude_but_aggregates(look: LookInput) -> Verdict:
         verdict = cannot_see(str(error))
     if look.down:
         return replace(verdict, outcome=Outcome.FAIL, reason=look.down)
-    if sampled := _sampling(look.evidence):
+    if sampled := _sampling_text(look.evidence):
         return replace(verdict, reason=f"{verdict.reason}; {sampled}")
     return verdict
 
 
-def _sampling(evidence: Evidence) -> str | None:
+def _sampling_text(evidence: Evidence) -> str | None:
     """Return the words on how telemetry is sampled; None if every request has a row."""
     counts = [counts for bin_ in evidence.bins for counts in (bin_.control, bin_.treatment)]
     rows = sum(one.requests for one in counts)

@@ -134,7 +134,7 @@ async def look(
         ConflictError: `owner` no longer holds the endpoint, or there is no control to compare with.
         EndpointError: There is no such version, or the gate counts requests where users have to be counted.
     """
-    evaluated = await _evaluated(workspace, evaluate) if evaluate is not None else NOTHING_EVALUATED
+    evaluated = await _evaluate_aggregates(workspace, evaluate) if evaluate is not None else NOTHING_EVALUATED
     now = now or datetime.now(UTC)
     history = await target.history(endpoint)
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
@@ -180,7 +180,7 @@ async def _note_look(target: Target, history: Sequence[Revision], version: str, 
             if document.rollout.on_silence is OnSilence.ROLL_BACK
             else ""
         )
-        log.warning("that somebody looks at %s could not be noted: %s%s", version, error, consequence)
+        log.warning("the look note of %s could not be written: %s%s", version, error, consequence)
 
 
 def _not_evaluated(
@@ -192,7 +192,7 @@ def _not_evaluated(
     return NotEvaluated(else_says, query, since, evidence.until)
 
 
-async def _evaluated(workspace: Workspace, wanted: NotEvaluated) -> Evaluated:
+async def _evaluate_aggregates(workspace: Workspace, wanted: NotEvaluated) -> Evaluated:
     """Return what expectations about all rows together find, or why they could not be evaluated now."""
     from controlled_rollout.evidence.collected.source import evaluate_aggregates
 

@@ -45,10 +45,12 @@ def replay(decisions: Iterable[Decision]) -> Iterator[ReplayedLook]:
             yield ReplayedLook(recorded.decision, difference=recorded.problem)
         else:
             verdict = conclude(recorded.look)
-            yield ReplayedLook(recorded.decision, recorded.look, verdict, _difference(recorded.decision, verdict))
+            yield ReplayedLook(
+                recorded.decision, recorded.look, verdict, _verdict_difference(recorded.decision, verdict)
+            )
 
 
-def _difference(decision: Decision, now: Verdict) -> str:
+def _verdict_difference(decision: Decision, now: Verdict) -> str:
     """Return in words how a new verdict differs from the recorded one; empty if both agree."""
     if decision.outcome != now.outcome.value:
         return f"outcome {decision.outcome}, now {now.outcome.value}"

@@ -50,15 +50,15 @@ def split_contradiction(look: LookInput) -> str | None:
         bins = [bin_ for bin_ in look.evidence.bins if period.first.at <= bin_.start <= period.last.at]
         shares = [bin_.share for bin_ in bins if bin_.share is not None]
         counts = [period.last.of(version) - period.first.of(version) for version in (control, treatment)]
-        rows = [sum(_requests(bin_, is_treatment) for bin_ in bins) for is_treatment in (False, True)]
+        rows = [sum(_stored_requests(bin_, is_treatment) for bin_ in bins) for is_treatment in (False, True)]
         counted, stored = sum(counts), sum(rows)
         if not (shares and counted and stored):
             continue
         as_counted = counts[1] / counted
         nearest_share = min(max(as_counted, min(shares)), max(shares))
-        if _differs(counts[1], counted, nearest_share, SPLIT_DEVIATIONS):
+        if _differs_from_share(counts[1], counted, nearest_share, SPLIT_DEVIATIONS):
             continue
-        if _differs(rows[1], stored, as_counted, ROWS_DEVIATIONS):
+        if _differs_from_share(rows[1], stored, as_counted, ROWS_DEVIATIONS):
             return (
                 f"the metric store has {rows[1]} requests of version {treatment!r} among {stored}, and the router "
                 f"counted {counts[1]} among {counted} from {period.first.at:%H:%M:%S} to {period.last.at:%H:%M:%S}, "
@@ -68,7 +68,7 @@ def split_contradiction(look: LookInput) -> str | None:
     return None
 
 
-def _differs(number: int, total: int, share: float, deviations: float) -> bool:
+def _differs_from_share(number: int, total: int, share: float, deviations: float) -> bool:
     """Return whether a number of requests is further from a share of a total than a fair draw comes."""
     spread = deviations * math.sqrt(total * share * (1 - share))
     return abs(number - total * share) > spread + SPARE_ROWS
@@ -92,31 +92,33 @@ def _too_many(look: LookInput, version: str, is_treatment: bool) -> str | None:
     periods = _counted_periods(look)
     for period in periods:
         begins = period.first.at + (READING if period.first == periods[0].first else DRAINING)
-        within = _between(look, bins, begins, period.last.at - CLOCKS_DIFFER)
+        within = _bins_between(look, bins, begins, period.last.at - CLOCKS_DIFFER)
         counted = period.last.of(version) - period.first.of(version)
-        if problem := _excess(version, within, is_treatment, counted, period.first.at, period.last.at):
+        if problem := _excess_sentence(version, within, is_treatment, counted, period.first.at, period.last.at):
             return problem
     for period in periods:
         # Counts that go on from the first look on, by routers that have counted since before the rollout began.
         if period.first == periods[0].first and all(since <= started for since in period.last.routers.values()):
-            whole = _between(look, bins, started - look.settings.window.bin_width, period.last.at - CLOCKS_DIFFER)
-            if problem := _excess(version, whole, is_treatment, period.last.of(version), started, period.last.at):
+            whole = _bins_between(look, bins, started - look.settings.window.bin_width, period.last.at - CLOCKS_DIFFER)
+            if problem := _excess_sentence(
+                version, whole, is_treatment, period.last.of(version), started, period.last.at
+            ):
                 return problem
     return None
 
 
-def _between(look: LookInput, bins: Iterable[Bin], start: datetime, end: datetime) -> list[Bin]:
+def _bins_between(look: LookInput, bins: Iterable[Bin], start: datetime, end: datetime) -> list[Bin]:
     """Return the bins that lie wholly between two moments."""
     width = look.settings.window.bin_width
     return [bin_ for bin_ in bins if bin_.start >= start and bin_.start + width <= end]
 
 
-def _excess(
+def _excess_sentence(
     version: str, bins: Sequence[Bin], is_treatment: bool, counted: int, start: datetime, end: datetime
 ) -> str | None:
     """Return a sentence if bins hold more requests of a version than the router counted from `start` to `end`."""
-    rows = sum(_requests(bin_, is_treatment) for bin_ in bins)
-    stored = sum(_represented(bin_, is_treatment) for bin_ in bins)
+    rows = sum(_stored_requests(bin_, is_treatment) for bin_ in bins)
+    stored = sum(_represented_requests(bin_, is_treatment) for bin_ in bins)
     most = counted + SPARE_ROWS + SPARE_PART * counted
     # What sampled rows stand for is an estimate. However they are sampled, they are no more than the requests.
     spare = SAMPLING_DEVIATIONS * stored / math.sqrt(rows) if stored > rows > 0 else 0.0
@@ -139,11 +141,11 @@ def _too_few(look: LookInput, version: str, is_treatment: bool) -> str | None:
     let time pass as if there were no traffic.
     """
     evidence, router = look.evidence, look.router
-    if not any(bin_.share is not None and _share(bin_, is_treatment) > 0 for bin_ in evidence.bins):
+    if not any(bin_.share is not None and _set_share(bin_, is_treatment) > 0 for bin_ in evidence.bins):
         return None
-    counted = [bin_ for bin_ in evidence.bins if _requests(bin_, is_treatment)]
+    counted = [bin_ for bin_ in evidence.bins if _stored_requests(bin_, is_treatment)]
     if not counted:
-        has_traffic = any(_requests(bin_, not is_treatment) for bin_ in evidence.bins)
+        has_traffic = any(_stored_requests(bin_, not is_treatment) for bin_ in evidence.bins)
         sent = _sent_to_unseen_version(look, version, has_traffic=has_traffic)
         is_mismatch = sent >= (1 if has_traffic else MIN_UNSEEN_REQUESTS)
         return _unseen_sentence(version, sent, f"in {len(evidence.bins)} bins") if is_mismatch else None
@@ -194,18 +196,18 @@ def _unseen_sentence(version: str, sent: int, where: str) -> str:
 # A version in a bin
 
 
-def _share(bin_: Bin, is_treatment: bool) -> float:
+def _set_share(bin_: Bin, is_treatment: bool) -> float:
     """Return the set share (0 to 1) of the treatment or control in a bin; unknown counts as 0 for the treatment."""
     share = bin_.share or 0.0
     return share if is_treatment else 1 - share
 
 
-def _requests(bin_: Bin, is_treatment: bool) -> int:
+def _stored_requests(bin_: Bin, is_treatment: bool) -> int:
     """Return the requests of the treatment or of control that a bin has rows of."""
     return (bin_.treatment if is_treatment else bin_.control).requests
 
 
-def _represented(bin_: Bin, is_treatment: bool) -> int:
+def _represented_requests(bin_: Bin, is_treatment: bool) -> int:
     """Return the requests of the treatment or of control that a bin's rows stand for: more than rows if sampled."""
     counts = bin_.treatment if is_treatment else bin_.control
     return counts.represented or counts.requests

@@ -44,7 +44,7 @@ def histogram_thresholds(rows: Iterable[Row], requests: Sequence[StoreRequest]) 
         for row in own:
             bucket = _whole_number(row, "Bucket", least=BUCKETS[0], most=BUCKETS[-1])
             if bucket in histogram:
-                raise _unreadable("Bucket", bucket, "each bucket once")
+                raise _unreadable_column_error("Bucket", bucket, "each bucket once")
             histogram[bucket] = _whole_number(row, "Requests")
         return thresholds(histogram, request.key.quantiles)
 
@@ -66,8 +66,8 @@ def count_rows(
         for row in own:
             key = _bin_key(row, request, until=until, bin_width=bin_width)
             if key in found:
-                raise _unreadable("Bin", key[0], "each bin once for each version")
-            counts = _counts(row, len(request.thresholds_ms))
+                raise _unreadable_column_error("Bin", key[0], "each bin once for each version")
+            counts = _read_counts(row, len(request.thresholds_ms))
             hung_up = _whole_number(row, "HungUp", most=counts.errors)
             found[key] = CountRow(*key, counts, hung_up=hung_up, left_queue=_whole_number(row, "LeftQueue"))
         return list(found.values())
@@ -93,12 +93,12 @@ def metric_rows(
             tally = values.setdefault(key, {})
             category = row["Category"]
             if not isinstance(category, str) or not isinstance(tally, dict) or category in tally:
-                raise _unreadable("Category", category, "each category once as text")
+                raise _unreadable_column_error("Category", category, "each category once as text")
             tally[category] = _whole_number(row, "Count")
         elif key in values:
-            raise _unreadable("Bin", key[0], "each bin once for each version")
+            raise _unreadable_column_error("Bin", key[0], "each bin once for each version")
         else:
-            values[key] = _moments(name, row)
+            values[key] = _read_moments(name, row)
     return [MetricRow(*key, name, value) for key, value in values.items()]
 
 
@@ -108,12 +108,12 @@ def user_rows(rows: Iterable[Row], request: StoreRequest, *, until: datetime) ->
     Raises:
         UnreadableError: A row is unreadable.
     """
-    found: dict[tuple[datetime, str, bool, float], UserRow] = {}
+    users_by_key: dict[tuple[datetime, str, bool, float], UserRow] = {}
     for row in rows:
         key = _bin_key(row, request, until=until, bin_width=request.key.window.bin_width)
         users = _whole_number(row, "Users")
         scored = users - _whole_number(row, "Overloaded", most=users)
-        above = _finite(row, "Above", least=0.0, most=1.0)
+        above = _finite_number(row, "Above", least=0.0, most=1.0)
         counts = UserCounts(
             users=users,
             errors=_whole_number(row, "Errors", most=scored),
@@ -121,10 +121,10 @@ def user_rows(rows: Iterable[Row], request: StoreRequest, *, until: datetime) ->
             above=above,
             overloaded=users - scored,
         )
-        if (*key, above) in found:
-            raise _unreadable("Above", above, "each way of being drawn once for each bin and version")
-        found[(*key, above)] = UserRow(*key, counts)
-    return list(found.values())
+        if (*key, above) in users_by_key:
+            raise _unreadable_column_error("Above", above, "each way of being drawn once for each bin and version")
+        users_by_key[(*key, above)] = UserRow(*key, counts)
+    return list(users_by_key.values())
 
 
 def arrivals_of(rows: Iterable[Row]) -> dict[str, Answer[Arrivals]]:
@@ -133,10 +133,10 @@ def arrivals_of(rows: Iterable[Row]) -> dict[str, Answer[Arrivals]]:
     for row in rows:
         endpoint = row["Endpoint"]
         if not isinstance(endpoint, str):
-            raise _unreadable("Endpoint", endpoint, "a name")
+            raise _unreadable_column_error("Endpoint", endpoint, "a name")
         try:
             if endpoint in arrivals:
-                raise _unreadable("Endpoint", endpoint, "each endpoint once")
+                raise _unreadable_column_error("Endpoint", endpoint, "each endpoint once")
             arrivals[endpoint] = _arrivals(row)
         except EvidenceUnavailableError as error:
             arrivals[endpoint] = error
@@ -147,7 +147,7 @@ def newest_of(rows: Sequence[Row]) -> datetime | None:
     """Return the one time that `kql.newest_query` answers; None if there is none."""
     if not rows or rows[0]["Newest"] is None:
         return None
-    return _moment(rows[0], "Newest")
+    return _utc_time(rows[0], "Newest")
 
 
 def _by_gate(
@@ -166,7 +166,7 @@ def _by_gate(
     return answers
 
 
-def _unreadable(column: str, value: object, wanted: str) -> UnreadableError:
+def _unreadable_column_error(column: str, value: object, wanted: str) -> UnreadableError:
     """Return the error that a column has a value that cannot be."""
     shown = repr(value) if len(repr(value)) <= SHOWN else f"{repr(value)[:SHOWN]}…"
     return UnreadableError(
@@ -180,46 +180,50 @@ def _whole_number(row: Row, column: str, *, least: int = 0, most: int = MOST) ->
     value = row[column]
     wanted = f"a whole number from {least} to {most}"
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise _unreadable(column, value, wanted)
+        raise _unreadable_column_error(column, value, wanted)
     if not least <= value <= most or value != int(value):
-        raise _unreadable(column, value, wanted)
+        raise _unreadable_column_error(column, value, wanted)
     return int(value)
 
 
-def _finite(row: Row, column: str, *, least: float, most: float) -> float:
+def _finite_number(row: Row, column: str, *, least: float, most: float) -> float:
     """Return a column's value as a float within bounds; raise for NaN, null, text and everything else."""
     value = row[column]
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-        raise _unreadable(column, value, f"a finite number from {least:g} to {most:g}")
+        raise _unreadable_column_error(column, value, f"a finite number from {least:g} to {most:g}")
     return float(value)
 
 
-def _moment(row: Row, column: str) -> datetime:
+def _utc_time(row: Row, column: str) -> datetime:
     """Return a column's value as a time in UTC; raise if it is none."""
     value = row[column]
     if not isinstance(value, datetime) or value.tzinfo is None:
-        raise _unreadable(column, value, "a time with its zone")
+        raise _unreadable_column_error(column, value, "a time with its zone")
     try:
         return value.astimezone(UTC)
     except (OverflowError, ValueError) as error:
-        raise _unreadable(column, value, "a time with its zone") from error
+        raise _unreadable_column_error(column, value, "a time with its zone") from error
 
 
 def _bin_key(row: Row, request: StoreRequest, *, until: datetime, bin_width: timedelta) -> tuple[datetime, str, bool]:
     """Return a row's bin, version, and whether its requests came before the rollout began; raise if they cannot be."""
-    start, version, before = _moment(row, "Bin"), row["Version"], row["Before"]
+    start, version, before = _utc_time(row, "Bin"), row["Version"], row["Before"]
     first = floor_to_bin(request.since, bin_width)
     if not first <= start < until or start != floor_to_bin(start, bin_width):
-        raise _unreadable("Bin", start.isoformat(), f"the start of a bin from {first:%H:%M:%S} to {until:%H:%M:%S}")
+        raise _unreadable_column_error(
+            "Bin", start.isoformat(), f"the start of a bin from {first:%H:%M:%S} to {until:%H:%M:%S}"
+        )
     if version not in (request.key.control, request.key.treatment):
-        raise _unreadable("Version", version, f"{request.key.control!r} or {request.key.treatment!r}")
+        raise _unreadable_column_error("Version", version, f"{request.key.control!r} or {request.key.treatment!r}")
     started = request.key.started
     if not isinstance(before, bool) or (start >= started if before else start + bin_width <= started):
-        raise _unreadable("Before", before, f"whether requests from {start:%H:%M:%S} on came before {started:%H:%M:%S}")
+        raise _unreadable_column_error(
+            "Before", before, f"whether requests from {start:%H:%M:%S} on came before {started:%H:%M:%S}"
+        )
     return start, version, before
 
 
-def _counts(row: Row, n_thresholds: int) -> Counts:
+def _read_counts(row: Row, n_thresholds: int) -> Counts:
     """Return a row's counts; raise if there are more errors or slow requests than requests."""
     requests = _whole_number(row, "Requests")
     represented = _whole_number(row, "Represented", least=requests)
@@ -235,13 +239,13 @@ def _counts(row: Row, n_thresholds: int) -> Counts:
     )
 
 
-def _moments(name: str, row: Row) -> Moments:
+def _read_moments(name: str, row: Row) -> Moments:
     """Return the moments of a numeric metric's values; raise if they cannot be those of finite numbers."""
     count = _whole_number(row, "Count")
     try:
-        mean = _finite(row, "Mean", least=-LARGEST_VALUE, most=LARGEST_VALUE) if count else 0.0
+        mean = _finite_number(row, "Mean", least=-LARGEST_VALUE, most=LARGEST_VALUE) if count else 0.0
         # A single value has no sample variance: null, or NaN as text.
-        variance = _finite(row, "Variance", least=0.0, most=LARGEST_VALUE**2) if count > 1 else 0.0
+        variance = _finite_number(row, "Variance", least=0.0, most=LARGEST_VALUE**2) if count > 1 else 0.0
     except EvidenceUnavailableError as error:
         raise UnreadableError(f"{error}; every Value of the metric {name!r} has to be a finite number") from error
     return Moments(count, mean, variance)
@@ -252,8 +256,8 @@ def _arrivals(row: Row) -> Arrivals:
     late_ms = row["LateMs"]
     # A percentile of no rows is null, or NaN as a number or as text.
     is_none = late_ms is None or late_ms == "NaN" or (isinstance(late_ms, float) and math.isnan(late_ms))
-    oldest = None if row["Oldest"] is None else _moment(row, "Oldest")
+    oldest = None if row["Oldest"] is None else _utc_time(row, "Oldest")
     if is_none:
         return Arrivals(oldest, None)
-    lag_ms = _finite(row, "LateMs", least=-LONGEST_LAG_MS, most=LONGEST_LAG_MS)
+    lag_ms = _finite_number(row, "LateMs", least=-LONGEST_LAG_MS, most=LONGEST_LAG_MS)
     return Arrivals(oldest, timedelta(milliseconds=max(0.0, lag_ms)))

@@ -38,9 +38,9 @@ class FileToken:
         """Return the file's content as an access token, as Azure's `TokenCredential` requires."""
         from azure.core.credentials import AccessToken
 
-        return AccessToken(self._read(), int(time.time()) + 3_600)
+        return AccessToken(self._read_token(), int(time.time()) + 3_600)
 
-    def _read(self) -> str:
+    def _read_token(self) -> str:
         """Return the token from the file; raise EvidenceUnavailableError if it cannot be read."""
         if self.file is None:
             return ANY_TOKEN
@@ -65,13 +65,13 @@ class StateFileEvidence:
 
     async def read(self, query: EvidenceQuery) -> Evidence:
         """Read the closed bins of a rollout; see `EvidenceSource.read`."""
-        return await (await asyncio.to_thread(self._source)).read(query)
+        return await (await asyncio.to_thread(self._open_reader)).read(query)
 
     async def newest(self, endpoint: str) -> datetime | None:
         """Return the time of the endpoint's newest request of the last day; None if there is none."""
-        return await (await asyncio.to_thread(self._source)).newest(endpoint)
+        return await (await asyncio.to_thread(self._open_reader)).newest(endpoint)
 
-    def _source(self) -> LogAnalyticsEvidence:
+    def _open_reader(self) -> LogAnalyticsEvidence:
         """Return a reader of the store that the supervisor's state file names at this moment."""
         file = self._workspace.state_file
         try:

@@ -27,8 +27,8 @@ THROTTLED_AT_MOST: Final = timedelta(minutes=10)
 
 # What to do about an answer, by its HTTP status.
 ADVICE: Final[Mapping[int, str]] = {
-    204: "the workspace holds no data yet: see that the router's telemetry reaches it",
-    400: "the query was refused: see that the workspace has the table AppRequests",
+    204: "the workspace holds no data yet: check that the router's telemetry reaches it",
+    400: "the query was refused: check that the workspace has the table AppRequests",
     401: "sign-in was refused: check the credential of the workspace's connection",
     403: "no permission: give the identity the role Log Analytics Reader (a new role may take an hour to count)",
     404: "check the workspace id",
@@ -221,7 +221,7 @@ class LogAnalyticsEvidence:
 
     def _unavailable_error(self, what: str, status: int | None) -> EvidenceUnavailableError:
         """Return the error "workspace … at … <what>", with advice for the HTTP status."""
-        advice = ADVICE.get(status or 0, "see that it runs and can be reached; the gate holds until it answers")
+        advice = ADVICE.get(status or 0, "check that it runs and can be reached; the gate holds until it answers")
         return EvidenceUnavailableError(f"workspace {self.workspace_id} at {self.endpoint} {what}. {advice}")
 
 

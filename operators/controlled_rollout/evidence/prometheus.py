@@ -124,7 +124,7 @@ class PrometheusEvidence:
         cumulative: dict[float, int] = {}
         for bucket in buckets:
             grown = growths(bucket.samples, scrapes.get(bucket.instance, ()), longest=key.window.bin_width)
-            bound = _bound(bucket)
+            bound = _bucket_bound(bucket)
             cumulative[bound] = cumulative.get(bound, 0) + sum(
                 growth.number for growth in grown if growth.at > key.first
             )
@@ -233,7 +233,7 @@ class PrometheusEvidence:
             raise EvidenceUnavailableError(f"Prometheus at {self.url} answered only in part: {message[:400]}")
         try:
             return [
-                TimeSeries(_labels(series["metric"]), _samples(series["values"]))
+                TimeSeries(_labels(series["metric"]), _parse_samples(series["values"]))
                 for series in document["data"]["result"]
             ]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -251,7 +251,7 @@ def _labels(labels: Mapping[str, str]) -> dict[str, str]:
     return dict(labels)
 
 
-def _samples(values: Iterable[tuple[float, str]]) -> list[Sample]:
+def _parse_samples(values: Iterable[tuple[float, str]]) -> list[Sample]:
     """Return a series' samples; raise ValueError unless they are numbers from 0 on, in the order of their times."""
     samples = [(float(time), float(value)) for time, value in values]
     times = [time for time, _ in samples]
@@ -275,7 +275,7 @@ def _cluster_matcher(clusters: Sequence[str]) -> str:
     return f'envoy_cluster_name=~"{names}"'
 
 
-def _bound(bucket: TimeSeries) -> float:
+def _bucket_bound(bucket: TimeSeries) -> float:
     """Return the upper bound of a histogram's bucket, in milliseconds; raise if the series is of no bucket."""
     if "le" not in bucket.labels:
         raise EvidenceUnavailableError(f"Prometheus answered a histogram without the label le: {dict(bucket.labels)}")
@@ -321,7 +321,7 @@ def _count_rows(
         )
         unanswered = {bin_: max(0, number - timed_out.get(bin_, 0)) for bin_, number in closed.items()}
         timed = growth_with_label(cluster_times, "le", "+Inf")
-        bound_texts = {_bound(bucket): bucket.labels["le"] for bucket in cluster_times}
+        bound_texts = {_bucket_bound(bucket): bucket.labels["le"] for bucket in cluster_times}
         limits = [bound_at_least(bound_texts, threshold * factor) for threshold in request.thresholds_ms]
         fast = [{} if limit is None else growth_with_label(cluster_times, "le", bound_texts[limit]) for limit in limits]
         for start, before in sorted({bin_ for bins in (*by_class.values(), unanswered) for bin_ in bins}):

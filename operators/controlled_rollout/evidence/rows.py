@@ -138,10 +138,12 @@ def with_left_queue(rows: Iterable[CountRow]) -> list[CountRow]:
     for index in sorted(range(len(result)), key=lambda index: result[index].start):
         if may_be[index]:
             places.setdefault(result[index].version, []).append((result[index].start, index))
-    for told in sorted((row for row in result if row.left_queue), key=lambda row: row.start):
-        number, own = told.left_queue, places.get(told.version, [])
-        near = own[bisect_left(own, (told.start - TOLD_WITHIN, 0)) : bisect_left(own, (told.start + TOLD_WITHIN, 0))]
-        for _, index in sorted(near, key=lambda place: abs(place[0] - told.start)):
+    for report in sorted((row for row in result if row.left_queue), key=lambda row: row.start):
+        number, own = report.left_queue, places.get(report.version, [])
+        near = own[
+            bisect_left(own, (report.start - TOLD_WITHIN, 0)) : bisect_left(own, (report.start + TOLD_WITHIN, 0))
+        ]
+        for _, index in sorted(near, key=lambda place: abs(place[0] - report.start)):
             taken = min(number, may_be[index])
             may_be[index] -= taken
             left[index] += taken

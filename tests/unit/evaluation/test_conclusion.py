@@ -30,7 +30,7 @@ def evidence(*requests: tuple[int, int], until: float | None = None, lag: timede
     return Evidence(bins, (), (), at(len(requests) if until is None else until), (), lag)
 
 
-def counted(minute: float, old: int, new: int) -> RouterCounts:
+def router_counts(minute: float, old: int, new: int) -> RouterCounts:
     return RouterCounts(at(minute), {"old": old, "new": new})
 
 
@@ -48,12 +48,12 @@ def blindness(evidence: Evidence, *router: RouterCounts) -> str | None:
 
 
 def test_a_version_that_the_router_sends_requests_to_and_the_store_does_not_know_is_not_seen() -> None:
-    blind = blindness(evidence((90, 0)), counted(1, 90, 10))
+    blind = blindness(evidence((90, 0)), router_counts(1, 90, 10))
     assert blind is not None
     assert "10 requests to version 'new'" in blind
 
-    assert blindness(evidence((90, 10)), counted(1, 90, 10)) is None
-    assert blindness(evidence((90, 0)), counted(1, 90, 0)) is None
+    assert blindness(evidence((90, 10)), router_counts(1, 90, 10)) is None
+    assert blindness(evidence((90, 0)), router_counts(1, 90, 0)) is None
     assert blindness(evidence((90, 0))) is None
 
 
@@ -72,9 +72,9 @@ def test_sampled_telemetry_is_judged_by_its_rows_and_the_sampling_is_said() -> N
 def test_a_store_that_falls_silent_while_the_router_counts_on_is_not_seen(name: str) -> None:
     silent = (90, 0) if name == "new" else (0, 10)
     evidence_read = evidence((90, 10), (90, 10), *[silent] * 6)
-    router = [counted(minute, 90 * minute, 30 * minute) for minute in (3, 7)]
+    router = [router_counts(minute, 90 * minute, 30 * minute) for minute in (3, 7)]
 
-    blind = blindness(evidence_read, *router, counted(11, 990, 330))
+    blind = blindness(evidence_read, *router, router_counts(11, 990, 330))
     assert blind is not None
     assert f"version {name!r}" in blind
     assert "between 00:03:00 and 00:07:00" in blind
@@ -82,11 +82,25 @@ def test_a_store_that_falls_silent_while_the_router_counts_on_is_not_seen(name: 
 
 def test_a_quiet_version_a_router_that_began_anew_and_too_few_requests_are_no_blindness() -> None:
     evidence_read = evidence((90, 10), (90, 10), *[(90, 0)] * 6)
-    assert blindness(evidence_read, counted(3, 270, 30), counted(7, 630, 30), counted(11, 990, 30)) is None
-    assert blindness(evidence_read, counted(3, 270, 30), counted(7, 630, 49), counted(11, 990, 60)) is None
-    assert blindness(evidence_read, counted(3, 270, 300), counted(7, 100, 90), counted(11, 200, 100)) is None
+    assert (
+        blindness(evidence_read, router_counts(3, 270, 30), router_counts(7, 630, 30), router_counts(11, 990, 30))
+        is None
+    )
+    assert (
+        blindness(evidence_read, router_counts(3, 270, 30), router_counts(7, 630, 49), router_counts(11, 990, 60))
+        is None
+    )
+    assert (
+        blindness(evidence_read, router_counts(3, 270, 300), router_counts(7, 100, 90), router_counts(11, 200, 100))
+        is None
+    )
     # Only one of the two moments lies behind the version's last bin.
-    assert blindness(evidence(*[(90, 10)] * 8), counted(3, 270, 30), counted(7, 630, 70), counted(11, 990, 99)) is None
+    assert (
+        blindness(
+            evidence(*[(90, 10)] * 8), router_counts(3, 270, 30), router_counts(7, 630, 70), router_counts(11, 990, 99)
+        )
+        is None
+    )
 
 
 def test_telemetry_that_comes_later_than_allowed_is_not_judged_however_clear_it_is() -> None:
@@ -104,7 +118,7 @@ def test_treatment_that_is_down_fails_with_any_evidence() -> None:
     down = "version 'new' has no ready replica"
     nothing_came, late = evidence((90, 0), (90, 0)), evidence((90, 10), lag=9 * MINUTE)
     for evidence_read in (nothing_came, late):
-        result = verdict(evidence_read, counted(1, 90, 10), down=down)
+        result = verdict(evidence_read, router_counts(1, 90, 10), down=down)
         assert (result.outcome, result.reason) == (Outcome.FAIL, down)
 
 

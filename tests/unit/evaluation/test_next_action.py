@@ -131,13 +131,13 @@ def test_no_step_goes_on_before_a_request_at_its_share_was_seen(outcome: str) ->
 
 @pytest.mark.parametrize("require_pass", [True, False])
 def test_a_step_waits_while_an_alarm_is_near_and_goes_on_when_it_is_no_longer(require_pass: bool) -> None:
-    def after(present: float) -> LookResult:
+    def decided_after(present: float) -> LookResult:
         claim = Claim("errors are higher", "alarm", 39.0, 40.0, False, detail="2 %", present=present)
         return decide(look("pass", claims=(claim,)), terms(require_pass=require_pass), now=NOW)
 
-    assert after(3.9).action is NextAction.GO_ON
-    assert after(4.0).action is NextAction.WAIT
-    assert "an alarm is near: errors are higher, e-value 4 of 40 now (2 %)" in after(4.0).reason
+    assert decided_after(3.9).action is NextAction.GO_ON
+    assert decided_after(4.0).action is NextAction.WAIT
+    assert "an alarm is near: errors are higher, e-value 4 of 40 now (2 %)" in decided_after(4.0).reason
 
 
 def test_no_step_goes_on_with_a_broken_treatment_or_control() -> None:

@@ -82,7 +82,7 @@ def question(endpoint: str = "digits-0", gate: Gate = GATE) -> EvidenceQuery:
     )  # fmt: skip
 
 
-def outcome(evidence: Evidence, gate: Gate = GATE) -> str:
+def outcome_of(evidence: Evidence, gate: Gate = GATE) -> str:
     settings = LookSettings(
         endpoint="digits-0", treatment="two", control="one", started=STARTED, window=WINDOW, gate=gate
     )
@@ -97,7 +97,7 @@ def test_an_answer_in_order_is_evidence() -> None:
     evidence = read(good_rows())
 
     assert [bin_.treatment.requests for bin_ in evidence.bins] == [50, 50]
-    assert outcome(evidence) == "not_enough_evidence"
+    assert outcome_of(evidence) == "not_enough_evidence"
 
 
 NONSENSE: dict[tuple[str, str], tuple[object, ...]] = {
@@ -297,7 +297,7 @@ def test_nonsense_about_one_gate_touches_no_other_gate_of_the_same_query(query: 
     assert "nonsense" in str(second)
     for other in (first, third):
         assert isinstance(other, Evidence)
-        assert outcome(other, gate) == "not_enough_evidence"
+        assert outcome_of(other, gate) == "not_enough_evidence"
 
 
 ANYTHING = st.one_of(
@@ -332,4 +332,4 @@ def test_any_answer_is_evidence_or_cannot_be_seen_and_never_another_error(rows: 
     except EvidenceUnavailableError as error:
         assert str(error)
         return
-    assert outcome(evidence) in {"pass", "fail", "not_enough_evidence", "cannot_see", "split_is_wrong"}
+    assert outcome_of(evidence) in {"pass", "fail", "not_enough_evidence", "cannot_see", "split_is_wrong"}

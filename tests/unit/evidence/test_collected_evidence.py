@@ -232,8 +232,10 @@ def test_missing_late_dropped_and_unreadable_data_is_said_and_nothing_of_it_is_j
     assert "v2-1.json does not say" in unseen()
     rollout.state("v2")
     no_column = Gate(categories={"x": Category(column="predictions.lable")})
-    assert "predictions.lable (metric 'x') is in nothing that version 'v1' has collected" in unseen(no_column)
-    assert "there are label, score" in unseen(no_column)
+    assert "column predictions.lable (metric 'x') is not in the data that version 'v1' has collected" in unseen(
+        no_column
+    )
+    assert "the columns there: label, score" in unseen(no_column)
     of_script = Gate(categories={"x": Category(column="features.a")})
     assert "version 'v1' has collected nothing in 'features'" in unseen(of_script)
     text = Gate(means={"x": Mean(worse="lower", column="predictions.label")})
@@ -403,7 +405,10 @@ def test_the_bins_have_the_rows_of_expectations_and_a_second_look_reads_only_new
     ("counted", "message"),
     [
         (Counted(faults={"labels": "wrong"}), r"expectation 'labels' could not be evaluated on .* 'v1' .*: wrong"),
-        (Counted(), r"predictions\.gone \(expectation 'labels'\) is in nothing .* there are label, score"),
+        (
+            Counted(),
+            r"predictions\.gone \(expectation 'labels'\) is not in the data .* the columns there: label, score",
+        ),
     ],
 )
 def test_an_expectation_that_cannot_be_evaluated_cannot_be_seen(

@@ -49,7 +49,7 @@ def at_once() -> object:
         yield
 
 
-def closed(read: ReadBins, at: int) -> dict[object, CountRow]:
+def closed_rows(read: ReadBins, at: int) -> dict[object, CountRow]:
     until = closed_until(T0 + at * S, allowed_lag=LAG, width=WIDTH)
     return {(row.start, row.version, row.before): row for row in read.rows if row.start + WIDTH <= until}
 
@@ -75,7 +75,7 @@ def test_every_look_gets_what_a_new_reader_would_read(
         for at in sorted(moments):
             remembered = await look(reader, store, at, metric=True)
             anew = await look(reader_of(store), store, at, metric=True)
-            assert closed(remembered, at) == closed(anew, at)
+            assert closed_rows(remembered, at) == closed_rows(anew, at)
             assert remembered.thresholds_ms == anew.thresholds_ms
             assert remembered.lag == anew.lag
 
@@ -87,9 +87,9 @@ def test_rows_that_arrive_between_two_looks_at_the_same_bins_are_read() -> None:
 
     async def steps() -> None:
         reader = reader_of(store)
-        assert closed(await look(reader, store, 74), 74) == {}
-        [(_, first)] = closed(await look(reader, store, 76), 76).items()
-        [(_, second)] = closed(await look(reader, store, 78), 78).items()
+        assert closed_rows(await look(reader, store, 74), 74) == {}
+        [(_, first)] = closed_rows(await look(reader, store, 76), 76).items()
+        [(_, second)] = closed_rows(await look(reader, store, 78), 78).items()
         assert (first.counts.requests, second.counts.requests) == (1, 2)
 
     asyncio.run(steps())
@@ -141,7 +141,9 @@ def test_counts_that_cannot_be_are_forgotten_once_the_store_answers_sense(nonsen
             with pytest.raises(EvidenceUnavailableError, match="that cannot be"):
                 await look(reader, store, at)
         store.confused = False
-        assert closed(await look(reader, store, 130), 130) == closed(await look(reader_of(store), store, 130), 130)
+        assert closed_rows(await look(reader, store, 130), 130) == closed_rows(
+            await look(reader_of(store), store, 130), 130
+        )
 
     asyncio.run(steps())
 

@@ -50,11 +50,13 @@ def evaluate(files: PartFiles, query: EvidenceQuery, *, since: datetime, until: 
         shifted=split.at,
         since=since,
         until=until,
-        results=tuple(_result(one.name, found[query.treatment], found[query.control]) for one in suite.expectations),
+        results=tuple(
+            _compare_versions(one.name, found[query.treatment], found[query.control]) for one in suite.expectations
+        ),
     )
 
 
-def _result(
+def _compare_versions(
     name: str, treatment: dict[str, ExpectationResult], control: dict[str, ExpectationResult]
 ) -> AggregateResult:
     """Return what one expectation has found in both versions' rows."""

@@ -141,16 +141,16 @@ def incomplete(
     if not relevant and answered * share > SPARE_REQUESTS:
         return (
             f"no replica of version {version!r} has reported what it collected since {started:%H:%M:%S}, and it "
-            f"answered {answered:,.0f} requests: see that its collector runs and may write to the storage"
+            f"answered {answered:,.0f} requests: check that its collector runs and may write to the storage"
         )
     return (
-        _lost(version, relevant, started)
-        or _late(version, relevant, bins, until, now)
-        or _missing(version, bins, share)
+        _lost_sentence(version, relevant, started)
+        or _late_sentence(version, relevant, bins, until, now)
+        or _missing_sentence(version, bins, share)
     )
 
 
-def _lost(version: str, states: Sequence[ReplicaState], started: datetime) -> str:
+def _lost_sentence(version: str, states: Sequence[ReplicaState], started: datetime) -> str:
     """Return a sentence if replicas have dropped something, or could not read it, since the rollout began."""
     # A collector that began to look later does not know when it was.
     lost = [one for one in states if one.dropped + one.unreadable > 0 and (one.lost_at or one.watched_since) >= started]
@@ -164,7 +164,7 @@ def _lost(version: str, states: Sequence[ReplicaState], started: datetime) -> st
     )
 
 
-def _late(
+def _late_sentence(
     version: str, states: Sequence[ReplicaState], bins: Sequence[Collected], until: datetime, now: datetime
 ) -> str:
     """Return a sentence if a replica has not shipped everything up to the end of the newest closed bin.
@@ -188,7 +188,7 @@ def _late(
         f"{last.shipped_until:%H:%M:%S}, {(until - last.shipped_until).total_seconds():,.0f} s less than is judged, "
         f"and {last.pending_bytes:,} bytes wait"
         + (f"; {len(late)} replicas are late" if len(late) > 1 else "")
-        + ": see that its collector reaches the storage, or allow more with allowed_lag"
+        + ": check that its collector reaches the storage, or allow more with allowed_lag"
     )
 
 
@@ -197,7 +197,7 @@ def _bin_end(start: datetime, bins: Sequence[Collected], until: datetime) -> dat
     return min((one.start for one in bins if one.start > start), default=until)
 
 
-def _missing(version: str, bins: Sequence[Collected], share: float) -> str:
+def _missing_sentence(version: str, bins: Sequence[Collected], share: float) -> str:
     """Return a sentence if fewer requests were collected than the metric store has answered ones."""
     newest, answered = len(bins), 0.0
     while newest and answered < NEWEST_REQUESTS:

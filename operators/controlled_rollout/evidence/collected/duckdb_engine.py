@@ -172,10 +172,10 @@ def columns_in_duckdb(
         kind = "json" if name in json_columns[file] else column_type(physical, converted)
         types[file][name] = (f"{physical} {converted}", kind)
         places[file][name] = place - 1
-    return {part: PartColumns(types[part], _renamed(connection, part, places[part], wanted)) for part in parts}
+    return {part: PartColumns(types[part], _duckdb_names(connection, part, places[part], wanted)) for part in parts}
 
 
-def _renamed(
+def _duckdb_names(
     connection: "DuckDBPyConnection", part: str, places: Mapping[str, int], wanted: Sequence[str] | None
 ) -> dict[str, str]:
     """Return what DuckDB calls the wanted columns of a part that has others whose names differ only in upper case.
@@ -213,14 +213,14 @@ def _summaries(
     sums = PartSums(data, columns, observations)
     patterns = as_patterns(parts)
     query = categories_sql(columns, sums.categories, since=since, bin_width=bin_width)
-    sums.add_categories(_fetched(connection, query, [patterns]))
+    sums.add_categories(_fetch_rows(connection, query, [patterns]))
     if sums.means:
         query = means_sql(columns, sums.means, since=since, bin_width=bin_width)
-        sums.add_means(_fetched(connection, query, [patterns] * 2))
+        sums.add_means(_fetch_rows(connection, query, [patterns] * 2))
     return sums.summaries()
 
 
-def _fetched(connection: "DuckDBPyConnection", query: str, parameters: list[Any]) -> Iterator[tuple[Any, ...]]:
+def _fetch_rows(connection: "DuckDBPyConnection", query: str, parameters: list[Any]) -> Iterator[tuple[Any, ...]]:
     """Yield a query's rows, some thousands at a time."""
     result = connection.execute(query, parameters)
     while rows := result.fetchmany(ROWS_AT_ONCE):

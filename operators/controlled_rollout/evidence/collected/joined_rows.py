@@ -82,7 +82,7 @@ def read_collected(
         schema's metadata `controlled_rollout.json_columns` names them.
 
     Raises:
-        ArgumentError: A column is in nothing that was collected, or an argument is wrong.
+        ArgumentError: A column is not in the collected data, or an argument is wrong.
         EvidenceUnavailableError: A part cannot be read.
         StorageError: The storage cannot be read.
     """
@@ -94,7 +94,7 @@ def read_collected(
     files = PartFiles.of(workspace)
     with DuckDBEngine(memory_mb=memory_mb, timeout=NO_TIMEOUT).connection() as connection:
         found = [_parts_of(connection, files, endpoint, names, one, since, until) for one in ordered]
-        asked = _asked(found, collections, columns)
+        asked = _requested_columns(found, collections, columns)
         yield _batches(connection, found, asked, since, until, batch_rows)
 
 
@@ -138,7 +138,9 @@ def _parts_of(
     return _Parts(collection, by_version)
 
 
-def _asked(found: Sequence[_Parts], collections: Sequence[str], columns: Sequence[str] | None) -> list[Asked]:
+def _requested_columns(
+    found: Sequence[_Parts], collections: Sequence[str], columns: Sequence[str] | None
+) -> list[Asked]:
     """Return the columns that are asked for, with the types that they have in the result.
 
     Raises:
@@ -157,8 +159,8 @@ def _asked(found: Sequence[_Parts], collections: Sequence[str], columns: Sequenc
         if parts[name] and not any(column in one.types for one in parts[name]):
             more = f" and {len(known[name]) - SHOWN_COLUMNS} more" if len(known[name]) > SHOWN_COLUMNS else ""
             raise ArgumentError(
-                f"{full} is in nothing that was collected in this time; {name} has "
-                f"{', '.join(known[name][:SHOWN_COLUMNS]) or 'no columns'}{more}"
+                f"column {full} is not in the data that was collected in this time; the columns of {name}: "
+                f"{', '.join(known[name][:SHOWN_COLUMNS]) or 'none'}{more}"
             )
         asked.append(one_type(name, column, parts[name]))
     return asked

@@ -101,20 +101,22 @@ def join_sql(
     names = [name.removeprefix("$") for name, _ in KEYS]
     tables, joined, columns = [], "", []
     for number, (collection, parts) in enumerate(groups.items()):
-        mine = [place for place, one in enumerate(asked) if one.collection == collection]
-        selected = [_rows_sql(one, asked, mine, since, until) for one in parts]
-        tables.append(f"s{number} AS (\n  {' UNION ALL '.join(selected) or _no_rows(mine)}\n)")
-        columns += [f"c{place}" for place in mine]
+        places = [place for place, one in enumerate(asked) if one.collection == collection]
+        selected = [_rows_sql(one, asked, places, since, until) for one in parts]
+        tables.append(f"s{number} AS (\n  {' UNION ALL '.join(selected) or _no_rows(places)}\n)")
+        columns += [f"c{place}" for place in places]
         if not joined:
             joined = f"s{number}"
             continue
-        own = [f"coalesce(a.{name}, b.{name}) AS {name}" for name in ("version", *names) if name not in ("row", "rows")]
+        key_columns = [
+            f"coalesce(a.{name}, b.{name}) AS {name}" for name in ("version", *names) if name not in ("row", "rows")
+        ]
         data = [f"c{place}" for place, one in enumerate(asked) if f"c{place}" in columns]
         # A request's own rows have its time: an id that a caller sends again is another request.
         same_time = " AND a.time = b.time" if collection in OF_REQUESTS else ""
         tables.append(
             f"j{number} AS (\n"
-            f"  SELECT {', '.join(own)},\n"
+            f"  SELECT {', '.join(key_columns)},\n"
             "  CASE WHEN a.rows IS NULL OR b.rows > a.rows THEN b.row ELSE a.row END AS row,\n"
             "  CASE WHEN a.rows IS NULL OR b.rows > a.rows THEN b.rows ELSE a.rows END AS rows"
             f"{''.join(f', {name}' for name in data)}\n"
@@ -127,38 +129,38 @@ def join_sql(
     return f"WITH {', '.join(tables)}\nSELECT {', '.join(wanted)} FROM {joined}"
 
 
-def _rows_sql(parts: Alike, asked: Sequence[Asked], mine: Sequence[int], since: datetime, until: datetime) -> str:
+def _rows_sql(parts: Alike, asked: Sequence[Asked], places: Sequence[int], since: datetime, until: datetime) -> str:
     """Return the query for the rows of parts whose columns have the same types."""
     columns = parts.columns
     keys = [
         f"{f'CAST({columns.quoted(name)} AS {kind})' if name in columns.types else f'NULL::{kind}'} AS {name[1:]}"
         for name, kind in KEYS
     ]
-    data = [f"{_value(columns, asked[place])} AS c{place}" for place in mine]
+    data = [f"{_value_sql(columns, asked[place])} AS c{place}" for place in places]
     time = columns.quoted("$time")
     first, last = (since_epoch(moment, MICROSECOND) for moment in (since, until))
     # As texts and not as parameters: DuckDB streams only what has none.
-    files = ", ".join(map(_text, parts.patterns))
+    files = ", ".join(map(_text_sql, parts.patterns))
     return (
-        f"SELECT {', '.join([f'{_text(parts.version)} AS version', *keys, *data])}\n"
+        f"SELECT {', '.join([f'{_text_sql(parts.version)} AS version', *keys, *data])}\n"
         f"  FROM read_parquet([{files}], hive_partitioning = false)\n"
         f"  WHERE {time} >= make_timestamptz({first}) AND {time} < make_timestamptz({last})"
     )
 
 
-def _text(text: str) -> str:
+def _text_sql(text: str) -> str:
     """Return a text as SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def _no_rows(mine: Sequence[int]) -> str:
+def _no_rows(places: Sequence[int]) -> str:
     """Return the query for the rows of a collection without parts."""
     keys = [f"NULL::{kind} AS {name[1:]}" for name, kind in KEYS]
-    data = [f"NULL::VARCHAR AS c{place}" for place in mine]
+    data = [f"NULL::VARCHAR AS c{place}" for place in places]
     return f"SELECT {', '.join(['NULL::VARCHAR AS version', *keys, *data])} WHERE false"
 
 
-def _value(columns: PartColumns, asked: Asked) -> str:
+def _value_sql(columns: PartColumns, asked: Asked) -> str:
     """Return the SQL of a column's value, with the type that it has in the result."""
     name, kind = columns.quoted(asked.column), columns.type_of(asked.column)
     if kind == "missing":

@@ -140,13 +140,13 @@ class PartFiles:
             folder = os.path.realpath(self.storage.folder)
             return [f"{folder}/{part.name}" for part in parts]
         with ThreadPoolExecutor(DOWNLOADS_AT_ONCE, thread_name_prefix="parts") as pool:
-            paths = list(pool.map(self._copied, parts))
+            paths = list(pool.map(self._cached_copy, parts))
         self._make_room(keep=set(paths))
         folder = os.path.realpath(self.cache)
         return [f"{folder}/{os.path.basename(path)}" for path in paths]
 
-    def _copied(self, part: StoredFile) -> str:
-        """Return the path of a part's copy."""
+    def _cached_copy(self, part: StoredFile) -> str:
+        """Return the path of a part's local copy; download it if there is none."""
         identity = "\0".join((self.storage.address, part.name, part.etag))
         path = self.cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:40]}.parquet"
         try:
@@ -158,7 +158,7 @@ class PartFiles:
 
     def _make_room(self, *, keep: set[str]) -> None:
         """Delete the copies that were not used for longest, until the others are neither too many nor too old."""
-        found = _copies(self.cache)
+        found = _copies_by_last_use(self.cache)
         oldest = time.time() - MOST_AGE_S
         total = sum(size for _, size, _ in found)
         for used, size, path in found:
@@ -177,10 +177,12 @@ def old_copies(cache_folder: Path, *, before: float) -> list[tuple[Path, int]]:
         cache_folder: The workspace's.
         before: What was used after that is left out, in seconds since 1970.
     """
-    return [(Path(path), size) for used, size, path in _copies(cache_folder / COPIES_FOLDER) if used < before]
+    return [
+        (Path(path), size) for used, size, path in _copies_by_last_use(cache_folder / COPIES_FOLDER) if used < before
+    ]
 
 
-def _copies(folder: Path) -> list[tuple[float, int, str]]:
+def _copies_by_last_use(folder: Path) -> list[tuple[float, int, str]]:
     """Return when each copy was last used, its size and its path, the one that was not used for longest first."""
     found: list[tuple[float, int, str]] = []
     with suppress(FileNotFoundError), os.scandir(folder) as entries:

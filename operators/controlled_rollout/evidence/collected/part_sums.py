@@ -49,11 +49,12 @@ def alike_parts(columns: Mapping[str, PartColumns], names: Iterable[str]) -> lis
         key = tuple((found.types.get(name), found.renamed.get(name)) for name in wanted)
         groups.setdefault(key, []).append(part)
     return [
-        (alike, columns[alike[0]], {part: _named(columns[part], wanted) for part in alike}) for alike in groups.values()
+        (alike, columns[alike[0]], {part: _named_columns(columns[part], wanted) for part in alike})
+        for alike in groups.values()
     ]
 
 
-def _named(columns: PartColumns, wanted: Sequence[str]) -> frozenset[str]:
+def _named_columns(columns: PartColumns, wanted: Sequence[str]) -> frozenset[str]:
     """Return the columns of a part that are data: the wanted ones, and the first others."""
     return frozenset([*columns.data[:MOST_NAMED], *(name for name in columns.data if name in wanted)])
 
@@ -97,29 +98,30 @@ class PartSums:
                 self._requests[part][number] = count
                 continue
             index = len(self.categories) - (every ^ bits).bit_length()
-            one = self.categories[index]
+            observation = self.categories[index]
             # No two are equal that are not a number.
             value = math.nan if (found := values[index]) != found else found
             if value not in names[index]:
-                names[index][value] = _category_name(value, one, self._columns.type_of(one.column))
+                names[index][value] = _category_name(value, observation, self._columns.type_of(observation.column))
                 if len(names[index]) > MOST_CATEGORIES:
                     raise EvidenceUnavailableError(
-                        f"the metric {one.metric!r}: column {one.column!r} has more than {MOST_CATEGORIES:,} different "
-                        "values: a number can be cut into buckets=10, and what differs in each request is no category"
+                        f"the metric {observation.metric!r}: column {observation.column!r} has more than "
+                        f"{MOST_CATEGORIES:,} different values: a number can be cut into buckets=10, and what differs "
+                        "in each request is no category"
                     )
-            tally = self._counted[part][one.metric].setdefault(number, {})
+            tally = self._counted[part][observation.metric].setdefault(number, {})
             name = names[index][value]
             tally[name] = tally.get(name, 0) + count
 
     def add_means(self, rows: Iterable[Sequence[Any]]) -> None:
         """Add rows of `means_sql`."""
         for part, number, *values in rows:
-            for index, one in enumerate(self.means):
+            for index, observation in enumerate(self.means):
                 count, mean, variance, no_numbers = values[4 * index : 4 * index + 4]
-                self._odd[part][one.metric] = self._odd[part].get(one.metric, 0) + no_numbers
+                self._odd[part][observation.metric] = self._odd[part].get(observation.metric, 0) + no_numbers
                 if count:
                     moments = Moments(count, _rounded(mean), _rounded(variance or 0.0))
-                    self._moments[part][one.metric][number] = moments
+                    self._moments[part][observation.metric][number] = moments
 
     def summaries(self) -> dict[str, PartSummary]:
         """Return the summary of each part."""

@@ -40,10 +40,12 @@ def baseline_parts(files: Iterable[StoredFile], *, since: datetime, started: dat
 
     A part that begins later is never among them, whatever a later look finds: the baseline does not change any more.
     """
-    return [file for file in parts_since(files, since) if (begin := _begins(file)) is None or begin < started]
+    return [
+        file for file in parts_since(files, since) if (begin := _first_record_time(file)) is None or begin < started
+    ]
 
 
-def _begins(file: StoredFile) -> datetime | None:
+def _first_record_time(file: StoredFile) -> datetime | None:
     """Return the time of a part's first record; None if its name does not say."""
     match = BEGINS.match(file.name.rpartition("/")[2])
     return datetime.fromtimestamp(int(match[1]) / 1_000, UTC) if match else None

@@ -39,13 +39,13 @@ def categories_sql(
     one whose value the row counts, the values, how many requests. Where all bits are 1 it counts all requests.
     """
     names = [f"c{number}" for number in range(len(observations))]
-    values = [f", {_category(columns, one)} AS {name}" for one, name in zip(observations, names, strict=True)]
+    values = [f", {_category_sql(columns, one)} AS {name}" for one, name in zip(observations, names, strict=True)]
     sets = ", ".join(["(part, bin)", *(f"(part, bin, {name})" for name in names)])
     bits = [f"grouping({name})::BIGINT * {2 ** (len(names) - 1 - place)}" for place, name in enumerate(names)]
     return (
         f"SELECT {', '.join(['part', 'bin', ' + '.join(bits) or '0', *names])}, count(*) FROM (\n"
         f"  SELECT {columns.quoted('$part')} AS part, {_bin(columns, bin_width)} AS bin{''.join(values)}\n"
-        f"  FROM {_rows(columns, since=since)} AND {columns.dialect.drawn}\n"
+        f"  FROM {_rows_clause(columns, since=since)} AND {columns.dialect.drawn}\n"
         f") GROUP BY GROUPING SETS ({sets})"
     )
 
@@ -58,15 +58,15 @@ def means_sql(
     Its rows: the part, the number of the bin, and for each observation count, mean, variance, and how many requests
     hold something that is no finite number.
     """
-    rows = _rows(columns, since=since)
+    rows = _rows_clause(columns, since=since)
     single, several, moments = [], [], []
-    for number, one in enumerate(observations):
-        value, odd = _number(columns, one), f"({_is_no_number(columns, one)})::BIGINT"
+    for number, observation in enumerate(observations):
+        value, odd = _number_sql(columns, observation), f"({_is_no_number(columns, observation)})::BIGINT"
         single += [f"{value} AS m{number}", f"{odd} AS o{number}"]
         several += [f"avg({value}) AS m{number}", f"max({odd}) AS o{number}"]
         bounded = f"m{number}"
-        if one.bounds is not None:
-            low, high = one.bounds
+        if observation.bounds is not None:
+            low, high = observation.bounds
             # Of nothing and a bound, the larger one is the bound.
             clipped = f"least(greatest(m{number}, {low!r}::DOUBLE), {high!r}::DOUBLE)"
             bounded = f"CASE WHEN m{number} IS NOT NULL THEN {clipped} END"
@@ -77,7 +77,7 @@ def means_sql(
         f"  SELECT {part} AS part, {bin_} AS bin, {', '.join(single)} FROM {rows} AND {count} <= 1\n"
         "  UNION ALL\n"
         f"  SELECT {part}, min({bin_}), {', '.join(several)} FROM {rows} AND {count} > 1\n"
-        f"  GROUP BY {_request(columns)}\n"
+        f"  GROUP BY {_request_columns(columns)}\n"
         ") GROUP BY part, bin"
     )
 
@@ -89,14 +89,14 @@ def observed_sql(
 
     Its rows are the request's id and a number or NULL.
     """
-    rows, value = _rows(columns, since=since, until=until), _number(columns, observation)
+    rows, value = _rows_clause(columns, since=since, until=until), _number_sql(columns, observation)
     identity, count = columns.quoted("$request_id"), columns.quoted("$rows")
     if observation.kind == "category":
         return f"SELECT {identity} AS id, {value} AS value FROM {rows} AND {columns.dialect.drawn}", 1
     return (
         f"SELECT {identity} AS id, {value} AS value FROM {rows} AND {count} <= 1\n"
         f"UNION ALL SELECT {identity}, avg({value}) FROM {rows} AND {count} > 1\n"
-        f"GROUP BY {_request(columns)}",
+        f"GROUP BY {_request_columns(columns)}",
         2,
     )
 
@@ -114,12 +114,12 @@ def values_sql(dialect: Dialect, observed: Sequence[str], *, part: float) -> tup
     return f"SELECT count(value) FROM {rows}", f"SELECT value FROM {rows} WHERE value IS NOT NULL{condition}"
 
 
-def _rows(columns: PartColumns, *, since: datetime, until: datetime | None = None) -> str:
+def _rows_clause(columns: PartColumns, *, since: datetime, until: datetime | None = None) -> str:
     """Return the part of a query that reads rows of requests that were split by weight, up to and with its WHERE."""
     time = columns.quoted("$time")
-    condition = f"{time} >= {_time(columns, since)}"
+    condition = f"{time} >= {_time_sql(columns, since)}"
     if until is not None:
-        condition += f" AND {time} < {_time(columns, until)}"
+        condition += f" AND {time} < {_time_sql(columns, until)}"
     if columns.type_of("$addressed") == "truth value":
         condition += f" AND NOT coalesce({columns.quoted('$addressed')}, false)"
     if columns.type_of("$status") == "number":
@@ -128,7 +128,7 @@ def _rows(columns: PartColumns, *, since: datetime, until: datetime | None = Non
     return f"{columns.dialect.source} WHERE {condition}"
 
 
-def _time(columns: PartColumns, moment: datetime) -> str:
+def _time_sql(columns: PartColumns, moment: datetime) -> str:
     """Return a time as SQL."""
     return columns.dialect.time.format(since_epoch(moment, MICROSECOND))
 
@@ -138,16 +138,16 @@ def _bin(columns: PartColumns, width: timedelta) -> str:
     return columns.dialect.bin.format(columns.quoted("$time"), width // MICROSECOND)
 
 
-def _request(columns: PartColumns) -> str:
+def _request_columns(columns: PartColumns) -> str:
     """Return the columns that name a request. Callers may send an id again: two requests with one differ in time."""
     return ", ".join(map(columns.quoted, ("$part", "$request_id", "$time")))
 
 
-def _category(columns: PartColumns, observation: Observation) -> str:
+def _category_sql(columns: PartColumns, observation: Observation) -> str:
     """Return the SQL of what a row has of a categorical metric: its value, or the number of its bucket."""
     name, kind = columns.quoted(observation.column), columns.type_of(observation.column)
     if observation.edges is not None:
-        number = _number(columns, observation)
+        number = _number_sql(columns, observation)
         bucket = " + ".join(f"({number} > {edge!r}::DOUBLE)::INTEGER" for edge in observation.edges) or "0"
         return (
             f"CASE WHEN {_is_null(columns, observation)} THEN {NULL_BUCKET} "
@@ -163,7 +163,7 @@ def _category(columns: PartColumns, observation: Observation) -> str:
     }[kind]
 
 
-def _number(columns: PartColumns, observation: Observation) -> str:
+def _number_sql(columns: PartColumns, observation: Observation) -> str:
     """Return the SQL of a row's value as a finite number, NULL if it is none."""
     name, kind = columns.quoted(observation.column), columns.type_of(observation.column)
     if kind in ("missing", "text", "bytes"):
@@ -182,4 +182,4 @@ def _is_null(columns: PartColumns, observation: Observation) -> str:
 
 def _is_no_number(columns: PartColumns, observation: Observation) -> str:
     """Return the SQL of whether a row has a value that is no finite number."""
-    return f"NOT {_is_null(columns, observation)} AND {_number(columns, observation)} IS NULL"
+    return f"NOT {_is_null(columns, observation)} AND {_number_sql(columns, observation)} IS NULL"

@@ -123,11 +123,11 @@ class CollectedReader:
             evidence: What callers saw, by closed bin.
         """
         try:
-            return self._joined(query, evidence)
+            return self._with_collected_data(query, evidence)
         except (EvidenceUnavailableError, StorageError) as error:
             return replace(evidence, unseen=str(error))
 
-    def _joined(self, query: EvidenceQuery, evidence: Evidence) -> Evidence:
+    def _with_collected_data(self, query: EvidenceQuery, evidence: Evidence) -> Evidence:
         """Return the evidence with the collected data; raise if some of it is missing."""
         shares = {version: _share_of(query, version) for version in (query.control, query.treatment)}
         if not evidence.bins:
@@ -140,7 +140,8 @@ class CollectedReader:
             cuts |= frozen
             cut = [_with_cuts(one, frozen) for one in observations]
             begun = {
-                version: self._begun(query, version, collection, cut, query.gate.expectations) for version in shares
+                version: self._begin_reading(query, version, collection, cut, query.gate.expectations)
+                for version in shares
             }
             totals |= {(version, collection): self._finished(reading) for version, reading in begun.items()}
         for version, share in shares.items():
@@ -161,7 +162,11 @@ class CollectedReader:
         Raises:
             EvidenceUnavailableError: Control has collected too little before the rollout.
         """
-        asked = [(one, wanted) for one in observations if (wanted := _quantiles_asked(query.gate, one.metric))]
+        asked = [
+            (observation, wanted)
+            for observation in observations
+            if (wanted := _quantiles_asked(query.gate, observation.metric))
+        ]
         if not asked:
             return {}
         since = _baseline_begin(query)
@@ -171,25 +176,27 @@ class CollectedReader:
         if key not in self._cuts:
             found = self._engine.quantiles(self._names.paths(parts), asked, since=since, until=query.started)
             cuts = {}
-            for (one, _), quantiles in zip(asked, found, strict=True):
+            for (observation, _), quantiles in zip(asked, found, strict=True):
                 if quantiles.count < MIN_BASELINE_REQUESTS:
                     raise EvidenceUnavailableError(
                         f"control {query.control!r} has {quantiles.count} requests with a number in "
-                        f"{collection}.{one.column} from {since:%Y-%m-%d %H:%M:%S} to the rollout's begin, and "
-                        f"{MIN_BASELINE_REQUESTS} are needed for its quantiles (metric {one.metric!r}): give a longer "
-                        "baseline_length, or begin when control has collected more"
+                        f"{collection}.{observation.column} from {since:%Y-%m-%d %H:%M:%S} to the rollout's begin, and "
+                        f"{MIN_BASELINE_REQUESTS} are needed for its quantiles (metric {observation.metric!r}): give a "
+                        "longer baseline_length, or begin when control has collected more"
                     )
-                cuts[one.metric] = bucket_edges(quantiles.values) if one.kind == "category" else quantiles.values
+                cuts[observation.metric] = (
+                    bucket_edges(quantiles.values) if observation.kind == "category" else quantiles.values
+                )
             _remember(self._cuts, key, cuts)
         return self._cuts[key]
 
     # Sums of parts
 
-    def _totals(self, query: EvidenceQuery, version: str, collection: str) -> Totals:
+    def _requests_by_bin(self, query: EvidenceQuery, version: str, collection: str) -> Totals:
         """Return how many requests a version's collection has by bin."""
-        return self._finished(self._begun(query, version, collection, []))
+        return self._finished(self._begin_reading(query, version, collection, []))
 
-    def _begun(
+    def _begin_reading(
         self,
         query: EvidenceQuery,
         version: str,
@@ -250,14 +257,14 @@ class CollectedReader:
         of_requests = next((name for name in OF_REQUESTS if (version, name) in totals), None)
         if of_requests is None:
             # A collection of the script's own: how often it collects is its own affair.
-            counted = self._totals(query, version, OF_REQUESTS[0])
+            counted = self._requests_by_bin(query, version, OF_REQUESTS[0])
         else:
             counted = totals[version, of_requests]
         bins = [
             Collected(
                 bin_.start,
-                _answered(bin_.treatment if version == query.treatment else bin_.control),
-                counted.requests.get(_number(bin_, query), 0),
+                _answered_requests(bin_.treatment if version == query.treatment else bin_.control),
+                counted.requests.get(_bin_number(bin_, query), 0),
             )
             for bin_ in evidence.bins
         ]
@@ -316,12 +323,12 @@ def _baseline_begin(query: EvidenceQuery) -> datetime:
     return first if query.baseline_from is None else min(max(first, query.baseline_from), query.started)
 
 
-def _number(bin_: Bin, query: EvidenceQuery) -> int:
+def _bin_number(bin_: Bin, query: EvidenceQuery) -> int:
     """Return the number of a bin."""
     return since_epoch(bin_.start, query.window.bin_width)
 
 
-def _answered(counts: Counts) -> float:
+def _answered_requests(counts: Counts) -> float:
     """Return how many requests a version has answered without an error; sampled rows stand for several."""
     weight = counts.represented / counts.requests if counts.represented and counts.requests else 1.0
     return (counts.requests - counts.errors) * weight
@@ -335,58 +342,61 @@ def _check_columns(
 ) -> None:
     """Raise EvidenceUnavailableError if a column is not what the gate can judge, in one of the versions."""
     for version in (query.control, query.treatment):
-        found = totals[version, collection]
-        if not found.requests:
+        total = totals[version, collection]
+        if not total.requests:
             # What is missing of requests was looked at before: the script has not collected, or nobody has called.
             if collection not in OF_REQUESTS:
                 raise EvidenceUnavailableError(
-                    f"version {version!r} has collected nothing in {collection!r} since the rollout began: see that "
+                    f"version {version!r} has collected nothing in {collection!r} since the rollout began: check that "
                     "its script does, or judge another column"
                 )
             continue
-        for one in observations:
-            name = f"{collection}.{one.column}"
-            if one.column not in found.columns and not one.column.startswith("$"):
-                known = sorted(found.columns)
+        for observation in observations:
+            name = f"{collection}.{observation.column}"
+            if observation.column not in total.columns and not observation.column.startswith("$"):
+                known = sorted(total.columns)
                 more = f" and {len(known) - SHOWN_COLUMNS} more" if len(known) > SHOWN_COLUMNS else ""
                 raise EvidenceUnavailableError(
-                    f"{name} (metric {one.metric!r}) is in nothing that version {version!r} has collected since the "
-                    f"rollout began; there are {', '.join(known[:SHOWN_COLUMNS]) or 'no columns'}{more}"
+                    f"column {name} (metric {observation.metric!r}) is not in the data that version {version!r} has "
+                    f"collected since the rollout began; the columns there: "
+                    f"{', '.join(known[:SHOWN_COLUMNS]) or 'none'}{more}: judge one of them, or "
+                    "let the script collect it"
                 )
-            odd = found.not_numbers.get(one.metric, 0)
-            numbers = sum(moments.count for moments in found.means.get(one.metric, {}).values())
+            odd = total.not_numbers.get(observation.metric, 0)
+            numbers = sum(moments.count for moments in total.means.get(observation.metric, {}).values())
             # What callers send is drawn by the same split: a few of them do not keep the gate from seeing.
             if odd and (collection != INPUTS or odd > ODD_INPUTS * (odd + numbers)):
                 raise EvidenceUnavailableError(
-                    f"{name} (metric {one.metric!r}) of version {version!r} is no finite number in {odd:,} requests: a "
-                    "mean is only of numbers; judge it as a Category"
+                    f"{name} (metric {observation.metric!r}) of version {version!r} is no finite number in "
+                    f"{odd:,} requests: a mean needs numbers; judge the column as a Category"
                 )
-            categories = set(chain.from_iterable(found.categories.get(one.metric, {}).values()))
+            categories = set(chain.from_iterable(total.categories.get(observation.metric, {}).values()))
             if len(categories) > MAX_CATEGORIES:
                 raise EvidenceUnavailableError(
-                    f"{name} (metric {one.metric!r}) of version {version!r} has {len(categories):,} different values, "
-                    f"and {MAX_CATEGORIES} are judged: a number can be cut into buckets=10"
+                    f"{name} (metric {observation.metric!r}) of version {version!r} has {len(categories):,} different "
+                    f"values, and {MAX_CATEGORIES} are judged: a number can be cut into buckets=10"
                 )
 
 
 def _check_expectations(query: EvidenceQuery, collection: str, totals: Mapping[tuple[str, str], Totals]) -> None:
     """Raise EvidenceUnavailableError if an expectation could not be evaluated on one of the versions' rows."""
     suite = query.gate.expectations
-    for one in suite.row_wise if suite is not None else ():
-        if one.collection != collection:
+    for expectation in suite.row_wise if suite is not None else ():
+        if expectation.collection != collection:
             continue
         for version in (query.control, query.treatment):
-            found = totals[version, collection]
-            if fault := found.faults.get(one.name):
+            total = totals[version, collection]
+            if fault := total.faults.get(expectation.name):
                 raise EvidenceUnavailableError(
-                    f"the expectation {one.name!r} could not be evaluated on what version {version!r} has collected: "
-                    f"{fault}"
+                    f"the expectation {expectation.name!r} could not be evaluated on what version {version!r} "
+                    f"has collected: {fault}"
                 )
-            stored = [f"${name}" if name.startswith("$") else name for name in one.columns]
-            if found.requests and (missing := [name for name in stored if name not in found.columns]):
+            stored = [f"${name}" if name.startswith("$") else name for name in expectation.columns]
+            if total.requests and (missing := [name for name in stored if name not in total.columns]):
                 raise EvidenceUnavailableError(
-                    f"{collection}.{missing[0]} (expectation {one.name!r}) is in nothing that version {version!r} has "
-                    f"collected since the rollout began; there are {', '.join(sorted(found.columns)[:SHOWN_COLUMNS])}"
+                    f"column {collection}.{missing[0]} (expectation {expectation.name!r}) is not in the data that "
+                    f"version {version!r} has collected since the rollout began; the columns there: "
+                    f"{', '.join(sorted(total.columns)[:SHOWN_COLUMNS]) or 'none'}"
                 )
 
 
@@ -394,7 +404,7 @@ def _bin_with(
     bin_: Bin, query: EvidenceQuery, collections: Sequence[str], totals: Mapping[tuple[str, str], Totals]
 ) -> Bin:
     """Return a bin with the means and categories that both versions have collected in it."""
-    number = _number(bin_, query)
+    number = _bin_number(bin_, query)
 
     def counts_of(counts: Counts, version: str) -> Counts:
         """Return one version's counts with what it has collected."""

@@ -82,7 +82,7 @@ class SparkEngine:
         Raises:
             EvidenceUnavailableError: None does, or this process has no PySpark.
         """
-        with self._session() as session:
+        with self._isolated_session() as session:
             ((version,),) = session.sql("SELECT version()").collect()
         return str(version).partition(" ")[0]
 
@@ -93,7 +93,7 @@ class SparkEngine:
         if not parts:
             return []
         results: dict[str, PartSummary] = {}
-        with self._session() as session:
+        with self._isolated_session() as session:
             for start in range(0, len(parts), PARTS_PER_QUERY):
                 for alike in self._groups(session, parts[start : start + PARTS_PER_QUERY], observations):
                     results.update(_summaries(session, alike, observations, since, bin_width))
@@ -110,7 +110,7 @@ class SparkEngine:
         """Return each observation's quantiles over all parts; see `SummaryEngine.quantiles`."""
         if not parts or not wanted:
             return [BaselineQuantiles(0, ()) for _ in wanted]
-        with self._session() as session:
+        with self._isolated_session() as session:
             groups = list(self._groups(session, parts, [observation for observation, _ in wanted]))
             results = []
             for observation, quantiles in wanted:
@@ -130,7 +130,7 @@ class SparkEngine:
             yield alike, PartColumns(columns.types, dialect=replace(SPARK, source=view)), data
 
     @contextmanager
-    def _session(self) -> "Iterator[SparkSession]":
+    def _isolated_session(self) -> "Iterator[SparkSession]":
         """Context manager: a session of its own; its errors become EvidenceUnavailableError."""
         try:
             from pyspark.errors import PySparkException
@@ -138,7 +138,7 @@ class SparkEngine:
             raise EvidenceUnavailableError(INSTALL) from error
         late = threading.Event()
         try:
-            with self._opened() as session, _stopped_after(session, self.timeout, late):
+            with self._open_session() as session, _stopped_after(session, self.timeout, late):
                 yield session
         except (PySparkException, OSError) as error:
             if late.is_set():
@@ -152,13 +152,13 @@ class SparkEngine:
             ) from error
 
     @contextmanager
-    def _opened(self) -> "Iterator[SparkSession]":
+    def _open_session(self) -> "Iterator[SparkSession]":
         """Context manager: open a session that shares no settings with others."""
         try:
             with warnings.catch_warnings():
                 # It warns of what its frames of pandas cannot do, and none is used.
                 warnings.filterwarnings("ignore", message="PySpark does not yet", category=FutureWarning)
-                session = self._connected() if self.remote is not None else self._own_session()
+                session = self._new_session() if self.remote is not None else self._own_session()
         except ImportError as error:
             raise EvidenceUnavailableError(f"{INSTALL} ({error})") from error
         try:
@@ -170,7 +170,7 @@ class SparkEngine:
             if _is_connect(session):
                 session.stop()
 
-    def _connected(self) -> "SparkSession":
+    def _new_session(self) -> "SparkSession":
         """Return a new session of the Spark Connect server."""
         from pyspark.sql.connect.client.retries import DefaultPolicy
         from pyspark.sql.connect.session import SparkSession
@@ -239,7 +239,7 @@ def _as_pattern(part: str) -> str:
     return re.sub(r"([\\*?{}\[\]])", r"\\\1", part)
 
 
-def _canonical(part: str) -> str:
+def _comparable_name(part: str) -> str:
     """Return a part's name as it is compared: files of the machine without `file:`, no doubled slash, no `..`."""
     scheme, colon, rest = part.partition(":/")
     if not colon or scheme == "file":
@@ -253,14 +253,14 @@ def _summaries(
     """Return the summaries of parts whose columns have the same types."""
     parts, columns, data = group
     sums = PartSums(data, columns, observations)
-    names = {_canonical(part): part for part in parts}
+    names = {_comparable_name(part): part for part in parts}
 
     def rows_of(query: str) -> Iterator[tuple[Any, ...]]:
         """Yield a query's rows with the part's name as it was given."""
-        for found, *values in session.sql(query).toLocalIterator():
-            part = names.get(_canonical(unquote(found)))
+        for read_part, *values in session.sql(query).toLocalIterator():
+            part = names.get(_comparable_name(unquote(read_part)))
             if part is None:
-                raise EvidenceUnavailableError(f"Spark has read {found} and was asked for {parts[0]} and the like")
+                raise EvidenceUnavailableError(f"Spark has read {read_part} and was asked for {parts[0]} and the like")
             yield part, *values
 
     sums.add_categories(rows_of(categories_sql(columns, sums.categories, since=since, bin_width=bin_width)))

@@ -53,7 +53,7 @@ def validate_version(
             suite=suite, collection=collection, parts=parts, since=since, until=until, max_rows=max_rows
         )
         validations[collection] = validate_in_process(request)
-    notes = tuple(_missing(files, endpoint, version, since))
+    notes = tuple(_missing_sentences(files, endpoint, version, since))
     return DataReport(endpoint, version, suite.name, since, until, validations, notes)
 
 
@@ -88,7 +88,7 @@ def read_states(workspace: Workspace, endpoint: str, version: str) -> list[Repli
         return list(pool.map(lambda name: replica_state(name, storage.get(name)), names))
 
 
-def _missing(files: PartFiles, endpoint: str, version: str, since: datetime) -> list[str]:
+def _missing_sentences(files: PartFiles, endpoint: str, version: str, since: datetime) -> list[str]:
     """Return what replicas have dropped or not shipped, each in a sentence."""
     notes = []
     for state in files.states(endpoint, version, since=since):
