@@ -14,7 +14,7 @@ from typing import IO, Final
 
 from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.expectations.result import Counted, Validation, ValidationRequest
-from controlled_rollout.expectations.server import LAST_CHARACTERS, Answer, Question
+from controlled_rollout.expectations.server import LAST_CHARACTERS, Answer, TimedRequest
 
 __all__ = ["count_in_process", "validate_in_process"]
 
@@ -44,28 +44,28 @@ def count_in_process(request: ValidationRequest, *, timeout: timedelta = TIMEOUT
     Raises:
         EvidenceUnavailableError: A package is missing, a part cannot be read, or it takes too long.
     """
-    answer = _answer(request, timeout)
+    answer = _ask_server(request, timeout)
     assert answer.counted is not None  # noqa: S101 - that was asked
     return answer.counted
 
 
 def validate_in_process(request: ValidationRequest, *, timeout: timedelta = TIMEOUT) -> Validation:
     """Evaluate all expectations of a collection on all rows in a process of its own; see `count_in_process`."""
-    answer = _answer(request, timeout)
+    answer = _ask_server(request, timeout)
     assert answer.validation is not None  # noqa: S101 - that was asked
     return answer.validation
 
 
 @dataclass
 class _Server:
-    """A process that has the library loaded, and forks for each question.
+    """A process that has the library loaded, and forks for each request.
 
     Attributes:
         python: The interpreter that it runs.
         owner: The process that has started it: a fork of that one starts its own.
         process: The process.
         control: Where sockets are sent to it.
-        log: What it has said.
+        log: What it has written to stdout and stderr.
     """
 
     python: str = field(default_factory=lambda: sys.executable)
@@ -93,7 +93,7 @@ class _Server:
         """Whether this process may ask it."""
         return self.owner == os.getpid() and self.python == sys.executable and self.process.poll() is None
 
-    def ask(self, question: bytes, *, deadline: float) -> bytes:
+    def ask(self, request: bytes, *, deadline: float) -> bytes:
         """Return what a fork answers; nothing if it has ended without an answer.
 
         Raises:
@@ -104,11 +104,11 @@ class _Server:
             with its_end:
                 socket.send_fds(self.control, [b"?"], [its_end.fileno()])
             answer = bytearray()
-            connection.settimeout(_left(deadline))
-            connection.sendall(question)
+            connection.settimeout(_seconds_left(deadline))
+            connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             while True:
-                connection.settimeout(_left(deadline))
+                connection.settimeout(_seconds_left(deadline))
                 if not (chunk := connection.recv(65_536)):
                     return bytes(answer)
                 answer += chunk
@@ -120,8 +120,8 @@ class _Server:
         except subprocess.TimeoutExpired:
             return None
 
-    def said(self) -> str:
-        """Return what it has said."""
+    def output(self) -> str:
+        """Return what the process has written to stdout and stderr."""
         self.log.seek(0)
         return self.log.read().decode(errors="replace").strip()
 
@@ -164,7 +164,7 @@ def end_server() -> None:
             _server = None
 
 
-def _left(deadline: float) -> float:
+def _seconds_left(deadline: float) -> float:
     """Return the seconds until a moment of the monotonic clock; raise TimeoutError if it is over."""
     left = deadline - time.monotonic()
     if left <= 0:
@@ -172,16 +172,16 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _answer(request: ValidationRequest, timeout: timedelta) -> Answer:
+def _ask_server(request: ValidationRequest, timeout: timedelta) -> Answer:
     """Return the answer to a request; raise EvidenceUnavailableError if there is none."""
     seconds = timeout.total_seconds()
-    question = Question(request=request, seconds=max(1, round(seconds))).model_dump_json().encode()
+    message = TimedRequest(request=request, seconds=max(1, round(seconds))).model_dump_json().encode()
     deadline = time.monotonic() + seconds
     about = f"the expectations about {request.collection!r}"
     while True:
         server = _running_server()
         try:
-            found = server.ask(question, deadline=deadline)
+            found = server.ask(message, deadline=deadline)
         except TimeoutError as error:
             raise EvidenceUnavailableError(
                 f"{about} were not evaluated within {seconds:g} s: give fewer, simpler regular expressions, or collect "
@@ -197,19 +197,19 @@ def _answer(request: ValidationRequest, timeout: timedelta) -> Answer:
         code = server.has_ended()
         if code is None:
             raise EvidenceUnavailableError(
-                f"{about} could not be evaluated: the process that did was killed, perhaps for want of memory"
+                f"{about} could not be evaluated: the process that did was killed, perhaps because memory ran out"
             )
         if code:
-            raise EvidenceUnavailableError(_why_ended(about, code, server.said()))
-        # It was idle, and has ended between two questions: the next one answers.
+            raise EvidenceUnavailableError(_why_ended(about, code, server.output()))
+        # It was idle, and has ended between two requests: the next one answers.
 
 
-def _why_ended(about: str, code: int, said: str) -> str:
+def _why_ended(about: str, code: int, output: str) -> str:
     """Return why no process evaluates."""
-    if "No module named" in said:
-        missing = said.rpartition("No module named")[2].strip()
+    if "No module named" in output:
+        missing = output.rpartition("No module named")[2].strip()
         return (
             f"evaluating expectations needs the package {missing}: install airflow-provider-controlled-rollout with "
             "the extra data"
         )
-    return f"{about} could not be evaluated (exit code {code}): {' '.join(said[-LAST_CHARACTERS:].split())}"
+    return f"{about} could not be evaluated (exit code {code}): {' '.join(output[-LAST_CHARACTERS:].split())}"

@@ -73,7 +73,7 @@ class DataReport:
     def as_markdown(self) -> str:
         """Return the report as Markdown."""
         lines = [f"# {_markdown(self._title())}", "", f"{self.headline}.", ""]
-        lines += [f"- {_markdown(fact)}" for fact in self._facts()]
+        lines += [f"- {_markdown(fact)}" for fact in self._fact_lines()]
         for collection, rows in self._tables():
             lines += ["", f"## {collection}", "", "| " + " | ".join(TABLE) + " |", "|" + " --- |" * len(TABLE)]
             lines += ["| " + " | ".join(map(_markdown, cells)) + " |" for _, cells in rows]
@@ -86,7 +86,7 @@ class DataReport:
             f'<!doctype html><html lang="en"><meta charset="utf-8">{POLICY}<title>{title}</title><style>{STYLE}</style>'
         ]
         parts.append(f"<h1>{title}</h1><p>{_html(self.headline)}.</p><ul>")
-        parts += [f"<li>{_html(fact)}</li>" for fact in self._facts()]
+        parts += [f"<li>{_html(fact)}</li>" for fact in self._fact_lines()]
         parts.append("</ul>")
         for collection, rows in self._tables():
             parts.append(f"<h2>{_html(collection)}</h2><table><tr>")
@@ -101,7 +101,7 @@ class DataReport:
         """Return the title."""
         return f"{self.suite}: collected data of {self.endpoint}/{self.version}"
 
-    def _facts(self) -> Iterator[str]:
+    def _fact_lines(self) -> Iterator[str]:
         """Yield what the results are about, and what was missing."""
         yield f"requests from {self.since:%Y-%m-%d %H:%M:%S} to {self.until:%Y-%m-%d %H:%M:%S} UTC"
         for collection, validation in self.validations.items():
@@ -115,15 +115,15 @@ class DataReport:
         words = {True: "fulfilled", False: "NOT fulfilled", None: "not evaluated"}
         for collection, validation in self.validations.items():
             rows = []
-            for one in validation.results:
-                numbers = ("" if count is None else f"{count:,}" for count in (one.rows, one.unexpected))
-                examples = ", ".join(f"{request}: {json.dumps(value)}" for request, value in one.examples)
-                cells = (one.name, words[one.success], *numbers, one.fault or _found(one), examples)
-                rows.append((kinds[one.success], cells))
+            for result in validation.results:
+                numbers = ("" if count is None else f"{count:,}" for count in (result.rows, result.unexpected))
+                examples = ", ".join(f"{request}: {json.dumps(value)}" for request, value in result.examples)
+                cells = (result.name, words[result.success], *numbers, result.fault or _found_text(result), examples)
+                rows.append((kinds[result.success], cells))
             yield collection, rows
 
 
-def _found(result: ExpectationResult) -> str:
+def _found_text(result: ExpectationResult) -> str:
     """Return what was found, in words; of the whole the value itself."""
     if result.rows is None or result.unexpected is None:
         return f"observed {json.dumps(result.observed)[:500]}"

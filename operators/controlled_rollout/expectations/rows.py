@@ -74,7 +74,7 @@ def read_rows(
     tables: list[pd.DataFrame] = []
     held = 0
     for part in parts:
-        table = _selected(_read(part, columns), collection, since, until)
+        table = _select_rows(_decode_part(part, columns), collection, since, until)
         if drawn:
             table = table[_is_drawn(table)]
         if part_of_requests < 1:
@@ -84,13 +84,13 @@ def read_rows(
             tables.append(table)
             held += len(table)
         if held >= at_once:
-            yield _rows(tables)
+            yield _concatenate(tables)
             tables, held = [], 0
     if tables:
-        yield _rows(tables)
+        yield _concatenate(tables)
 
 
-def _read(part: str, columns: frozenset[str] | None) -> "pd.DataFrame":
+def _decode_part(part: str, columns: frozenset[str] | None) -> "pd.DataFrame":
     """Return a part as a table; columns that hold JSON because their values differ in type are decoded."""
     import pandas as pd
     from pyarrow import ArrowInvalid, parquet
@@ -114,7 +114,7 @@ def _read(part: str, columns: frozenset[str] | None) -> "pd.DataFrame":
     return result
 
 
-def _selected(table: "pd.DataFrame", collection: str, since: datetime, until: datetime | None) -> "pd.DataFrame":
+def _select_rows(table: "pd.DataFrame", collection: str, since: datetime, until: datetime | None) -> "pd.DataFrame":
     """Return the rows of a time, of requests that the router split by weight and that the version answered."""
     time = table["$time"]
     chosen = time >= since
@@ -147,7 +147,7 @@ def _hash(identity: str, start: int) -> int:
     return int(md5(identity.encode(), usedforsecurity=False).hexdigest()[start : start + 8], 16)
 
 
-def _rows(tables: "list[pd.DataFrame]") -> Rows:
+def _concatenate(tables: "list[pd.DataFrame]") -> Rows:
     """Return tables as one, with the collector's columns apart."""
     import pandas as pd
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from controlled_rollout.expectations.result import Counted, Validation, ValidationRequest
 
-__all__ = ["Answer", "Question", "serve"]
+__all__ = ["Answer", "TimedRequest", "serve"]
 
 # Longer than between two looks; then the memory is given back.
 IDLE: Final = timedelta(minutes=10)
@@ -25,12 +25,12 @@ MOST_MEMORY: Final = 3 * 2**30
 LAST_CHARACTERS: Final = 500
 
 
-class Question(BaseModel):
-    """What is asked.
+class TimedRequest(BaseModel):
+    """A request with the time that it may take.
 
     Attributes:
         request: What to evaluate.
-        seconds: How long that may take.
+        seconds: How long that may take, in seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,7 +59,7 @@ def serve(control: socket.socket, *, idle: timedelta = IDLE) -> None:
     """Answer each socket that comes, in a process of its own, until the other side has closed or is idle.
 
     Args:
-        control: Where the sockets come from; on each of them one question is asked.
+        control: Where the sockets come from; each of them carries one request.
         idle: How long to wait for the next one.
     """
     _load_library()
@@ -103,16 +103,16 @@ def _load_library() -> None:
 
 
 def _answer(connection: socket.socket) -> None:
-    """Read a question, and send its answer."""
-    question = Question.model_validate_json(_all_of(connection))
+    """Read a request, and send its answer."""
+    timed = TimedRequest.model_validate_json(_all_of(connection))
     # Whoever asks has given up by then; a regular expression can take for ever, and nothing else ends it.
-    signal.alarm(question.seconds)
+    signal.alarm(timed.seconds)
     # The library draws its progress, whatever it is told.
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
-    connection.sendall(_answer_to(question.request).model_dump_json().encode())
+    connection.sendall(_answer_to(timed.request).model_dump_json().encode())
 
 
 def _answer_to(request: ValidationRequest) -> Answer:

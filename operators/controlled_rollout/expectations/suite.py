@@ -116,8 +116,8 @@ OF_ALL_ROWS: Final = frozenset(
 )
 
 
-def _known(kind: str) -> str:
-    """Return a type of expectation; raise ValueError if it is none that can be evaluated on collected rows."""
+def _known_type(kind: str) -> str:
+    """Return the type of an expectation; raise ValueError if it cannot be evaluated on collected rows."""
     if kind in ROW_WISE or kind in AGGREGATE:
         return kind
     close = get_close_matches(kind, ROW_WISE | AGGREGATE, n=1)
@@ -141,7 +141,7 @@ class Expectation(BaseModel):
 
     name: str = Field(min_length=1, max_length=300, pattern=VISIBLE)
     collection: str = Field(pattern=COLLECTION)
-    type: Annotated[str, AfterValidator(_known)]
+    type: Annotated[str, AfterValidator(_known_type)]
     kwargs: dict[str, JsonValue]
 
     @model_validator(mode="after")
@@ -235,18 +235,18 @@ def read_suite(source: Any) -> Suite:
     """
     if isinstance(source, Suite):
         return source
-    described = _described(source)
+    described = _suite_mapping(source)
     if "expectations" in described:
         if {"name", "collection"} <= _keys_of_first(described):
-            return _checked(described.get("name"), described["expectations"])
-        return _checked(described.get("name"), list(_with_names(_expectations(described, None))))
+            return _checked_suite(described.get("name"), described["expectations"])
+        return _checked_suite(described.get("name"), list(_with_names(_expectations(described, None))))
     parts: list[dict[str, Any]] = []
     for collection, suite in described.items():
-        parts += _expectations(_described(suite), str(collection))
-    return _checked(" and ".join(map(str, described)), list(_with_names(parts)))
+        parts += _expectations(_suite_mapping(suite), str(collection))
+    return _checked_suite(" and ".join(map(str, described)), list(_with_names(parts)))
 
 
-def _described(source: Any) -> Mapping[str, Any]:
+def _suite_mapping(source: Any) -> Mapping[str, Any]:
     """Return a suite as a mapping; a text is the path of a file."""
     if isinstance(source, str | Path):
         path = Path(source)
@@ -284,13 +284,15 @@ def _expectations(described: Mapping[str, Any], collection: str | None) -> list[
     if len(expectations) > MAX_EXPECTATIONS:
         raise ArgumentError(f"a suite has {len(expectations):,} expectations, and {MAX_EXPECTATIONS} are evaluated")
     result = []
-    for one in expectations:
-        kind = one.get("type", one.get("expectation_type")) if isinstance(one, Mapping) else None
-        kwargs = one.get("kwargs") if isinstance(one, Mapping) else None
+    for expectation in expectations:
+        kind = (
+            expectation.get("type", expectation.get("expectation_type")) if isinstance(expectation, Mapping) else None
+        )
+        kwargs = expectation.get("kwargs") if isinstance(expectation, Mapping) else None
         if not isinstance(kind, str) or not isinstance(kwargs, Mapping):
-            raise ArgumentError(f"an expectation has a type and kwargs, and not {one!r:.200}")
+            raise ArgumentError(f"an expectation has a type and kwargs, and not {expectation!r:.200}")
         kept = {str(name): value for name, value in kwargs.items() if name not in LEFT_OUT and value is not None}
-        meta = one.get("meta")
+        meta = expectation.get("meta")
         about = collection or (meta.get("collection") if isinstance(meta, Mapping) else None)
         if about is None:
             about, kept = _without_collection(kind, kept)
@@ -302,7 +304,7 @@ def _without_collection(kind: str, kwargs: dict[str, Any]) -> tuple[str, dict[st
     """Return the one collection that an expectation's columns begin with, and its arguments without it."""
     columns = [kwargs[name] for name in COLUMN_ARGUMENTS if name in kwargs]
     for name in COLUMNS_ARGUMENTS:
-        columns += _listed(kwargs.get(name))
+        columns += _column_list(kwargs.get(name))
     found = {str(column).partition(".")[0] for column in columns if "." in str(column)}
     if len(found) != 1 or not all("." in str(column) for column in columns):
         raise ArgumentError(
@@ -315,17 +317,17 @@ def _without_collection(kind: str, kwargs: dict[str, Any]) -> tuple[str, dict[st
             result[name] = str(result[name]).partition(".")[2]
     for name in COLUMNS_ARGUMENTS:
         if name in result:
-            result[name] = [str(column).partition(".")[2] for column in _listed(result[name])]
+            result[name] = [str(column).partition(".")[2] for column in _column_list(result[name])]
     return found.pop(), result
 
 
 def _with_names(expectations: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield expectations with a name each: its columns, what is expected, and a number where two would be the same."""
     seen: dict[str, int] = {}
-    for one in expectations:
-        name = _name(one)
+    for expectation in expectations:
+        name = _name(expectation)
         seen[name] = seen.get(name, 0) + 1
-        yield {"name": name if seen[name] == 1 else f"{name} ({seen[name]})", **one}
+        yield {"name": name if seen[name] == 1 else f"{name} ({seen[name]})", **expectation}
 
 
 def _name(expectation: Mapping[str, Any]) -> str:
@@ -333,14 +335,14 @@ def _name(expectation: Mapping[str, Any]) -> str:
     kwargs = dict(expectation["kwargs"])
     columns = [str(kwargs.pop(name)) for name in COLUMN_ARGUMENTS if name in kwargs]
     for name in COLUMNS_ARGUMENTS:
-        columns += map(str, _listed(kwargs.pop(name, None)))
+        columns += map(str, _column_list(kwargs.pop(name, None)))
     what = str(expectation["type"]).removeprefix("expect_").removeprefix("column_").replace("_", " ")
-    arguments = ", ".join(f"{name}={_short(value)}" for name, value in kwargs.items())
+    arguments = ", ".join(f"{name}={_short_json(value)}" for name, value in kwargs.items())
     about = ".".join(filter(None, (expectation["collection"], ", ".join(columns))))
     return short_text(f"{about}: {what}{f' ({arguments})' if arguments else ''}", most=LONGEST_NAME)
 
 
-def _short(value: Any) -> str:
+def _short_json(value: Any) -> str:
     """Return an argument as JSON, cut where it is long."""
     if isinstance(value, list | tuple) and len(value) > SHOWN_VALUES:
         return f"{len(value):,} values"
@@ -351,7 +353,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
 
 
-def _listed(value: Any) -> list[Any]:
+def _column_list(value: Any) -> list[Any]:
     """Return an argument that names several columns as a list."""
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
@@ -368,7 +370,7 @@ def _all_of(value: Any) -> Iterator[tuple[str, Any]]:
             left += [(name, inner) for inner in one]
 
 
-def _checked(name: Any, expectations: Any) -> Suite:
+def _checked_suite(name: Any, expectations: Any) -> Suite:
     """Return a suite of these expectations; raise ArgumentError if one is not valid, or two have the same name."""
     try:
         suite = Suite(name=str(name or "suite")[:200], expectations=expectations)

@@ -36,10 +36,12 @@ def count(request: ValidationRequest) -> Counted:
 
     A column that some parts lack is null there; which of the columns there are at all is in the result.
     """
-    expectations = [one for one in request.suite.of(request.collection) if one.is_row_wise]
+    expectations = [expectation for expectation in request.suite.of(request.collection) if expectation.is_row_wise]
     assert request.bin_width is not None  # noqa: S101 - the caller asks for bins
     width = request.bin_width // MICROSECOND
-    counts: dict[str, dict[int, list[int]]] = {one.name: defaultdict(lambda: [0, 0]) for one in expectations}
+    counts: dict[str, dict[int, list[int]]] = {
+        expectation.name: defaultdict(lambda: [0, 0]) for expectation in expectations
+    }
     columns: set[str] = set()
     faults: dict[str, str] = {}
     parts = read_rows(
@@ -54,17 +56,17 @@ def count(request: ValidationRequest) -> Counted:
         columns |= set(map(str, rows.data.columns))
         data = _with_columns(rows.data, expectations)
         bins = rows.times // width
-        for one, result in zip(expectations, evaluated(data, expectations), strict=True):
+        for expectation, result in zip(expectations, evaluated(data, expectations), strict=True):
             found = result["result"]
             indices = found.get("unexpected_index_list") or []
             fault = _fault(result)
             if not fault and len(indices) != found.get("unexpected_count"):
                 fault = "the library does not say which rows are unexpected"
             if fault:
-                faults.setdefault(one.name, fault)
+                faults.setdefault(expectation.name, fault)
                 continue
-            tally = counts[one.name]
-            for number, asked in bins[_asked(one, data)].value_counts().items():
+            tally = counts[expectation.name]
+            for number, asked in bins[_is_counted(expectation, data)].value_counts().items():
                 tally[int(number)][0] += int(asked)
             unexpected = bins.iloc[[int(index) for index in indices]]
             for number, rows_found in unexpected.value_counts().items():
@@ -115,23 +117,23 @@ def evaluated(data: "pd.DataFrame", expectations: Sequence[Expectation]) -> list
     batch = _rows_of_the_library().get_batch({"dataframe": data})
     results: dict[int, dict[str, Any]] = {}
     configurations: list[Any] = []
-    for number, one in enumerate(expectations):
+    for number, expectation in enumerate(expectations):
         try:
             # Each by itself first: an argument that is wrong says something about one only.
-            configurations.append(get_expectation_impl(one.type)(**one.kwargs, meta={"number": number}))
+            configurations.append(get_expectation_impl(expectation.type)(**expectation.kwargs, meta={"number": number}))
         except Exception as error:  # whatever the library raises is what is wrong with this expectation
             results[number] = {"success": None, "result": {}, "exceptions": {"raised": str(error)}}
-    for found in _validated(batch, configurations):
-        results[found.expectation_config.meta["number"]] = {
-            "success": found.success,
-            "result": found.result,
-            "exceptions": found.exception_info,
+    for result in _validate(batch, configurations):
+        results[result.expectation_config.meta["number"]] = {
+            "success": result.success,
+            "result": result.result,
+            "exceptions": result.exception_info,
         }
     missing = {"success": None, "result": {}, "exceptions": {"raised": "the library gave no result"}}
     return [results.get(number, missing) for number in range(len(expectations))]
 
 
-def _validated(batch: Any, configurations: Sequence[Any]) -> list[Any]:
+def _validate(batch: Any, configurations: Sequence[Any]) -> list[Any]:
     """Return the library's results; that of an expectation that raises is left out."""
     import great_expectations as gx
 
@@ -145,7 +147,7 @@ def _validated(batch: Any, configurations: Sequence[Any]) -> list[Any]:
     except Exception:  # one of them ends all of them
         if len(configurations) == 1:
             return []
-        return [found for one in configurations for found in _validated(batch, [one])]
+        return [found for one in configurations for found in _validate(batch, [one])]
 
 
 @lru_cache(maxsize=1)
@@ -171,7 +173,7 @@ def _fault(result: Mapping[str, Any]) -> str:
     return " ".join("; ".join(dict.fromkeys(messages)).split())[:LONGEST_FAULT]
 
 
-def _asked(expectation: Expectation, data: "pd.DataFrame") -> "pd.Series[bool]":
+def _is_counted(expectation: Expectation, data: "pd.DataFrame") -> "pd.Series[bool]":
     """Return for each row whether it counts for an expectation: the library leaves out rows without values."""
     names = expectation.columns
     known = data[[name for name in names if name in data]].notna()
@@ -215,31 +217,31 @@ def _expectation_result(
         success=bool(result["success"]),
         rows=int(found["element_count"]) - int(found.get("missing_count") or 0) if counted else None,
         unexpected=int(found["unexpected_count"]) if counted else None,
-        observed=_bounded(_plain(found.get("observed_value"))),
+        observed=_bounded_json(_json_value(found.get("observed_value"))),
         examples=tuple(
-            (str(ids.iloc[index]), _bounded(_plain(data.loc[index, columns].tolist()))) for index in indices
+            (str(ids.iloc[index]), _bounded_json(_json_value(data.loc[index, columns].tolist()))) for index in indices
         ),
     )
 
 
-def _bounded(value: Any) -> Any:
+def _bounded_json(value: Any) -> Any:
     """Return a value of JSON with long texts cut, and of long lists how many there are and the first of them."""
     if isinstance(value, str):
         return value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}…"
     if isinstance(value, Mapping):
-        return {name[:LONGEST_VALUE]: _bounded(one) for name, one in list(value.items())[:MOST_VALUES]}
+        return {name[:LONGEST_VALUE]: _bounded_json(one) for name, one in list(value.items())[:MOST_VALUES]}
     if isinstance(value, list):
-        first = [_bounded(one) for one in value[:MOST_VALUES]]
+        first = [_bounded_json(one) for one in value[:MOST_VALUES]]
         return first if len(value) <= MOST_VALUES else {"number": len(value), "first": first}
     return value
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """Return a value as JSON has it; what JSON has not as text."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
+        return {str(name): _json_value(one) for name, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(one) for one in value]
+        return [_json_value(one) for one in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not (abs(value) <= 1.8e308):

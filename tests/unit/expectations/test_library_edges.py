@@ -15,7 +15,7 @@ from controlled_rollout.errors import EvidenceUnavailableError
 from controlled_rollout.expectations import process, read_suite, server
 from controlled_rollout.expectations.process import count_in_process, validate_in_process
 from controlled_rollout.expectations.result import ExpectationResult, ValidationRequest
-from controlled_rollout.expectations.validation import _validated
+from controlled_rollout.expectations.validation import _validate
 from tests.unit.expectations.test_validation import MINUTE, T0, row, write_part
 
 SUITE = read_suite(
@@ -101,8 +101,8 @@ def test_an_expectation_that_raises_leaves_the_results_of_the_others(monkeypatch
     monkeypatch.setitem(sys.modules, "great_expectations", SimpleNamespace(ExpectationSuite=suite))
     batch = SimpleNamespace(validate=validate)
 
-    assert _validated(batch, ["a", "bad", "b"]) == ["result of a", "result of b"]
-    assert _validated(batch, []) == []
+    assert _validate(batch, ["a", "bad", "b"]) == ["result of a", "result of b"]
+    assert _validate(batch, []) == []
 
 
 def test_the_server_ends_when_nobody_asks_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,5 +136,5 @@ def test_an_answer_that_never_comes_from_a_server_that_goes_on_is_an_error(
     monkeypatch.setattr(process._Server, "ask", lambda *_, **__: b"")
     asked = ValidationRequest(suite=SUITE, collection="inputs", parts=(part,), since=T0)
 
-    with pytest.raises(EvidenceUnavailableError, match="was killed, perhaps for want of memory"):
+    with pytest.raises(EvidenceUnavailableError, match="was killed, perhaps because memory ran out"):
         validate_in_process(asked)

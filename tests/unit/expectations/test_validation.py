@@ -209,7 +209,7 @@ def test_a_server_that_has_ended_is_replaced_and_one_that_ends_within_a_question
     # What is asked of it is the business of a fork, which may be killed.
     second.process.kill()
     with pytest.raises(EvidenceUnavailableError, match=r"could not be evaluated \(exit code -9\)"):
-        process._answer(request(parts), timedelta(minutes=1))
+        process._ask_server(request(parts), timedelta(minutes=1))
 
 
 def test_a_package_that_is_missing_is_named_with_what_to_install(
