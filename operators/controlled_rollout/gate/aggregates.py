@@ -71,32 +71,34 @@ def with_aggregates(verdict: Verdict, gate: Gate, aggregates: Aggregates | None)
     if aggregates is None:
         number = len(gate.aggregates)
         expectations = "1 expectation" if number == 1 else f"{number} expectations"
-        return _waiting(verdict, f"{expectations} about all rows together: evaluated once, when all else lets go on")
+        return _waiting_verdict(
+            verdict, f"{expectations} about all rows together: evaluated once, when all else lets go on"
+        )
     absolute = gate.expectations_against == "allowed"
     blind = [one for one in aggregates.results if one.treatment is None or (one.control is None and not absolute)]
     worse = [one for one in aggregates.results if one.treatment is False and (absolute or one.control is True)]
     both = [one for one in aggregates.results if one.treatment is False and one.control is False and not absolute]
     if worse:
         than = "not fulfilled" if absolute else "fulfilled by control and not by the treatment"
-        sentence = f"{than}, {aggregates.time}: {_sentences(worse)}"
+        sentence = f"{than}, {aggregates.time}: {_finding_sentences(worse)}"
         if gate.on_aggregate == "fail":
             return replace(verdict, outcome=Outcome.FAIL, reason=sentence)
-        return _waiting(verdict, f"{sentence}; a person decides (on_aggregate)")
+        return _waiting_verdict(verdict, f"{sentence}; a person decides (on_aggregate)")
     if blind:
-        sentence = f"expectations that could not be evaluated, {aggregates.time}: {_sentences(blind)}"
+        sentence = f"expectations that could not be evaluated, {aggregates.time}: {_finding_sentences(blind)}"
         return replace(verdict, outcome=Outcome.CANNOT_SEE, reason=sentence)
     if both:
-        reported = f"fulfilled by neither version, {aggregates.time}: {_sentences(both)}"
+        reported = f"fulfilled by neither version, {aggregates.time}: {_finding_sentences(both)}"
         return replace(verdict, reason=f"{verdict.reason}; {reported}")
     return verdict
 
 
-def _waiting(verdict: Verdict, why: str) -> Verdict:
+def _waiting_verdict(verdict: Verdict, why: str) -> Verdict:
     """Return the verdict of a rollout that does not go on, and why."""
     outcome = Outcome.NOT_ENOUGH_EVIDENCE
     return replace(verdict, outcome=outcome, reason=f"{why}; {verdict.reason}", waits=(*verdict.waits, why))
 
 
-def _sentences(results: Sequence[AggregateResult]) -> str:
+def _finding_sentences(results: Sequence[AggregateResult]) -> str:
     """Return what was found, a sentence for each expectation."""
     return "; ".join(one.sentence for one in results)

@@ -28,7 +28,7 @@ def crowded(columns: Columns) -> Truths:
     Args:
         columns: The bins, without the requests that were refused.
     """
-    return _crowded(columns, treatment=True) | _crowded(columns, treatment=False)
+    return _is_crowded(columns, treatment=True) | _is_crowded(columns, treatment=False)
 
 
 def is_judged(columns: Columns) -> Truths:
@@ -81,7 +81,7 @@ def latency_for_passes(columns: Columns) -> Columns:
     refused = columns.overloaded
     if refused is None:
         return columns
-    left_out, bounds = _crowded(columns, treatment=False), _crowded(columns, treatment=True)
+    left_out, bounds = _is_crowded(columns, treatment=False), _is_crowded(columns, treatment=True)
     result = columns.without(left_out) if left_out.any() else columns
     more = np.where(bounds & ~left_out, refused.treatment, 0.0)
     if not more.any():
@@ -99,7 +99,7 @@ def latency_for_passes(columns: Columns) -> Columns:
     )
 
 
-def _crowded(columns: Columns, *, treatment: bool) -> Truths:
+def _is_crowded(columns: Columns, *, treatment: bool) -> Truths:
     """Return for each bin whether one of the versions refused more than a few requests."""
     if columns.overloaded is None:
         return np.zeros(len(columns.starts), dtype=bool)

@@ -50,7 +50,7 @@ def _more_frequent(name: str, event: Event, tests: Mapping[int, EventTest], gate
     threshold = alarm_threshold(gate, name, latency=bool(tests[0].judged.slow))
     evidence = more_frequent(tests, ratio=event.ratio, difference=event.margin, threshold=threshold)
     test = tests[evidence.since]
-    detail = f"{event.counted}: {test.rates()}{test.difference(event.margin)}"
+    detail = f"{event.counted}: {test.rates_text()}{test.difference_text(event.margin)}"
     return alarm_from(f"{name} is worse", "alarm", evidence, threshold, detail)
 
 
@@ -59,6 +59,6 @@ def _not_more_frequent(name: str, event: Event, test: EventTest, gate: Gate) -> 
     result = not_worse(test, event.acceptable_rate, pass_ratio=event.pass_ratio, beta=gate.beta)
     detail = (
         f"odds of {event.counted} below {event.pass_ratio:g} times control's, or rate below "
-        f"{100 * event.acceptable_rate:.3g} %; {test.rates()}"
+        f"{100 * event.acceptable_rate:.3g} %; {test.rates_text()}"
     )
     return pass_from(f"{name} is not worse", gate, result.peak, result.reached, detail, result.needed)

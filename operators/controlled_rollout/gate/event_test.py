@@ -45,17 +45,17 @@ class EventTest:
             self.odds_for_alarm = OddsRatio(judged.treatment, judged.control, metric, burst=bounded, cap=cap)
         self.n_bins = len(judged.starts)
 
-    def rates(self) -> str:
+    def rates_text(self) -> str:
         """Return the event's rate in both versions as text."""
         treatment = format_rate(self.metric.treatment, self.judged.treatment)
         return f"{treatment} against control's {format_rate(self.metric.control, self.judged.control)}"
 
-    def difference(self, tolerated: float) -> str:
+    def difference_text(self, tolerated: float) -> str:
         """Return the difference of the two rates and what of it is tolerated as text; empty if it is not known."""
         return format_difference(self.judged, self.metric, tolerated)
 
-    def bursts(self, most: float = math.inf) -> str:
-        """Return the discount for bursts, at most this, as text; empty if there is none."""
+    def bursts_text(self, most: float = math.inf) -> str:
+        """Return as text by how much the evidence is discounted for bursts, `most` times at most; empty without any."""
         return f", discounted {min(self.burst, most):.3g} times for bursts" if self.burst > 1 else ""
 
 

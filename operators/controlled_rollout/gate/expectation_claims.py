@@ -41,11 +41,11 @@ def expectation_claims(judged: Columns, gate: Gate) -> list[ClaimResult]:
         return []
     spans = {first: judged.since(first) for first in process_starts(judged)}
     claims = []
-    for one in gate.expectations.row_wise:
-        counts = {first: span.categories.get(one.name) for first, span in spans.items()}
+    for expectation in gate.expectations.row_wise:
+        counts = {first: span.categories.get(expectation.name) for first, span in spans.items()}
         if counts[0] is not None:
             rows = {first: span.judged_by(counts[first] or {}, UNEXPECTED, EXPECTED) for first, span in spans.items()}
-            claims.append(_violated_more(one, rows, gate))
+            claims.append(_violated_more(expectation, rows, gate))
     return claims
 
 

@@ -118,13 +118,15 @@ def alarm_evidence(
     weights = [process_weight(number) for number in range(len(processes))] if weights is None else weights
     for stage in STAGES:
         if stage < bins:
-            evidence = _average(processes, weights, stage, log_threshold)
+            evidence = _average_process(processes, weights, stage, log_threshold)
             if evidence.reached_at is not None and evidence.peak >= log_threshold + BEYOND_DOUBT:
                 return evidence
-    return _average(processes, weights, bins, log_threshold)
+    return _average_process(processes, weights, bins, log_threshold)
 
 
-def _average(processes: Sequence[Process], weights: Sequence[float], bins: int, log_threshold: float) -> AlarmEvidence:
+def _average_process(
+    processes: Sequence[Process], weights: Sequence[float], bins: int, log_threshold: float
+) -> AlarmEvidence:
     """Return the average of the processes after the first `bins` bins."""
     total, counted = np.ones(bins), np.ones(bins)
     highest, terms = -math.inf, []

@@ -71,8 +71,12 @@ def traffic_claims(judged: Columns, before: Columns, gate: Gate) -> tuple[list[C
         shifts = {first: _duration_test(latency.since(first), before, gate) for first in spans}
         alarms.append(_latency_higher(gate, slow, shifts))
         if (full := crowded(present)).any():
-            ways = (latency_for_passes(present), present.without(full))
-            passes.append(_latency_not_worse_in_one_of(gate, [_slow_events(way, gate, bursts) for way in ways]))
+            column_sets = (latency_for_passes(present), present.without(full))
+            passes.append(
+                _latency_not_worse_in_one_of(
+                    gate, [_slow_events(column_set, gate, bursts) for column_set in column_sets]
+                )
+            )
         else:
             present_slow = slow[0] if present is judged else _slow_events(present, gate, bursts)
             passes.append(_latency_not_worse(gate, present_slow))
@@ -100,12 +104,12 @@ def _errors_higher(gate: Gate, errors: Mapping[int, EventTest]) -> ClaimResult:
     threshold = alarm_threshold(gate, "errors", latency=bool(errors[0].judged.slow))
     evidence = more_frequent(errors, ratio=gate.error_ratio, difference=gate.error_difference, threshold=threshold)
     event = errors[evidence.since]
-    detail = event.rates() + event.difference(gate.error_difference)
-    detail += event.bursts(MOST_BURST) + _since(event.judged, evidence.since)
+    detail = event.rates_text() + event.difference_text(gate.error_difference)
+    detail += event.bursts_text(MOST_BURST) + _since_text(event.judged, evidence.since)
     return alarm_from("errors are higher", "alarm", evidence, threshold, detail)
 
 
-def _since(span: Columns, first: int) -> str:
+def _since_text(span: Columns, first: int) -> str:
     """Return as text since when evidence counts that does not count from the rollout's start; else empty."""
     return f", since the split changed at {span.starts[0]:%H:%M:%S}" if first else ""
 
@@ -148,10 +152,10 @@ def _latency_higher(gate: Gate, slow: Mapping[int, Sequence[EventTest]], shifts:
     processes = [Process(first, partial(components, first)) for first in slow]
     evidence = alarm_evidence(processes, slow[0][0].n_bins, math.log(threshold))
     parts = [
-        f"{_format_quantile(quantile)} exceeded by {event.rates()}{event.bursts()}"
+        f"{_format_quantile(quantile)} exceeded by {event.rates_text()}{event.bursts_text()}"
         for quantile, event in zip(gate.latency_quantiles, slow[evidence.since], strict=True)
     ]
-    detail = ", ".join(parts) + _since(slow[evidence.since][0].judged, evidence.since)
+    detail = ", ".join(parts) + _since_text(slow[evidence.since][0].judged, evidence.since)
     return alarm_from("latency is higher", "alarm", evidence, threshold, detail)
 
 
@@ -239,10 +243,10 @@ def _latency_not_worse(gate: Gate, slow: Sequence[EventTest]) -> ClaimResult:
     return pass_from("latency is not worse", gate, results[weakest].peak, reached, detail, more)
 
 
-def _latency_not_worse_in_one_of(gate: Gate, ways: Sequence[Sequence[EventTest]]) -> ClaimResult:
+def _latency_not_worse_in_one_of(gate: Gate, alternatives: Sequence[Sequence[EventTest]]) -> ClaimResult:
     """Pass by one of several ways to count crowded bins, each with its part of `beta`: their bounds, or not at all."""
-    part = gate.model_copy(update={"beta": gate.beta / len(ways)})
-    results = [_latency_not_worse(part, slow) for slow in ways]
+    part = gate.model_copy(update={"beta": gate.beta / len(alternatives)})
+    results = [_latency_not_worse(part, slow) for slow in alternatives]
     return max(results, key=lambda result: (result.claim.reached, result.claim.e_value))
 
 

@@ -51,8 +51,8 @@ def bins_of_users(bins: Iterable[Bin]) -> list[Bin]:
             result.append(
                 Bin(
                     start=bin_.start + number * APART,
-                    control=_counts(control.get(above), bin_.control),
-                    treatment=_counts(treatment.get(above), bin_.treatment),
+                    control=_user_counts(control.get(above), bin_.control),
+                    treatment=_user_counts(treatment.get(above), bin_.treatment),
                     share=bin_.share,
                     checks_split=above == 0,
                 )
@@ -60,7 +60,7 @@ def bins_of_users(bins: Iterable[Bin]) -> list[Bin]:
     return result
 
 
-def _counts(users: UserCounts | None, requests: Counts) -> Counts:
+def _user_counts(users: UserCounts | None, requests: Counts) -> Counts:
     """Return users as counts; none if there are no users, with as many latency thresholds as the requests have."""
     if users is None:
         return Counts(requests=0, errors=0, slow=(0,) * len(requests.slow))

@@ -28,7 +28,7 @@ def gate(*expectations: dict[str, Any], **more: Any) -> Gate:
     return Gate.model_validate({"expectations": {"expectations": [*(expectations or (MEAN,))]}, **more})
 
 
-def found(treatment: bool | None, control: bool | None) -> Aggregates:
+def aggregates_found(treatment: bool | None, control: bool | None) -> Aggregates:
     text = {True: "observed 0.4", False: "observed 0.9", None: "there is no column 'score'"}
     result = AggregateResult("mean", treatment, control, text[treatment], text[control])
     return Aggregates(T0, T0, T0 + timedelta(minutes=5), (result,))
@@ -61,11 +61,13 @@ def test_what_the_treatment_alone_does_not_fulfil_keeps_it_at_its_share(
     treatment: bool | None, control: bool | None, against: str, outcome: Outcome, says: str
 ) -> None:
     judged = gate(expectations_against=against)
-    verdict = with_aggregates(PASSED, judged, found(treatment, control))
+    verdict = with_aggregates(PASSED, judged, aggregates_found(treatment, control))
 
     assert (verdict.outcome, says in verdict.reason) == (outcome, True), verdict
     assert bool(verdict.waits) == (outcome is Outcome.NOT_ENOUGH_EVIDENCE)
-    fails = with_aggregates(PASSED, judged.model_copy(update={"on_aggregate": "fail"}), found(treatment, control))
+    fails = with_aggregates(
+        PASSED, judged.model_copy(update={"on_aggregate": "fail"}), aggregates_found(treatment, control)
+    )
     # Only what keeps a rollout at its share rolls back, and only if the author says so.
     assert fails.outcome is (Outcome.FAIL if outcome is Outcome.NOT_ENOUGH_EVIDENCE else outcome)
 
@@ -74,7 +76,7 @@ def test_what_the_treatment_alone_does_not_fulfil_keeps_it_at_its_share(
 def test_an_alarm_a_wrong_split_and_what_cannot_be_seen_stay_so(outcome: Outcome) -> None:
     verdict = Verdict(outcome, reason="because")
 
-    assert with_aggregates(verdict, gate(on_aggregate="fail"), found(False, True)) == verdict
+    assert with_aggregates(verdict, gate(on_aggregate="fail"), aggregates_found(False, True)) == verdict
     assert with_aggregates(verdict, gate(), None) == verdict
 
 

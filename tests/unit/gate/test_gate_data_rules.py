@@ -61,7 +61,7 @@ def test_labels_are_compared_as_the_sources_compare_them(seed: int) -> None:
 
 
 @pytest.mark.parametrize("distribution", [normal, log_normal(1.0)], ids=["normal", "log-normal"])
-def test_numbers_are_compared_as_the_sources_compare_them(distribution: Distribution) -> None:
+def test_rules_on_binned_numbers_agree_with_scipy(distribution: Distribution) -> None:
     rng = np.random.default_rng(1)
     sizes = rng.poisson(20, LOOKS), rng.poisson(120, LOOKS)
     values = [distribution.draw(rng, int(size.sum())) + more for size, more in zip(sizes, (0.2, 0.0), strict=True)]

@@ -9,7 +9,7 @@ BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
 GATE = Gate(judges_traffic=False, latency_quantiles=(), events={"accuracy": Event(counted="wrong answers")})
 
 
-def answers(wrong: int, total: int) -> Counts:
+def answer_counts(wrong: int, total: int) -> Counts:
     return Counts(total, 0, categories={"accuracy": {"yes": wrong, "no": total - wrong}})
 
 
@@ -18,7 +18,7 @@ def hours(treatment: Counts, control: Counts, n: int) -> list[Bin]:
 
 
 def test_more_wrong_answers_than_controls_are_an_alarm_that_names_both_rates() -> None:
-    verdict = judge(hours(answers(12, 40), answers(36, 360), 20), GATE)
+    verdict = judge(hours(answer_counts(12, 40), answer_counts(36, 360), 20), GATE)
     assert verdict.outcome is Outcome.FAIL
     assert "accuracy is worse: e-value" in verdict.reason
     assert "wrong answers: 30 % against control's 10 %, difference +20 points" in verdict.reason
@@ -26,7 +26,7 @@ def test_more_wrong_answers_than_controls_are_an_alarm_that_names_both_rates() -
 
 
 def test_as_many_wrong_answers_pass_when_there_are_enough_of_them() -> None:
-    bins = hours(answers(4, 40), answers(36, 360), 60)
+    bins = hours(answer_counts(4, 40), answer_counts(36, 360), 60)
     assert judge(bins[:2], GATE).outcome is Outcome.NOT_ENOUGH_EVIDENCE
     verdict = judge(bins, GATE)
     assert verdict.outcome is Outcome.PASS
@@ -34,12 +34,12 @@ def test_as_many_wrong_answers_pass_when_there_are_enough_of_them() -> None:
 
 
 def test_a_version_without_a_wrong_answer_passes_by_its_own_rate() -> None:
-    assert judge(hours(answers(0, 40), answers(0, 360), 20), GATE).outcome is Outcome.PASS
+    assert judge(hours(answer_counts(0, 40), answer_counts(0, 360), 20), GATE).outcome is Outcome.PASS
 
 
 def test_a_rate_within_the_margin_is_no_alarm() -> None:
     gate = GATE.model_copy(update={"events": {"accuracy": Event(margin=0.05)}})
-    bins = hours(answers(18, 360), answers(7, 360), 60)
+    bins = hours(answer_counts(18, 360), answer_counts(7, 360), 60)
     assert judge(bins, GATE).outcome is Outcome.FAIL
     assert judge(bins, gate).outcome is not Outcome.FAIL
 
@@ -101,7 +101,7 @@ def test_healthy_events_alarm_at_most_as_often_as_alpha_allows() -> None:
     for _ in range(runs):
         wrong = random.binomial([5, 45], 0.1, size=(60, 2))
         bins = [
-            Bin(BEGIN + timedelta(hours=hour), answers(int(control), 45), answers(int(treatment), 5))
+            Bin(BEGIN + timedelta(hours=hour), answer_counts(int(control), 45), answer_counts(int(treatment), 5))
             for hour, (treatment, control) in enumerate(wrong)
         ]
         false += judge(bins, GATE).outcome is Outcome.FAIL

@@ -21,7 +21,7 @@ def bins(number: int, treatment: Counts, control: Counts | None = None, *, first
     return [Bin(BEGIN + (first + index) * MINUTE, control, treatment, 0.5) for index in range(number)]
 
 
-def names(verdict: Verdict) -> set[str]:
+def reached_claims(verdict: Verdict) -> set[str]:
     return {claim.name for claim in verdict.claims if claim.reached}
 
 
@@ -35,7 +35,7 @@ def test_a_version_without_room_is_held_and_not_blamed() -> None:
     assert "20 % of the treatment's newest requests were refused because it had no room" in verdict.reason
     assert verdict.waits
     assert "latency is not judged in 60 bins" in verdict.reason
-    assert not names(verdict) & {"errors are higher", "latency is higher", "split is wrong"}
+    assert not reached_claims(verdict) & {"errors are higher", "latency is higher", "split is wrong"}
     assert verdict.treatment_requests == 60 * 300
 
 
@@ -69,7 +69,7 @@ def test_a_version_that_has_room_again_passes_once_that_is_shown() -> None:
     assert "requests refused for lack of room are below 5 %" in soon.reason
     assert not soon.waits
     assert later.outcome == "pass"
-    assert "requests refused for lack of room are below 5 %" in names(later)
+    assert "requests refused for lack of room are below 5 %" in reached_claims(later)
 
 
 def test_a_version_that_has_refused_nothing_has_nothing_to_show() -> None:

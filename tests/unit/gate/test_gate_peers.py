@@ -14,7 +14,7 @@ def kayenta_is_high(experiment: np.ndarray, control: np.ndarray) -> bool:
         return False
     m, n = len(experiment), len(control)
 
-    def difference(mu: float, quantile: float) -> float:
+    def z_minus_quantile(mu: float, quantile: float) -> float:
         ranks = rankdata(np.concatenate([experiment - mu, control]))
         ties = np.unique(ranks, return_counts=True)[1].astype(float)
         dz = ranks[:m].sum() - m * (m + 1) / 2 - m * n / 2
@@ -23,13 +23,13 @@ def kayenta_is_high(experiment: np.ndarray, control: np.ndarray) -> bool:
 
     low, high = experiment.min() - control.max(), experiment.max() - control.min()
     z = norm.ppf(1 - (1 - 0.98) / 2)
-    if difference(low, z) <= 0:
+    if z_minus_quantile(low, z) <= 0:
         lower = low
-    elif difference(high, z) >= 0:
+    elif z_minus_quantile(high, z) >= 0:
         lower = high
     else:
-        lower = brentq(difference, low, high, args=(z,))
-    estimate = brentq(difference, low, high, args=(0.0,))
+        lower = brentq(z_minus_quantile, low, high, args=(z,))
+    estimate = brentq(z_minus_quantile, low, high, args=(0.0,))
     ratio_is_fine = experiment.mean() == 0 or control.mean() == 0 or experiment.mean() >= control.mean()
     return bool(lower > 0.25 * abs(estimate) and ratio_is_fine)
 

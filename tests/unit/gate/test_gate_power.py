@@ -19,7 +19,7 @@ HOUR = timedelta(hours=1)
 Value = TypeVar("Value")
 
 
-def known(value: Value | None) -> Value:
+def not_none(value: Value | None) -> Value:
     assert value is not None
     return value
 
@@ -55,9 +55,9 @@ def test_detectable_error_rate_within_half_an_hour_is_detected_in_about_half_an_
 def test_more_traffic_detects_smaller_differences_sooner() -> None:
     few, many = (power(Gate(), share=0.1, requests_per_second=rate) for rate in (2, 20))
 
-    assert known(few.time_to_pass) > known(many.time_to_pass)
-    assert known(few.detectable_error_rate) > known(many.detectable_error_rate)
-    assert known(few.detectable_slow_share) > known(many.detectable_slow_share)
+    assert not_none(few.time_to_pass) > not_none(many.time_to_pass)
+    assert not_none(few.detectable_error_rate) > not_none(many.detectable_error_rate)
+    assert not_none(few.detectable_slow_share) > not_none(many.detectable_slow_share)
 
 
 def test_forecast_of_a_step_with_hardly_any_traffic_has_no_figures() -> None:
@@ -76,7 +76,7 @@ def test_forecast_without_latency_has_no_latency_figures() -> None:
     assert "p95" not in str(forecast)
     # All of alpha is the errors'.
     with_latency = power(Gate(), share=0.1, requests_per_second=5)
-    assert known(forecast.detectable_error_rate) < known(with_latency.detectable_error_rate)
+    assert not_none(forecast.detectable_error_rate) < not_none(with_latency.detectable_error_rate)
 
 
 def test_forecast_sentence_contains_the_figures() -> None:
@@ -91,7 +91,7 @@ def test_control_without_errors_passes_by_the_rate_alone() -> None:
     forecast = power(Gate(), share=0.1, requests_per_second=5, error_rate=0, latency=False)
 
     assert forecast.treatment_requests_to_pass == 751
-    assert known(forecast.detectable_error_rate) >= 0.002
+    assert not_none(forecast.detectable_error_rate) >= 0.002
 
 
 def test_figures_of_docs_gate_md_are_those_of_the_forecast() -> None:
@@ -99,11 +99,11 @@ def test_figures_of_docs_gate_md_are_those_of_the_forecast() -> None:
     tenth, half = (power(Gate(), share=share, requests_per_second=5) for share in (0.1, 0.5))
 
     for forecast in (tenth, half):
-        minutes = math.ceil(known(forecast.time_to_pass).total_seconds() / 60)
+        minutes = math.ceil(not_none(forecast.time_to_pass).total_seconds() / 60)
         assert f"{minutes} min" in page
         assert f"{forecast.treatment_requests_to_pass:,}" in page
-    assert f"errors of {100 * known(tenth.detectable_error_rate):.2g} % or more" in page
-    assert f"{100 * known(tenth.detectable_slow_share):.2g} % or more of its requests beyond control's p95" in page
+    assert f"errors of {100 * not_none(tenth.detectable_error_rate):.2g} % or more" in page
+    assert f"{100 * not_none(tenth.detectable_slow_share):.2g} % or more of its requests beyond control's p95" in page
 
 
 @pytest.mark.parametrize(
