@@ -60,7 +60,7 @@ def with_connections(
             )
         conn_id, field = value["connection"], value["field"]
         secret = secret_name(conn_id)
-        secrets.setdefault(secret, {})[field] = _value(name, conn_id, field, connection)
+        secrets.setdefault(secret, {})[field] = _field_value(name, conn_id, field, connection)
         replaced[name] = {"secret": secret, "key": field}
     return {**settings, VARIABLES: replaced}, secrets
 
@@ -72,7 +72,7 @@ def secret_name(conn_id: str) -> str:
     return "-".join(part for part in ("airflow-connection", readable, digest) if part)
 
 
-def _value(name: str, conn_id: str, field: str, connection: "Callable[[str], Connection]") -> str:
+def _field_value(name: str, conn_id: str, field: str, connection: "Callable[[str], Connection]") -> str:
     """Return the value of a connection's field; raise ArgumentError if there is none."""
     if field not in FIELDS and not (field.startswith(EXTRA_PREFIX) and SECRET_KEY.fullmatch(field)):
         raise ArgumentError(

@@ -22,7 +22,9 @@ def check_is_missing(conn_id: str) -> None:
     for backend in _backends():
         try:
             answer = (
-                _api_server().send(_question(conn_id)) if _asks_api_server(backend) else backend.get_connection(conn_id)
+                _api_server().send(_connection_request(conn_id))
+                if _asks_api_server(backend)
+                else backend.get_connection(conn_id)
             )
         except Exception as error:
             raise _unreadable_error(conn_id, backend, error) from error
@@ -46,7 +48,7 @@ async def acheck_is_missing(conn_id: str) -> None:
     for backend in _backends():
         try:
             if _asks_api_server(backend):
-                answer = await _api_server().asend(_question(conn_id))
+                answer = await _api_server().asend(_connection_request(conn_id))
             else:
                 answer = await asyncio.to_thread(backend.get_connection, conn_id)
         except Exception as error:
@@ -75,7 +77,7 @@ def _api_server() -> Any:
     return task_runner.SUPERVISOR_COMMS
 
 
-def _question(conn_id: str) -> Any:
+def _connection_request(conn_id: str) -> Any:
     """Return the request for a connection."""
     from airflow.sdk.execution_time.comms import GetConnection
 

@@ -123,13 +123,17 @@ class SqlLabelSource:
         """
         known = {"endpoint": self._endpoint, "since": since.astimezone(UTC), "until": until.astimezone(UTC)}
         deadline = time.monotonic() + self._settings.timeout
-        with self._reporting(), self._connected() as (connection, placeholder), self._ended_in_time(connection):
+        with (
+            self._as_evidence_errors(),
+            self._open_connection() as (connection, placeholder),
+            self._ended_in_time(connection),
+        ):
             cursor = _cursor_of(connection)
             with _closing(cursor):
-                cursor.execute(*self._statement(_paramstyle(connection, placeholder), connection, known))
+                cursor.execute(*self._execute_arguments(_paramstyle(connection, placeholder), connection, known))
                 found = 0
                 while rows := cursor.fetchmany(ROWS_AT_ONCE):
-                    positions = self._positions(cursor.description)
+                    positions = self._column_positions(cursor.description)
                     found += len(rows)
                     if found > limit:
                         raise EvidenceUnavailableError(
@@ -137,13 +141,13 @@ class SqlLabelSource:
                             "judge a shorter time"
                         )
                     if time.monotonic() > deadline:
-                        raise EvidenceUnavailableError(self._late())
+                        raise EvidenceUnavailableError(self._timeout_sentence())
                     for row in rows:
                         label = self._label(row, positions)
                         if since <= label.arrived < until:
                             yield label
 
-    def _statement(self, paramstyle: str, connection: Any, known: Mapping[str, Any]) -> tuple[Any, ...]:
+    def _execute_arguments(self, paramstyle: str, connection: Any, known: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the arguments of `cursor.execute`: the query in the driver's own style, and the values to bind."""
         from sqlalchemy.engine.default import DefaultDialect
 
@@ -156,7 +160,7 @@ class SqlLabelSource:
             return compiled.string, [values[name] for name in compiled.positiontup]
         return compiled.string, values
 
-    def _positions(self, description: Sequence[Sequence[Any]] | None) -> dict[str, Any]:
+    def _column_positions(self, description: Sequence[Sequence[Any]] | None) -> dict[str, Any]:
         """Return the position and the name of each needed column of the answer.
 
         Raises:
@@ -184,10 +188,10 @@ class SqlLabelSource:
         return LabelRow(
             correlation_id=str(correlation_id),
             label=label_of(label),
-            arrived=self._moment(arrived),
+            arrived=self._arrival_time(arrived),
         )
 
-    def _moment(self, arrived: Any) -> datetime:
+    def _arrival_time(self, arrived: Any) -> datetime:
         """Return when a label arrived; a time without a zone is UTC. Raise EvidenceUnavailableError if it is none."""
         from controlled_rollout.labels import arrival_of
 
@@ -200,7 +204,7 @@ class SqlLabelSource:
             ) from None
 
     @contextmanager
-    def _connected(self) -> Iterator[tuple[Any, str]]:
+    def _open_connection(self) -> Iterator[tuple[Any, str]]:
         """Context manager: an open DB-API connection that changes nothing, and the hook's placeholder.
 
         Raises:
@@ -246,12 +250,12 @@ class SqlLabelSource:
             yield
         except Exception as error:
             if is_over.is_set():
-                raise EvidenceUnavailableError(self._late()) from error
+                raise EvidenceUnavailableError(self._timeout_sentence()) from error
             raise
         finally:
             timer.cancel()
 
-    def _late(self) -> str:
+    def _timeout_sentence(self) -> str:
         """Return the sentence that the query took too long."""
         return (
             f"{self.description} has not ended within {self._settings.timeout:g} s: use :since and :until in it, add "
@@ -259,7 +263,7 @@ class SqlLabelSource:
         )
 
     @contextmanager
-    def _reporting(self) -> Iterator[None]:
+    def _as_evidence_errors(self) -> Iterator[None]:
         """Context manager: raise whatever Airflow, the hook or the driver raises as EvidenceUnavailableError."""
         try:
             yield

@@ -129,14 +129,14 @@ class Joined:
             ):
                 self._connection.execute(
                     'INSERT INTO request SELECT coalesce("$correlation_id", "$request_id"), epoch_us("$time"), '
-                    f'"$request_id", {arm}, "$part" FROM {self._rows(columns)} AND "$row" = 0',
+                    f'"$request_id", {arm}, "$part" FROM {self._rows_clause(columns)} AND "$row" = 0',
                     [as_patterns(alike)],
                 )
                 self._groups.append((arm, alike, columns))
                 known.update(columns.types)
                 known.update(chain.from_iterable(data.values()))
         collection = self._labels.collection
-        if not self._one("SELECT count(*) FROM request WHERE arm = ?", [arm]):
+        if not self._fetch_number("SELECT count(*) FROM request WHERE arm = ?", [arm]):
             raise EvidenceUnavailableError(
                 f"version {version!r} has no answered request in {collection!r} from {self._since:%Y-%m-%d %H:%M} to "
                 f"{self._until:%Y-%m-%d %H:%M}: it did not collect then (collect_model_data), or its data was deleted"
@@ -145,8 +145,9 @@ class Joined:
             if column not in known:
                 shown = sorted(name for name in known if not name.startswith("$"))[:SHOWN_COLUMNS]
                 raise EvidenceUnavailableError(
-                    f"{collection}.{column} is in nothing that version {version!r} has collected from "
-                    f"{self._since:%Y-%m-%d %H:%M} to {self._until:%Y-%m-%d %H:%M}; there are {', '.join(shown)}"
+                    f"column {collection}.{column} is not in the data that version {version!r} has collected from "
+                    f"{self._since:%Y-%m-%d %H:%M} to {self._until:%Y-%m-%d %H:%M}; the columns "
+                    f"there: {', '.join(shown)}"
                 )
 
     def join(self) -> None:
@@ -173,12 +174,12 @@ class Joined:
 
     def counts(self) -> JoinCounts:
         """Return what became of the labels."""
-        read = self._one("SELECT count(*) FROM label")
-        unknown = self._one(
+        read = self._fetch_number("SELECT count(*) FROM label")
+        unknown = self._fetch_number(
             "SELECT count(*) FROM label l WHERE NOT EXISTS (FROM single s WHERE s.correlation = l.correlation)"
         )
-        used, later = self._row("SELECT count(*), coalesce(sum(n), 0) FROM first_label")
-        same = self._one(
+        used, later = self._fetch_row("SELECT count(*), coalesce(sum(n), 0) FROM first_label")
+        same = self._fetch_number(
             "SELECT count(*) FROM usable JOIN first_label USING (correlation) WHERE usable.label = first[2]"
         )
         return JoinCounts(
@@ -187,14 +188,14 @@ class Joined:
             early=read - unknown - int(later),
             repeated=same - used,
             corrections=int(later) - same,
-            shared_ids=self._one("SELECT coalesce(sum(n - 1), 0) FROM single"),
+            shared_ids=self._fetch_number("SELECT coalesce(sum(n - 1), 0) FROM single"),
         )
 
     def totals(self, periods: Sequence[Period]) -> list[Requests]:
         """Return for each period how many requests each version has answered, labelled or not."""
         result = []
         for period in periods:
-            control, treatment = self._row(
+            control, treatment = self._fetch_row(
                 "SELECT count_if(arm = 0), count_if(arm = 1) FROM single WHERE arrived >= ? AND arrived < ?",
                 [_microseconds(period.begin), _microseconds(period.end)],
             )
@@ -218,7 +219,7 @@ class Joined:
                 self._connection.execute(
                     f"INSERT INTO answered SELECT {arm}, known.id, known.arrived, known.known, known.label, "
                     f'{", ".join(lists)} FROM (SELECT "$request_id" AS id, epoch_us("$time") AS arrived, '
-                    f'"$row" AS number, {", ".join(values)} FROM {self._rows(columns)}) AS answer JOIN known '
+                    f'"$row" AS number, {", ".join(values)} FROM {self._rows_clause(columns)}) AS answer JOIN known '
                     f"ON known.arm = {arm} AND known.id = answer.id AND known.arrived = answer.arrived "
                     "GROUP BY known.id, known.arrived, known.known, known.label",
                     [as_patterns(read)],
@@ -233,10 +234,10 @@ class Joined:
                     time=EPOCH + arrived * MICROSECOND,
                     known=EPOCH + known * MICROSECOND,
                     label=_label(label),
-                    rows=tuple(zip(*(map(_value, column) for column in values), strict=True)),
+                    rows=tuple(zip(*(map(_from_json, column) for column in values), strict=True)),
                 )
 
-    def _rows(self, columns: PartColumns) -> str:
+    def _rows_clause(self, columns: PartColumns) -> str:
         """Return the part of a query that reads rows of answered requests that were split by weight, with its WHERE."""
         condition = (
             f'epoch_us("$time") >= {_microseconds(self._since)} AND epoch_us("$time") < {_microseconds(self._until)}'
@@ -250,11 +251,11 @@ class Joined:
             condition += ' AND NOT coalesce("$truncated", false)'
         return f"read_parquet(?, filename = '$part', hive_partitioning = false) WHERE {condition}"
 
-    def _one(self, query: str, parameters: Sequence[Any] = ()) -> int:
+    def _fetch_number(self, query: str, parameters: Sequence[Any] = ()) -> int:
         """Return the one number that a query gives."""
-        return int(self._row(query, parameters)[0])
+        return int(self._fetch_row(query, parameters)[0])
 
-    def _row(self, query: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
+    def _fetch_row(self, query: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
         """Return the one row that a query gives."""
         (row,) = self._connection.execute(query, list(parameters)).fetchall()
         return tuple(row)
@@ -293,7 +294,7 @@ def _as_json(columns: PartColumns, column: str) -> str:
     }[columns.type_of(column)]
 
 
-def _value(text: str | None) -> Any:
+def _from_json(text: str | None) -> Any:
     """Return a value from its JSON."""
     return None if text is None else json.loads(text)
 

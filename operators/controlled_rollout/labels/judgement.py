@@ -53,8 +53,8 @@ class LabelCounts:
     def shares(self) -> str:
         """Return how many of each version's requests are labelled, as text."""
         return (
-            f"{_part(self.treatment_labelled, self.treatment)} of the treatment's {self.treatment:,} requests are "
-            f"labelled, {_part(self.control_labelled, self.control)} of control's {self.control:,}"
+            f"{_percent_text(self.treatment_labelled, self.treatment)} of the treatment's {self.treatment:,} requests "
+            f"are labelled, {_percent_text(self.control_labelled, self.control)} of control's {self.control:,}"
         )
 
     def text(self) -> str:
@@ -137,7 +137,7 @@ def judge_labels(
     check_time(since, until)
     arrived_until = closed_until(now, allowed_lag=labels.allowed_lag, width=labels.bin_width)
     asked = _Question(workspace, endpoint, (control, treatment), labels, source, since, until, now, arrived_until)
-    counts, bins, unseen = _read(asked, Measures(labels), periods_of(since, until, splits))
+    counts, bins, unseen = _read_arrived(asked, Measures(labels), periods_of(since, until, splits))
     verdict = verdict_of(tuple(bins), labels, counts, unseen)
     return LabelLook(verdict, tuple(bins), counts, since, until, arrived_until, unseen)
 
@@ -157,7 +157,9 @@ class _Question:
     arrived_until: datetime
 
 
-def _read(asked: _Question, measures: Measures, periods: Sequence[Period]) -> tuple[LabelCounts, list[Bin], str]:
+def _read_arrived(
+    asked: _Question, measures: Measures, periods: Sequence[Period]
+) -> tuple[LabelCounts, list[Bin], str]:
     """Return what the labels that have arrived give: counts, bins, and why nothing can be seen, empty if it can."""
     since, until, labels = asked.since, asked.until, asked.labels
     if until > asked.now - labels.allowed_lag:
@@ -177,18 +179,20 @@ def _read(asked: _Question, measures: Measures, periods: Sequence[Period]) -> tu
         files = PartFiles.of(asked.workspace)
         for version in asked.versions:
             _check_complete(files, asked.endpoint, version, since=since, until=until, now=asked.now)
-        rows = _arrived(asked.source.read(since=since, until=asked.arrived_until, limit=labels.max_labels), asked)
+        rows = _arrived_labels(
+            asked.source.read(since=since, until=asked.arrived_until, limit=labels.max_labels), asked
+        )
         with joined(files, asked.endpoint, asked.versions, labels, rows, since=since, until=until) as join:
             totals = join.totals(periods)
             found = label_bins(join.requests(), labels, measures, periods, totals)
             counts = _counts(totals, found, join.counts())
-        unseen = _unseen(labels, counts, found, until=until, now=asked.now)
+        unseen = _why_not_judged(labels, counts, found, until=until, now=asked.now)
     except (EvidenceUnavailableError, StorageError) as error:
         return counts, [], str(error)
     return counts, found.bins, unseen
 
 
-def _arrived(rows: Iterable[LabelRow], asked: _Question) -> Iterator[LabelRow]:
+def _arrived_labels(rows: Iterable[LabelRow], asked: _Question) -> Iterator[LabelRow]:
     """Yield the labels that arrived in the time, whatever else a source has given.
 
     Raises:
@@ -249,7 +253,7 @@ def _check_complete(
     """Raise EvidenceUnavailableError if some of what a version collected in the time is lost, or not in the storage."""
     states = list(files.states(endpoint, version, since=since - timedelta(hours=1)))
     problem = incomplete(
-        version, [_until(one, until) for one in states], (), share=1.0, started=since, until=until, now=now
+        version, [_state_until(one, until) for one in states], (), share=1.0, started=since, until=until, now=now
     )
     if problem:
         raise EvidenceUnavailableError(problem)
@@ -260,12 +264,12 @@ def _check_complete(
     if silent and now - until <= LATEST:
         raise EvidenceUnavailableError(
             f"replica {silent[0]} of version {version!r} has not said that it shipped what it collected up to "
-            f"{until:%Y-%m-%d %H:%M}, and is silent: see that its collector reaches the storage; "
+            f"{until:%Y-%m-%d %H:%M}, and is silent: check that its collector reaches the storage; "
             f"{format_duration(LATEST)} after that time it counts as lost"
         )
 
 
-def _until(state: ReplicaState, until: datetime) -> ReplicaState:
+def _state_until(state: ReplicaState, until: datetime) -> ReplicaState:
     """Return a replica's state without what it has lost after a time: that says nothing of the requests before."""
     return replace(state, dropped=0, unreadable=0) if state.lost_at is not None and state.lost_at >= until else state
 
@@ -284,7 +288,7 @@ def _counts(totals: Sequence[Requests], bins: LabelBins, labels: JoinCounts) -> 
     )
 
 
-def _unseen(labels: Labels, counts: LabelCounts, bins: LabelBins, *, until: datetime, now: datetime) -> str:
+def _why_not_judged(labels: Labels, counts: LabelCounts, bins: LabelBins, *, until: datetime, now: datetime) -> str:
     """Return a sentence on why the labels that were read cannot be what is to be judged; empty if they can."""
     if not counts.control or not counts.treatment:
         return "no request of both versions was collected at a time at which both had traffic"
@@ -293,12 +297,12 @@ def _unseen(labels: Labels, counts: LabelCounts, bins: LabelBins, *, until: date
     if not used and now - until > labels.expected_within:
         if not found.read:
             return (
-                f"not one label has arrived, and the requests are older than {labels.expected_within}: see that labels "
-                "are written, or give a longer expected_within"
+                f"not one label has arrived, and the requests are older than {labels.expected_within}: check that "
+                "labels are written, or give a longer expected_within"
             )
         return (
             f"{found.read:,} labels were read, and none of them names one of the {counts.control + counts.treatment:,} "
-            f"requests ({found.early:,} arrived before theirs): see that they have the correlation ids of requests"
+            f"requests ({found.early:,} arrived before theirs): check that they have the correlation ids of requests"
         )
     if "accuracy" in labels.metrics:
         arms = (arm.categories.get("accuracy", {}) for bin_ in bins.bins for arm in (bin_.control, bin_.treatment))
@@ -306,12 +310,12 @@ def _unseen(labels: Labels, counts: LabelCounts, bins: LabelBins, *, until: date
         right, wrong = answers["no"], answers["yes"]
         if not right and wrong >= NONE_RIGHT:
             return (
-                f"not one of {wrong:,} answers is right, of neither version: see that {labels.prediction} and the "
+                f"not one of {wrong:,} answers is right, of neither version: check that {labels.prediction} and the "
                 "labels are the same kind of value"
             )
     return ""
 
 
-def _part(some: int, total: int) -> str:
+def _percent_text(some: int, total: int) -> str:
     """Return a part as per cent."""
     return f"{100 * some / total:.3g} %" if total else "none"

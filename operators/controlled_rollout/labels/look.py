@@ -70,7 +70,7 @@ async def look_at_labels(
     document = history[-1].endpoint if history else await target.endpoint(endpoint)
     _check_judged_by_request(document, version)
     check_time(since, until)
-    control, since, until = _compared(history, version, control, since, until)
+    control, since, until = _control_and_time(history, version, control, since, until)
     if until is None:
         unseen = (
             f"versions {control!r} and {version!r} both still have traffic: their labels can be judged once one of the "
@@ -86,7 +86,7 @@ async def look_at_labels(
     look = await asyncio.to_thread(judged, since=since, until=until, splits=splits)
     decision = Decision.about(document, version, step="judge_labels", who=who, time=now)
     recorded = _look_input(endpoint, version, control, labels, source, look)
-    return await asyncio.to_thread(_record, workspace, recorded, decision, look, history)
+    return await asyncio.to_thread(_append_to_record, workspace, recorded, decision, look, history)
 
 
 def _check_judged_by_request(endpoint: Endpoint, version: str) -> None:
@@ -118,7 +118,7 @@ def _look_input(
     return LookInput(settings, Evidence(look.bins, (), (), look.arrived_until, settings.queries, unseen=look.unseen))
 
 
-def _record(
+def _append_to_record(
     workspace: Workspace, recorded: LookInput, decision: Decision, look: LabelLook, history: Sequence[Revision]
 ) -> LabelLook:
     """Append a look to the record; return it with what its verdict counts if it cannot be recorded."""
@@ -155,7 +155,7 @@ def _changed_since_before(workspace: Workspace, look: LookInput) -> str:
     return ""
 
 
-def _compared(
+def _control_and_time(
     history: Sequence[Revision], version: str, control: str | None, since: datetime | None, until: datetime | None
 ) -> tuple[str, datetime, datetime | None]:
     """Return the control, and the time in which both versions had traffic; raise ConflictError if there is none.

@@ -80,7 +80,7 @@ class Measures:
         self._positive = class_of(labels.positive)
         self._classes = {name: labels.columns.index(column) for name, column in labels.classes.items()}
         self._functions = {
-            name: _imported(name, metric.function) for name, metric in labels.metrics.items() if metric.function
+            name: _import_function(name, metric.function) for name, metric in labels.metrics.items() if metric.function
         }
 
     def of(self, request: LabelledRequest) -> Measured:
@@ -107,7 +107,7 @@ class Measures:
                 counted = [pair for pair in pairs if self._counts(name, *pair)]
                 if counted:
                     row, label = counted[draw % len(counted)]
-                    wrong[name] = class_of(_scalar(row[0])) != class_of(label)
+                    wrong[name] = class_of(_class_value(row[0])) != class_of(label)
             elif name == AUC:
                 row, label = pairs[draw % len(pairs)]
                 value = self._number(row[self._classes[self._positive]], "probability")
@@ -122,13 +122,13 @@ class Measures:
         """Return whether a row counts: for precision what was predicted positive, for recall what was positive."""
         if name == "accuracy":
             return True
-        return class_of(_scalar(row[0]) if name == "precision" else label) == self._positive
+        return class_of(_class_value(row[0]) if name == "precision" else label) == self._positive
 
     def _loss(self, name: str, row: Row, label: Label) -> float | None:
         """Return the loss of one row; None if the model has predicted nothing."""
         metric = self._labels.metrics[name]
         if name in self._functions:
-            value = self._own(name, row[0], label)
+            value = self._author_value(name, row[0], label)
         elif name == "log_loss":
             probability = self._probability(row, label)
             value = None if probability is None else -math.log(max(probability, LEAST_PROBABILITY))
@@ -143,12 +143,12 @@ class Measures:
             return None
         if not abs(value) <= LARGEST_LOSS:
             raise EvidenceUnavailableError(
-                f"{name} of a labelled request is beyond {LARGEST_LOSS:g} or no number, and cannot be averaged: see "
-                "that predictions and labels are what is meant, or give a limit"
+                f"{name} of a labelled request is above {LARGEST_LOSS:g} or not a number, and cannot be averaged: "
+                "check which columns prediction and label name, or give the metric a limit"
             )
         return value if metric.limit is None else min(value, metric.limit)
 
-    def _own(self, name: str, prediction: Any, label: Label) -> float | None:
+    def _author_value(self, name: str, prediction: Any, label: Label) -> float | None:
         """Return what a function of the author's gives for a row."""
         function = self._labels.metrics[name].function
         try:
@@ -158,8 +158,8 @@ class Measures:
             at = traceback.extract_tb(error.__traceback__)[-1]
             raise EvidenceUnavailableError(
                 f"the metric {name!r}: {function} failed with {type(error).__name__} in line {at.lineno} of "
-                f"{PurePath(at.filename).name} for {_kind(prediction)} as prediction and {_kind(label)} as label; it "
-                "has to return a number, or None for a row that does not count"
+                f"{PurePath(at.filename).name} for {_describe_type(prediction)} as prediction and "
+                f"{_describe_type(label)} as label; it has to return a number, or None for a row that does not count"
             ) from error
 
     def _probability(self, row: Row, label: Label) -> float | None:
@@ -186,16 +186,16 @@ class Measures:
         """Return a value as a number, None for none; raise if it is something else."""
         if value is None:
             return None
-        number = class_of(_scalar(value))
+        number = class_of(_class_value(value))
         if isinstance(number, int | float) and abs(number) <= LARGEST_LOSS:
             return float(number)
         raise EvidenceUnavailableError(
-            f"the {what} of a labelled request is {_kind(value)}, and of the metrics "
+            f"the {what} of a labelled request is {_describe_type(value)}, and of the metrics "
             f"{', '.join(self._labels.metrics)} one needs a finite number"
         )
 
 
-def _imported(name: str, function: str) -> Function:
+def _import_function(name: str, function: str) -> Function:
     """Return a function of the author's by `module:name`; raise ArgumentError if there is none."""
     try:
         found = TypeAdapter(ImportString[Any]).validate_python(function)
@@ -209,12 +209,12 @@ def _imported(name: str, function: str) -> Function:
     return found  # type: ignore[no-any-return]
 
 
-def _scalar(value: Any) -> Any:
+def _class_value(value: Any) -> Any:
     """Return a predicted value as a class can be compared: lists and objects are none."""
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
-def _kind(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     """Return what a value is, for a message that must not show it: it may be a person's."""
     return {bool: "true or false", int: "a number", float: "a number", str: "a text", type(None): "nothing"}.get(
         type(value), "a list or an object"

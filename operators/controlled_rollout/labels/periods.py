@@ -39,7 +39,7 @@ def periods_of(since: datetime, until: datetime, splits: Sequence[SplitChange] =
         splits: The splits that were set, oldest first; the first tells the split at `since` if it was set before.
     """
     if not splits:
-        return tuple(_days(since, until))
+        return tuple(_days_of(since, until))
     result = []
     ends = [*(change.at for change in splits[1:]), until]
     for change, end in zip(splits, ends, strict=True):
@@ -49,7 +49,7 @@ def periods_of(since: datetime, until: datetime, splits: Sequence[SplitChange] =
     return tuple(result)
 
 
-def _days(since: datetime, until: datetime) -> list[Period]:
+def _days_of(since: datetime, until: datetime) -> list[Period]:
     """Return the parts of a time that lie in one UTC day each."""
     days, begin = [], since
     while begin < until:

@@ -114,7 +114,7 @@ class Labels(BaseModel):
                 raise ValueError(
                     f"the metric {name!r} is measured by the package: choose another name for your function"
                     if own
-                    else f"the metric {name!r} is not known: there are {', '.join(sorted(known))}, or give it a "
+                    else f"the metric {name!r} is not known: give one of {', '.join(sorted(known))}, or give it a "
                     "function='module:name'"
                 )
             if name == LABELLED or re.search(r"[\x00-\x1f\x7f]", name) or not 0 < len(name) <= 100:

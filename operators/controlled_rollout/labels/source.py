@@ -77,19 +77,19 @@ def label_of(value: Any) -> Label | tuple[Label, ...]:
         try:
             value = json.loads(value)
         except ValueError:
-            return _scalar(value)
+            return _label_value(value)
     if isinstance(value, list | tuple) or (hasattr(value, "tolist") and not hasattr(value, "dtype")):
         if len(value) > MOST_ROWS:
             raise EvidenceUnavailableError(
                 f"a label is a list of {len(value):,} values, and {MOST_ROWS:,} are read: a request has no more rows"
             )
-        return tuple(_scalar(one) for one in value)
+        return tuple(_label_value(one) for one in value)
     if hasattr(value, "tolist"):  # of numpy
         return label_of(value.tolist())
-    return _scalar(value)
+    return _label_value(value)
 
 
-def _scalar(value: Any) -> Label:
+def _label_value(value: Any) -> Label:
     """Return one value as a label; what is no finite number is no label."""
     if value is None or isinstance(value, bool | int):
         return value
@@ -106,7 +106,7 @@ def _scalar(value: Any) -> Label:
             )
         return value
     if hasattr(value, "item"):
-        return _scalar(value.item())
+        return _label_value(value.item())
     raise EvidenceUnavailableError(
         f"a label is a {type(value).__name__}: give a column with a text, a number, true or false, or a list of these"
     )

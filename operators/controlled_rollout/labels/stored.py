@@ -87,7 +87,7 @@ class _StoredSource:
     def read(self, *, since: datetime, until: datetime, limit: int) -> Iterator[LabelRow]:
         """Yield the labels that arrived in a time, file by file; see `LabelSource.read`."""
         try:
-            found = [file for file in self.files.storage.list(self.settings.prefix) if _reader(file.name)]
+            found = [file for file in self.files.storage.list(self.settings.prefix) if _reader_sql(file.name)]
         except StorageError as error:
             raise EvidenceUnavailableError(f"labels cannot be read: {error}") from error
         # A file has only labels that were known when it was written: what was written before has none of this time.
@@ -121,44 +121,44 @@ class _StoredSource:
             raise EvidenceUnavailableError(f"labels cannot be read: {error}") from error
         names = [self.settings.correlation_id, self.settings.label]
         names += [self.settings.arrived] if self.settings.arrived is not None else []
-        reader, patterns = _reader(file.name), [as_patterns([path])]
+        reader, patterns = _reader_sql(file.name), [as_patterns([path])]
         with DuckDBEngine(timeout=TIMEOUT).connection() as connection:
             described = connection.execute(f"DESCRIBE SELECT * FROM {reader.format('')}", patterns).fetchall()
             types = {name: kind for name, kind, *_ in described}
             if missing := [name for name in names if name not in types]:
                 raise EvidenceUnavailableError(
-                    f"{file.name} has no column {missing[0]!r}; there are {', '.join(sorted(types))[:300]}"
+                    f"{file.name} has no column {missing[0]!r}; its columns: {', '.join(sorted(types))[:300]}"
                 )
             # What looks like a time or a UUID in JSON stays a text.
-            as_text = ", ".join(f"{_literal(name)}: 'JSON'" for name in names)
-            columns = ", ".join(_value(name, types[name]) for name in names)
+            as_text = ", ".join(f"{_text_sql(name)}: 'JSON'" for name in names)
+            columns = ", ".join(_column_sql(name, types[name]) for name in names)
             query = f"SELECT {columns} FROM {reader.format(f', columns = {{{as_text}}}')}"
             result = connection.execute(query, patterns)
             while found := result.fetchmany(ROWS_AT_ONCE):
                 for values in found:
-                    correlation, label, *arrived = map(_decoded, values) if "read_json" in reader else values
+                    correlation, label, *arrived = map(_from_json, values) if "read_json" in reader else values
                     if correlation is not None and label is not None:
                         yield LabelRow(
                             str(correlation), label_of(label), arrival_of(arrived[0]) if arrived else file.modified
                         )
 
 
-def _reader(name: str) -> str:
+def _reader_sql(name: str) -> str:
     """Return the SQL that reads a file, by its name; empty for files of other kinds."""
     return next((reader for end, reader in READERS.items() if name.endswith(end)), "")
 
 
-def _value(name: str, kind: str) -> str:
+def _column_sql(name: str, kind: str) -> str:
     """Return the SQL of a column: a time with a time zone as seconds since 1970."""
     quoted = '"' + name.replace('"', '""') + '"'
     return f"epoch_us({quoted}) / 1e6" if kind == "TIMESTAMP WITH TIME ZONE" else quoted
 
 
-def _decoded(text: str | None) -> Any:
+def _from_json(text: str | None) -> Any:
     """Return a value from its JSON; None for a key that a line has not."""
     return None if text is None else json.loads(text)
 
 
-def _literal(name: str) -> str:
+def _text_sql(name: str) -> str:
     """Return a text as SQL."""
     return "'" + name.replace("'", "''") + "'"

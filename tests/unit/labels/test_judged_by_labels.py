@@ -225,7 +225,7 @@ class Broken:
         (
             Rows([]),
             {"labels": Labels.model_validate({"metrics": ["accuracy"], "prediction": "predictions.label"})},
-            "predictions.label is in nothing that version 'v1a' has collected .*; there are prediction",
+            "column predictions.label is not in the data that version 'v1a' has collected .*; the columns there: pred",
         ),
         (
             Rows([]),

@@ -45,7 +45,7 @@ def test_the_gate_has_an_event_or_a_mean_for_each_metric_and_shares_alpha_over_t
     [
         ({"metrics": []}, "at least 1"),
         ({"metrics": "accuracy"}, r"give \['accuracy'\]"),
-        ({"metrics": ["acuracy"]}, "'acuracy' is not known: there are absolute_error"),
+        ({"metrics": ["acuracy"]}, "'acuracy' is not known: give one of absolute_error"),
         ({"metrics": {"auc": {"function": "m:f"}}}, "choose another name for your function"),
         ({"metrics": {"own": {"function": "no colon"}}}, "function"),
         ({"metrics": ["recall"]}, "recall needs positive"),

@@ -93,7 +93,7 @@ def test_only_labels_of_the_time_are_read_and_files_of_other_kinds_are_left_alon
 @pytest.mark.parametrize(
     ("content", "settings", "message"),
     [
-        (CSV, {"label": "truth"}, "labels/a.csv has no column 'truth'; there are at, correlation_id, label"),
+        (CSV, {"label": "truth"}, "labels/a.csv has no column 'truth'; its columns: at, correlation_id, label"),
         (CSV.replace("2026-03-01T12", "soon"), {"arrived": "at"}, "the arrival of a label is a str that is no time"),
         (CSV, {"limit": 1}, r"labels/\* has more than 1 labels"),
         (b"\xff\xfe\x00" * 99, {}, "cannot be read"),
