@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from airflow.sdk import BaseNotifier, Context
 
-__all__ = ["EVENT_KEY", "Event", "call_each", "notifiers_of", "told_of"]
+__all__ = ["EVENT_KEY", "Event", "call_each", "notifiers_of", "with_event"]
 
 # What a task of a rollout adds to the context of its notifiers: the event, and what it knows of it.
 EVENT_KEY: Final = "controlled_rollout"
@@ -41,8 +41,8 @@ def notifiers_of(argument: str, given: Any) -> "list[BaseNotifier]":
     return notifiers
 
 
-def told_of(context: "Context", event: Event, reason: str = "", table: str = "") -> "Context":
-    """Return a task's context with what its notifiers have to tell.
+def with_event(context: "Context", event: Event, reason: str = "", table: str = "") -> "Context":
+    """Return a task's context with the event that its notifiers report, its reason and its claims.
 
     Args:
         context: The task's context, which stays as it is.
@@ -83,6 +83,9 @@ def call_each(
         thread.start()
         thread.join(longest_s)
         if thread.is_alive():
-            log(f"{type(notifier).__name__} has told nobody within {longest_s:.0f} s: the rollout goes on")
+            log(
+                f"{type(notifier).__name__} has not ended within {longest_s:.0f} s, and may have told nobody: the "
+                "rollout goes on"
+            )
         elif failures:
             log(f"{type(notifier).__name__} could not tell people: {failures[0]}")

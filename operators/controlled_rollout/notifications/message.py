@@ -96,7 +96,7 @@ def message_about(
         headline=_one_line(HEADLINES[event].format(what=what)),
         reason=_shortened("; ".join(sentences), LONGEST_REASON),
         versions=_versions(history[-1].endpoint) if history else (),
-        claims=_lines(table or _claims(decisions)),
+        claims=_bounded_lines(table or _claims_text(decisions)),
         links=tuple(links),
     )
 
@@ -127,23 +127,23 @@ def rollout_of_run(endpoint: Endpoint, run: str) -> str | None:
 def _recorded_reason(event: Event, newest_first: Sequence[Decision]) -> str:
     """Return why something happened, by the record; empty if it does not say."""
     if event is Event.PROMOTED and (judged := judgement_before(newest_first)):
-        return _told(judged)
+        return _reason_text(judged)
     for step in REASON_STEPS.get(event, ()):
         found = next((decision for decision in newest_first if decision.step == step), None)
         if found is None:
             continue
-        return _told(found)
+        return _reason_text(found)
     return ""
 
 
-def _told(decision: Decision) -> str:
+def _reason_text(decision: Decision) -> str:
     """Return a decision's reason, with its outcome or who has made it where that says more."""
     outcome = decision.outcome.replace("_", " ") if decision.outcome and decision.step in ("go_on", "look") else ""
     by = f" ({decision.who})" if decision.step in ("promote", "roll_back") else ""
     return f"{outcome}{': ' if outcome else ''}{_one_line(decision.reason)}{by}"
 
 
-def _claims(newest_first: Sequence[Decision]) -> str:
+def _claims_text(newest_first: Sequence[Decision]) -> str:
     """Return the claims of the newest look as text; empty without one that can be read."""
     look = next((decision for decision in newest_first if decision.step == "look" and decision.verdict), None)
     try:
@@ -161,7 +161,7 @@ def _versions(endpoint: Endpoint) -> tuple[tuple[str, str, str, str], ...]:
     )
 
 
-def _lines(table: str) -> tuple[str, ...]:
+def _bounded_lines(table: str) -> tuple[str, ...]:
     """Return the lines of a table, not too many and none too long."""
     lines = [_shortened(visible_text(line.rstrip()), LONGEST_LINE) for line in table.splitlines()]
     left_out = len(lines) - MOST_LINES

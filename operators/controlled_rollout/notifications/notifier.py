@@ -148,7 +148,7 @@ class RolloutNotifier(BaseNotifier):
     @property
     def channels(self) -> "tuple[Callable[[RolloutMessage], None], ...]":
         """What a message is sent by."""
-        return (self._slack, self._teams, self.send)
+        return (self._send_to_slack, self._send_to_teams, self.send)
 
     def send(self, message: "RolloutMessage") -> None:
         """Send a message to a channel of your own; a subclass implements it. It may block.
@@ -192,9 +192,9 @@ class RolloutNotifier(BaseNotifier):
             reason=str(reason or ""),
             trouble=trouble,
             table=str(known.get("table") or ""),
-            dag_id=_field(ti, "dag_id") or _field(run, "dag_id"),
-            run_id=_field(ti, "run_id") or _field(run, "run_id") or _field(run, "dag_run_id"),
-            task_id=_field(ti, "task_id"),
+            dag_id=_field_text(ti, "dag_id") or _field_text(run, "dag_id"),
+            run_id=_field_text(ti, "run_id") or _field_text(run, "run_id") or _field_text(run, "dag_run_id"),
+            task_id=_field_text(ti, "task_id"),
         )
 
     async def _message(self, subject: Subject, workspace: Awaitable[Workspace]) -> "RolloutMessage | None":
@@ -214,7 +214,7 @@ class RolloutNotifier(BaseNotifier):
                 links=links_of(subject),
             )
 
-    def _slack(self, message: "RolloutMessage") -> None:
+    def _send_to_slack(self, message: "RolloutMessage") -> None:
         """Send a message to Slack, by a hook of its standard provider."""
         if not self.slack_conn_id:
             return
@@ -231,7 +231,7 @@ class RolloutNotifier(BaseNotifier):
 
             SlackWebhookHook(slack_webhook_conn_id=self.slack_conn_id, timeout=TIMEOUT_S).send_dict(content)
 
-    def _teams(self, message: "RolloutMessage") -> None:
+    def _send_to_teams(self, message: "RolloutMessage") -> None:
         """Send a message to a Teams workflow, by the HTTP provider's hook."""
         if not self.teams_conn_id:
             return
@@ -307,7 +307,7 @@ def links_of(subject: Subject, workspace: Workspace | None = None) -> list[tuple
     return links
 
 
-def _field(of: Any, name: str) -> str:
+def _field_text(of: Any, name: str) -> str:
     """Return a field of a value or a mapping as text; empty without one."""
     value = of.get(name) if isinstance(of, Mapping) else getattr(of, name, None)
     return "" if value is None else str(value)
@@ -325,5 +325,5 @@ def attempt(channel: "Callable[[RolloutMessage], None]", message: "RolloutMessag
 def raise_failures(outcomes: Iterable[Exception | None]) -> None:
     """Raise ControlledRolloutError if a channel could not be told."""
     if failures := [error for error in outcomes if error is not None]:
-        told = "; ".join(f"{type(error).__name__}: {error}" for error in failures)
-        raise ControlledRolloutError(f"people could not be told everywhere: {told}") from failures[0]
+        reasons = "; ".join(f"{type(error).__name__}: {error}" for error in failures)
+        raise ControlledRolloutError(f"people could not be told everywhere: {reasons}") from failures[0]

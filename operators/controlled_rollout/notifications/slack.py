@@ -39,8 +39,8 @@ def slack_blocks(message: RolloutMessage) -> list[dict[str, Any]]:
     ]
     if message.versions:
         rows = text_table([("version", "role", "traffic", "image"), *message.versions], left_columns=2)
-        blocks += _code(rows.splitlines())
-    blocks += _code(message.claims)
+        blocks += _code_blocks(rows.splitlines())
+    blocks += _code_blocks(message.claims)
     links = [f"<{address}|{escaped(name)}>" for name, address in message.links]
     short = "  ·  ".join(links)
     for text in [short] if len(short) <= LONGEST_SECTION else links:
@@ -59,7 +59,7 @@ def _section(text: str) -> dict[str, Any]:
     return {"type": "section", "text": {"type": "mrkdwn", "text": text[:LONGEST_SECTION]}}
 
 
-def _code(lines: "list[str] | tuple[str, ...]") -> list[dict[str, Any]]:
+def _code_blocks(lines: "list[str] | tuple[str, ...]") -> list[dict[str, Any]]:
     """Return lines as blocks of equally wide letters, as many as Slack's limit asks for."""
     blocks, part, length = [], list[str](), 0
     for line in [escaped(line.replace("```", "'''")) for line in lines]:

@@ -26,7 +26,7 @@ from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate
 from controlled_rollout.hooks.workspace import WorkspaceHook, quieten_clients
 from controlled_rollout.links.task_links import LINKS
-from controlled_rollout.notifications.event import Event, call_each, notifiers_of, told_of
+from controlled_rollout.notifications.event import Event, call_each, notifiers_of, with_event
 from controlled_rollout.operators.approval import ApproveRolloutOperator
 from controlled_rollout.operators.base import EngineCalls, run_of, task_of
 from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
@@ -226,7 +226,7 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
             asyncio.run(self._run_cancellable(put_on_hold(workspace, held, result.reason, self.log_progress)))
         except Exception as error:  # nothing of this may end the looks
             self.log.warning("the hold could not be reported everywhere: %s", error)
-        call_each(self.on_hold, told_of(context, Event.ON_HOLD, result.reason, result.table), self.log_progress)
+        call_each(self.on_hold, with_event(context, Event.ON_HOLD, result.reason, result.table), self.log_progress)
         return held
 
     def gate_terms(self, context: "Context") -> GateTerms:

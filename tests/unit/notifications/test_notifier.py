@@ -16,7 +16,7 @@ from airflow.sdk import DAG, Context
 from controlled_rollout import ControlledRollout, PromoteToControlOperator, RolloutNotifier, record
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import ControlledRolloutError, TargetUnavailableError
-from controlled_rollout.notifications.event import Event, call_each, told_of
+from controlled_rollout.notifications.event import Event, call_each, with_event
 from controlled_rollout.notifications.message import RolloutMessage
 from controlled_rollout.operators.promotion import RollBackOperator
 from controlled_rollout.record import Decision
@@ -144,7 +144,7 @@ class Mail(RolloutNotifier):
         self.sent.append(message)
 
 
-def told(given: Context, **arguments: Any) -> list[RolloutMessage]:
+def messages_told(given: Context, **arguments: Any) -> list[RolloutMessage]:
     mail = Mail(**arguments)
     mail(given)
     return mail.sent
@@ -154,15 +154,15 @@ def test_people_are_told_although_endpoint_and_record_cannot_be_read(
     target: MemoryTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target.failing_calls = 1
-    given = told_of(context(roll_back()), Event.ON_HOLD, "no decision in 6 h", "errors e 3")
-    [message] = told(given)
+    given = with_event(context(roll_back()), Event.ON_HOLD, "no decision in 6 h", "errors e 3")
+    [message] = messages_told(given)
     assert message.event is Event.ON_HOLD
     assert message.reason.startswith("no decision in 6 h (the endpoint cannot be read now: ")
     assert message.claims == ("errors e 3",)
 
 
 def test_a_failed_roll_back_says_that_the_version_may_have_traffic(target: MemoryTarget) -> None:
-    [message] = told(context(roll_back(), exception=TargetUnavailableError("no answer for 1 h")))
+    [message] = messages_told(context(roll_back(), exception=TargetUnavailableError("no answer for 1 h")))
     assert message.event is Event.NOT_ROLLED_BACK
     assert message.reason == "no answer for 1 h"
     assert ("new", "Treatment", "10 %", IMAGE.rpartition("@")[2][:19]) in message.versions
@@ -170,18 +170,18 @@ def test_a_failed_roll_back_says_that_the_version_may_have_traffic(target: Memor
 
 def test_a_promotion_says_so_and_another_task_what_became_of_it(target: MemoryTarget) -> None:
     promote = PromoteToControlOperator(task_id="promote", endpoint="digits", version="new")
-    assert told(context(promote))[0].event is Event.PROMOTED
-    assert told(context(promote, exception=ValueError("no")))[0].event is Event.FAILED
+    assert messages_told(context(promote))[0].event is Event.PROMOTED
+    assert messages_told(context(promote, exception=ValueError("no")))[0].event is Event.FAILED
 
 
 def test_callbacks_of_a_dag_name_the_endpoint_and_find_the_version_of_the_run(target: MemoryTarget) -> None:
     run = SimpleNamespace(dag_id="weekly", run_id="run-1", run_after=BEGAN)
     given = cast("Context", {"dag": None, "dag_run": run, "reason": "task_failure"})
-    [message] = told(given, endpoint="digits")
+    [message] = messages_told(given, endpoint="digits")
     assert "version v20261129t120000-" in message.headline
     assert message.reason == "task_failure"
     with pytest.raises(ControlledRolloutError, match="is about no endpoint: give endpoint"):
-        told(given)
+        messages_told(given)
 
 
 def test_a_channel_without_a_connection_is_refused_when_the_dag_is_parsed() -> None:
