@@ -85,16 +85,16 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
     def execute(self, context: "Context") -> None:
         """Skip the task if the gate has decided; otherwise record the question and defer until it is answered."""
         terms = self.run_in_workspace(context, lambda _: self._terms_of_looks(context))
-        question = self._question(context, terms)
+        question = self._build_question(context, terms)
         if question.decided and not self.always:
             raise AirflowSkipException(f"the gate has decided: {question.decided}")
         self._note_decision(context, "ask", task_of(context), question.reason)
-        self._ask(context, terms, self.body or question_text(question))
+        self._ask_people(context, terms, self.body or question_text(question))
 
     def execute_complete(self, context: "Context", event: dict[str, Any]) -> Any:
         """Return who approved, after another look at the evidence; raise if the person rejected or nobody answered."""
         if "look" in event:
-            self._stop(context, LookResult.from_event(event["look"]))
+            self._stop_after_look(context, LookResult.from_event(event["look"]))
         if "error" in event:
             self.fail(context, f"nobody answered: {event.get('error_type')}: {event['error']}")
         answer = super(ApprovalOperator, self).execute_complete(context=context, event=event)
@@ -109,16 +109,18 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
 
         result = self.run_in_workspace(context, look_once)
         if result.action is not NextAction.WAIT:
-            self._stop(context, result)
+            self._stop_after_look(context, result)
         try:
             self._append_decision(context, "approve", who, f"{who} answered {self.APPROVE}")
         except ControlledRolloutError as error:  # only what is recorded permits the rollout to go on
             self.log.warning("the approval cannot be recorded: %s", error)
             terms = self.run_in_workspace(context, lambda _: self._terms_of_looks(context))
-            self._ask(context, terms, f"{who} has approved, and it cannot be recorded ({error}). Please approve again.")
+            self._ask_people(
+                context, terms, f"{who} has approved, and it cannot be recorded ({error}). Please approve again."
+            )
         return {"approved_by": who}
 
-    def _ask(self, context: "Context", terms: GateTerms, body: str) -> NoReturn:
+    def _ask_people(self, context: "Context", terms: GateTerms, body: str) -> NoReturn:
         """Store the question in Airflow's database, tell people, and defer until it is answered or withdrawn."""
         self.subject = self.subject or SUBJECT.format(version=self.version, endpoint=self.endpoint)
         self.body = body
@@ -128,7 +130,7 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
             self.defer(trigger=self._trigger(context, terms), method_name=self.execute_complete.__name__)
         raise AssertionError("the standard provider's operator waits for the answer")
 
-    def _question(self, context: "Context", terms: GateTerms) -> "Question":
+    def _build_question(self, context: "Context", terms: GateTerms) -> "Question":
         """Return what to ask; if endpoint or record cannot be read, nobody knows whether the gate has decided: ask."""
         from controlled_rollout.steps.question import Question, read_question
 
@@ -165,7 +167,7 @@ class ApproveRolloutOperator(EngineCalls, ApprovalOperator):
         }
         return RolloutQuestionTrigger(self.conn_id, terms.model_dump(mode="json"), question, withdrawn_as=self.REJECT)
 
-    def _stop(self, context: "Context", result: LookResult) -> NoReturn:
+    def _stop_after_look(self, context: "Context", result: LookResult) -> NoReturn:
         """Fail the task because of what a look has found; skip it if the version has become control by hand."""
         if result.action is NextAction.NOTHING_TO_COMPARE:
             raise AirflowSkipException(f"the question is withdrawn: {result.reason}")

@@ -271,7 +271,7 @@ class RolloutOperator(EngineCalls, BaseOperator):
             if await steps.has_held(workspace, self.endpoint, owner, self.log_progress):
                 raise
             raise NothingToDoError(
-                f"{owner} has rolled nothing out on endpoint {self.endpoint!r}: what comes before this task was skipped"
+                f"{owner} has no rollout on endpoint {self.endpoint!r}, because an earlier task was skipped"
             ) from error
 
 

@@ -235,7 +235,7 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
             return None
         if decision.action is LabelAction.ROLL_BACK:
             return await self._roll_back(context, workspace, seen, decision.reason, values["roll_back_timeout"])
-        if decision.action is LabelAction.CONFIRM and not await self._confirm(context, workspace, seen):
+        if decision.action is LabelAction.CONFIRM and not await self._record_confirmation(context, workspace, seen):
             return None
         what = {LabelAction.CONFIRM: "confirmed", LabelAction.KEEP: "kept", LabelAction.ASK: "asks"}[decision.action]
         return {"decision": what, "version": seen.version, "reason": decision.reason, "table": seen.table}
@@ -253,7 +253,7 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
         from controlled_rollout.target.connect import connect
 
         source = values["source"](workspace)
-        began = _began(context)
+        began = _run_start(context)
         seen = _Seen(values["version"], began)
         try:
             async with connect(workspace) as target:
@@ -310,7 +310,7 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
             await announce(context, workspace, stored, self.log)
         return {"decision": "rolled_back", "version": seen.version, "reason": reason, "table": seen.table}
 
-    async def _confirm(self, context: "Context", workspace: Workspace, seen: "_Seen") -> bool:
+    async def _record_confirmation(self, context: "Context", workspace: Workspace, seen: "_Seen") -> bool:
         """Append to the record that the version is confirmed; return whether that worked, else the next look has to."""
         from controlled_rollout.evaluation.judgements import record_confirmation
 
@@ -339,7 +339,7 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
         )
 
 
-def _began(context: "Context") -> datetime:
+def _run_start(context: "Context") -> datetime:
     """Return when the DAG run began: the same for all tries of the task, and a run that is cleared begins anew."""
     began = getattr(context.get("dag_run"), "start_date", None)
     return began if isinstance(began, datetime) else datetime.now(UTC)

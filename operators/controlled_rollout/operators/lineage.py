@@ -32,15 +32,15 @@ class ReportsLineage:
 
     def get_openlineage_facets_on_start(self) -> "OperatorLineage[OpenLineageDataset, RunFacet]":
         """Return what the task is about to read; the OpenLineage provider calls it when the task begins."""
-        return _translated(self.expected_lineage())
+        return _as_openlineage(self.expected_lineage())
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> "OperatorLineage[OpenLineageDataset, RunFacet]":
         """Return what the task has read and made; the OpenLineage provider calls it after the task."""
-        return _translated(self.lineage or self.expected_lineage())
+        return _as_openlineage(self.lineage or self.expected_lineage())
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> "OperatorLineage[OpenLineageDataset, RunFacet]":
         """Return what the task has read; the OpenLineage provider calls it when the task has failed."""
-        return _translated(self.expected_lineage())
+        return _as_openlineage(self.expected_lineage())
 
 
 class EndpointLineage(ReportsLineage):
@@ -95,7 +95,7 @@ def asset_to_openlineage(asset: "Asset", lineage_context: Any) -> "OpenLineageDa
     return dataset(Dataset(f"{address.scheme}://{address.netloc}", address.path.strip("/")))
 
 
-def _translated(lineage: Lineage) -> "OperatorLineage[OpenLineageDataset, RunFacet]":
+def _as_openlineage(lineage: Lineage) -> "OperatorLineage[OpenLineageDataset, RunFacet]":
     """Return the lineage in OpenLineage's types."""
     from controlled_rollout.operators.openlineage_events import operator_lineage
 

@@ -185,10 +185,10 @@ class RollBackOperator(EndpointLineage, RolloutOperator):
         if (self.to or self.to_former_control) and stored.control is not None:
             known = await announce(context, workspace, stored, self.log)
             self.trouble = known.trouble
-        self._remember(stored, known)
+        self._note_lineage(stored, known)
         return stored.effective_traffic()
 
-    def _remember(self, stored: "Endpoint", known: NewControl | None) -> None:
+    def _note_lineage(self, stored: "Endpoint", known: NewControl | None) -> None:
         """Remember for OpenLineage what the roll-back has made of the endpoint.
 
         Args:

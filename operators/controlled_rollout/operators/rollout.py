@@ -220,7 +220,7 @@ class DeleteVersionOperator(RolloutOperator):
     ) -> None:
         """Store the arguments; raise ValueError unless exactly one of `version` and `replaced_by` is given."""
         if (version is None) == (replaced_by is None):
-            raise ValueError(f"give version or replaced_by, not both and not neither: {version=}, {replaced_by=}")
+            raise ValueError(f"give either version or replaced_by: {version=}, {replaced_by=}")
         super().__init__(**kwargs)
         self.version = version
         self.replaced_by = replaced_by

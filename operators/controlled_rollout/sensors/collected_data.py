@@ -124,7 +124,7 @@ class CollectedDataSensor(EngineCalls, BaseSensorOperator):
 
 
 def _at_least_one(rows: int) -> int:
-    """Return a number of rows; raise ArgumentError if it is none."""
+    """Return a number of rows; raise ArgumentError if it is below 1."""
     if rows < 1:
         raise ArgumentError(f"rows = {rows} is nothing to wait for: give 1 or more")
     return rows

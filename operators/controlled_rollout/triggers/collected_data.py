@@ -109,5 +109,5 @@ async def control_of(workspace: Workspace, endpoint: str) -> str:
     async with connect(workspace) as target:
         control = (await target.endpoint(endpoint)).control
     if control is None:
-        raise EndpointError(f"endpoint {endpoint!r} has no control: name the version whose data is meant")
+        raise EndpointError(f"endpoint {endpoint!r} has no control: give the version whose rows are to be counted")
     return control.name

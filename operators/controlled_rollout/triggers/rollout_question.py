@@ -60,12 +60,12 @@ class RolloutQuestionTrigger(BaseTrigger):
         terms = GateTerms.model_validate(self.terms)
         # Not at once: if the event came before the executor notices the deferral, the task would look dead.
         await asyncio.sleep(min(terms.interval.total_seconds(), FIRST_LOOK_AFTER_S))
-        answer = asyncio.create_task(self._answer())
-        end = asyncio.create_task(self._end_of_rollout(terms))
+        answer = asyncio.create_task(self._answer_event())
+        end = asyncio.create_task(self._look_until_end(terms))
         try:
             await asyncio.wait({answer, end}, return_when=asyncio.FIRST_COMPLETED)
             if end.done():
-                await self._withdraw()
+                await self._withdraw_question()
                 event = TriggerEvent({"look": end.result().to_event()})  # type: ignore[no-untyped-call] # Airflow's
             else:
                 event = answer.result()
@@ -74,7 +74,7 @@ class RolloutQuestionTrigger(BaseTrigger):
             end.cancel()
         yield event
 
-    async def _answer(self) -> TriggerEvent:
+    async def _answer_event(self) -> TriggerEvent:
         """Return the standard provider's event for the answer, or for the end of the time to answer."""
         while True:
             question = deepcopy(self.question)
@@ -89,7 +89,7 @@ class RolloutQuestionTrigger(BaseTrigger):
                 self.log.warning("the answer cannot be read now: %s", error)
             await asyncio.sleep(ANSWER_RETRY_S)
 
-    async def _end_of_rollout(self, terms: GateTerms) -> LookResult:
+    async def _look_until_end(self, terms: GateTerms) -> LookResult:
         """Look at intervals until a look ends the rollout, and return its result."""
         while True:
             result = await look_from_triggerer(self.conn_id, terms, lambda message: self.log.info("%s", message))
@@ -97,7 +97,7 @@ class RolloutQuestionTrigger(BaseTrigger):
                 return result
             await asyncio.sleep(terms.interval.total_seconds())
 
-    async def _withdraw(self) -> None:
+    async def _withdraw_question(self) -> None:
         """Answer the question, so that nobody can approve any more; an answer that came first stays."""
         try:
             withdrawal = asyncio.to_thread(

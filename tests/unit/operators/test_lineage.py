@@ -153,14 +153,14 @@ def test_a_roll_back_to_a_former_control_reports_it_as_the_new_one_and_another_t
     back = RollBackOperator(task_id="roll_back", endpoint="digits", version="v2a", reason="errors are higher")
     back.change_reason = back.reason
 
-    back._remember(stored, None)
+    back._note_lineage(stored, None)
     treatment = reported(back.get_openlineage_facets_on_complete(None))
     assert treatment["outputs"] == [("controlled-rollout://digits", "v2a", SHA)]
     assert (treatment["facts"]["share"], treatment["facts"]["reason"]) == (0, "errors are higher")
 
     from controlled_rollout.operators.new_control import NewControl
 
-    back._remember(stored, NewControl(former_control="v2a"))
+    back._note_lineage(stored, NewControl(former_control="v2a"))
     control = reported(back.get_openlineage_facets_on_complete(None))
     assert control["inputs"] == [("controlled-rollout://digits", "v1a", SHA)]
     assert control["outputs"] == [("controlled-rollout://digits", "control", "v1a")]

@@ -101,7 +101,7 @@ def test_without_a_version_the_data_of_the_endpoints_control_counts(
 
     assert sensor(version=version).poke(CONTEXT)
     target.newest = target.newest.update_version("v1a", is_control=False)
-    with pytest.raises(AirflowFailException, match="endpoint 'digits' has no control: name the version"):
+    with pytest.raises(AirflowFailException, match="endpoint 'digits' has no control: give the version"):
         sensor(version=version).poke(CONTEXT)
 
 
