@@ -144,11 +144,11 @@ def check_replicas(version: str, replicas: int) -> None:
 
 def new_references(endpoint: Endpoint, newest: Endpoint | None) -> dict[SecretReference, str]:
     """Return the keys of secrets that versions name and those of the newest revision do not, each with a version."""
-    known = set(_references(newest)) if newest else set()
-    return {reference: version for reference, version in _references(endpoint).items() if reference not in known}
+    known = set(_secret_references(newest)) if newest else set()
+    return {reference: version for reference, version in _secret_references(endpoint).items() if reference not in known}
 
 
-def _references(endpoint: Endpoint) -> dict[SecretReference, str]:
+def _secret_references(endpoint: Endpoint) -> dict[SecretReference, str]:
     """Return the keys of secrets that an endpoint's versions name, each with the name of such a version."""
     return {
         reference: version.name for version in endpoint.versions.values() for reference in version.secret_references

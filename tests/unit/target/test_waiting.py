@@ -178,7 +178,7 @@ async def test_router_that_does_not_confirm_in_time_is_an_error_with_its_cause()
     assert "no weights found" in str(failure.value)
 
 
-async def left(scripted: ScriptedTarget, timeout: timedelta = LATE) -> EndpointStatus:
+async def status_when_left(scripted: ScriptedTarget, timeout: timedelta = LATE) -> EndpointStatus:
     return await wait_until_without_traffic(scripted.target, "digits", "one", 2, timeout=timeout)
 
 
@@ -188,10 +188,10 @@ async def test_a_version_is_left_when_the_router_serves_a_split_of_that_revision
     leaving = status(starting("two"), split_revision=2, weight_ppm={"one": 1, "two": 1_000_000})
     after = status(starting("two"), split_revision=2, weight_ppm={"two": 1_000_000})
 
-    assert await left(ScriptedTarget(before, leaving, after)) == after
-    assert await left(ScriptedTarget(before, status(served=2))) == status(served=2)
+    assert await status_when_left(ScriptedTarget(before, leaving, after)) == after
+    assert await status_when_left(ScriptedTarget(before, status(served=2))) == status(served=2)
     with pytest.raises(DeploymentError, match="the router still serves revision 1"):
-        await left(ScriptedTarget(before, leaving), SOON)
+        await status_when_left(ScriptedTarget(before, leaving), SOON)
 
 
 async def test_a_router_that_lets_nobody_in_is_waited_for_where_another_version_has_a_replica(
@@ -201,11 +201,11 @@ async def test_a_router_that_lets_nobody_in_is_waited_for_where_another_version_
     up = VersionStatus(name="two", ready=False, replicas=(ReplicaStatus(name="r", state=ReplicaState.READY),))
     closed, opened = status(up, split_revision=2), status(up, split_revision=2, weight_ppm={"two": 1_000_000})
 
-    assert await left(ScriptedTarget(closed, closed, opened)) == opened
+    assert await status_when_left(ScriptedTarget(closed, closed, opened)) == opened
     nobody = status(starting("two"), split_revision=2)
-    assert await left(ScriptedTarget(nobody)) == nobody
+    assert await status_when_left(ScriptedTarget(nobody)) == nobody
     monkeypatch.setattr(waiting, "OPENING", SOON)
-    assert await left(ScriptedTarget(closed)) == closed  # what was asked is done all the same
+    assert await status_when_left(ScriptedTarget(closed)) == closed  # what was asked is done all the same
 
 
 async def test_temporarily_unreachable_target_only_delays() -> None:

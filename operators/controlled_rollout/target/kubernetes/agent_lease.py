@@ -55,7 +55,7 @@ def new_lease(namespace: str, identity: str, now: datetime) -> Object:
         "apiVersion": LEASE.version,
         "kind": LEASE.name,
         "metadata": {"name": LEASE_NAME, "namespace": namespace, "labels": dict(MANAGED_BY)},
-        "spec": {**_renewal(identity, now), "acquireTime": _micro_time(now), "leaseTransitions": 0},
+        "spec": {**_renewed_fields(identity, now), "acquireTime": _micro_time(now), "leaseTransitions": 0},
     }
 
 
@@ -70,13 +70,15 @@ def claimed(lease: Object, seen: Sighting, identity: str, *, now: datetime, now_
         now_s: The candidate's clock, in seconds.
     """
     if seen.holder == identity:
-        return {"spec": _renewal(identity, now)}
+        return {"spec": _renewed_fields(identity, now)}
     spec: Mapping[str, Any] = lease.get("spec") or {}
     duration_s = spec.get("leaseDurationSeconds") or DURATION_S
     if seen.holder and now_s - seen.since_s < duration_s:
         return None
     transitions = int(spec.get("leaseTransitions") or 0) + 1
-    return {"spec": {**_renewal(identity, now), "acquireTime": _micro_time(now), "leaseTransitions": transitions}}
+    return {
+        "spec": {**_renewed_fields(identity, now), "acquireTime": _micro_time(now), "leaseTransitions": transitions}
+    }
 
 
 def released(now: datetime) -> Object:
@@ -84,7 +86,7 @@ def released(now: datetime) -> Object:
     return {"spec": {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _micro_time(now)}}
 
 
-def _renewal(identity: str, now: datetime) -> Object:
+def _renewed_fields(identity: str, now: datetime) -> Object:
     """Return the fields that a holder writes each time."""
     return {"holderIdentity": identity, "leaseDurationSeconds": DURATION_S, "renewTime": _micro_time(now)}
 

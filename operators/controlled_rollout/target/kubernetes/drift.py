@@ -146,7 +146,7 @@ def other_writers(resource: Object) -> list[str]:
         and any(f"f:{part}" in (entry.get("fieldsV1") or {}) for part in CONTENT)
     ]
     entries.sort(key=lambda entry: str(entry.get("time", "")), reverse=True)
-    return [_writer(entry) for entry in entries]
+    return [_last_writer(entry) for entry in entries]
 
 
 def container_writers(deployment: Object) -> list[str]:
@@ -156,8 +156,10 @@ def container_writers(deployment: Object) -> list[str]:
     same value as we have are no difference.
     """
     entries = deployment["metadata"].get("managedFields") or []
-    ours = [_container_fields(entry) for entry in entries if not is_other(entry)]
-    return [_writer(entry) for entry in entries if is_other(entry) and _has_more(_container_fields(entry), ours)]
+    our_fields = [_container_fields(entry) for entry in entries if not is_other(entry)]
+    return [
+        _last_writer(entry) for entry in entries if is_other(entry) and _has_more(_container_fields(entry), our_fields)
+    ]
 
 
 def _container_fields(entry: Object) -> Object:
@@ -194,9 +196,9 @@ def is_other(entry: Object | None) -> bool:
 def replicas_writer(deployment: Object) -> str | None:
     """Return who else than controlled-rollout has set a Deployment's number of replicas, and when; None for nobody."""
     owner = replicas_owner(deployment)
-    return _writer(owner) if owner is not None and is_other(owner) else None
+    return _last_writer(owner) if owner is not None and is_other(owner) else None
 
 
-def _writer(entry: Object) -> str:
+def _last_writer(entry: Object) -> str:
     """Return a field manager and the time at which it wrote."""
     return f"{entry['manager']!r} at {entry.get('time', 'an unknown time')}"

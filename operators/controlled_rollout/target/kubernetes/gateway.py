@@ -125,10 +125,10 @@ def check_tls(gateway: Object, workspace: Workspace) -> None:
         "the certificate (docs/aks/gateway.yaml has one), or take the setting tls out"
     )
     if not secure:
-        which = f"the listener of Gateway {workspace.gateway!r}" if named else f"Gateway {workspace.gateway!r}"
+        place = f"the listener of Gateway {workspace.gateway!r}" if named else f"Gateway {workspace.gateway!r}"
         protocols = ", ".join(sorted({str(one.get("protocol")) for one in listeners})) or "none"
         raise WorkspaceError(
-            f"the workspace asks for TLS (setting tls), and {which} has no https (protocols: {protocols}): {remedy}"
+            f"the workspace asks for TLS (setting tls), and {place} has no https (protocols: {protocols}): {remedy}"
         )
     terminating = [one for one in secure if (one.get("tls") or {}).get("mode", "Terminate") == "Terminate"]
     if not any((one.get("tls") or {}).get("certificateRefs") for one in terminating):

@@ -35,7 +35,7 @@ async def restore(api: Api, namespace: str, endpoint: str, owner: Object, *, dry
     """
     secret = await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, "keys")))
     copy = await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, "keys-copy")))
-    present, copied = _decoded(secret), _decoded(copy)
+    present, copied = _decode_keys(secret), _decode_keys(copy)
     missing = [name for name in NAMES if name not in present]
     keys = Keys(**{**Keys.new().model_dump(), **copied, **present})
     if not dry_run:
@@ -44,7 +44,7 @@ async def restore(api: Api, namespace: str, endpoint: str, owner: Object, *, dry
             if await api.create(SECRET.path(namespace), manifest) is None:
                 return []  # another writer has made it in this moment
         elif missing:
-            await _write(api, secret, {name: getattr(keys, name) for name in missing})
+            await _write_keys(api, secret, {name: getattr(keys, name) for name in missing})
         await _write_copy(api, namespace, endpoint, copy, keys, owner)
     if not missing:
         return []
@@ -54,7 +54,7 @@ async def restore(api: Api, namespace: str, endpoint: str, owner: Object, *, dry
 async def read(api: Api, namespace: str, endpoint: str) -> Keys | None:
     """Return an endpoint's keys; None if there is no Secret with both of them."""
     secret = await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, "keys")))
-    present = _decoded(secret)
+    present = _decode_keys(secret)
     return Keys(**present) if set(present) == set(NAMES) else None
 
 
@@ -67,15 +67,15 @@ async def regenerate(api: Api, namespace: str, endpoint: str, which: Literal["pr
     for _ in range(ATTEMPTS):
         secret = await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, "keys")))
         copy = await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, "keys-copy")))
-        present = _decoded(secret)
+        present = _decode_keys(secret)
         if secret is None or set(present) != set(NAMES):
             return None
         if copy is not None and which in (copy.get("data") or {}):
             # First: nothing may bring a key back that was replaced.
             await api.merge_patch(_path(copy), {"data": {which: None}})
-        changed = await _write(api, secret, {which: getattr(Keys(**present).renewed(which), which)})
+        changed = await _write_keys(api, secret, {which: getattr(Keys(**present).renewed(which), which)})
         if changed is not None:
-            keys = Keys(**_decoded(changed))
+            keys = Keys(**_decode_keys(changed))
             if copy is not None:
                 await api.merge_patch(_path(copy), {"stringData": keys.model_dump()})
             return keys
@@ -85,7 +85,7 @@ async def regenerate(api: Api, namespace: str, endpoint: str, which: Literal["pr
     )
 
 
-async def _write(api: Api, secret: Object, keys: dict[str, str]) -> Object | None:
+async def _write_keys(api: Api, secret: Object, keys: dict[str, str]) -> Object | None:
     """Write keys into the Secret; return it, or None if somebody else has changed it since it was read."""
     return await api.merge_if_unchanged(_path(secret), secret, {"stringData": keys})
 
@@ -95,7 +95,7 @@ async def _write_copy(api: Api, namespace: str, endpoint: str, copy: Object | No
     if copy is None:
         manifest = manifests.keys_secret(endpoint, keys, namespace=namespace, owner=owner, part="keys-copy")
         await api.create(SECRET.path(namespace), manifest)
-    elif _decoded(copy) != keys.model_dump():
+    elif _decode_keys(copy) != keys.model_dump():
         await api.merge_patch(_path(copy), {"stringData": keys.model_dump()})
 
 
@@ -115,7 +115,7 @@ def _path(secret: Object) -> str:
     return SECRET.path(secret["metadata"]["namespace"], secret["metadata"]["name"])
 
 
-def _decoded(secret: Object | None) -> dict[str, str]:
+def _decode_keys(secret: Object | None) -> dict[str, str]:
     """Return the keys that a Secret has, by name; those that are empty or no text are left out."""
     data = (secret.get("data") or {}) if secret else {}
     keys: dict[str, str] = {}

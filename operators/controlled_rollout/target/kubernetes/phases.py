@@ -109,7 +109,11 @@ _STATES: Final = (
     _State(
         Phase.ENTERING,
         lambda now: bool(now.entering),
-        lambda now: {**dict.fromkeys(now.goal.weights, 0), **_lowered(now), **dict.fromkeys(now.entering, MINIMAL)},
+        lambda now: {
+            **dict.fromkeys(now.goal.weights, 0),
+            **_with_lowered_weights(now),
+            **dict.fromkeys(now.entering, MINIMAL),
+        },
     ),
     _State(
         Phase.LEAVING,
@@ -121,7 +125,7 @@ _STATES: Final = (
 )
 
 
-def _lowered(now: RouteState) -> dict[str, int]:
+def _with_lowered_weights(now: RouteState) -> dict[str, int]:
     """Return the present weights with what goes down at its goal already: a roll-back waits for no other version.
 
     The served default takes what that sets free. Without one that has a share, all stays as it is.

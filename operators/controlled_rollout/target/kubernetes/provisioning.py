@@ -93,16 +93,16 @@ async def apply_objects(
         owner: The endpoint's root object.
         dry_run: Whether to change nothing.
     """
-    found: list[Drift] = []
+    differences: list[Drift] = []
     if endpoint.auth is Auth.KEY:
         # Before the policy that names it: a policy without its Secret answers every request with 500.
-        found += await keys_secret.restore(api, workspace.namespace, endpoint.name, owner, dry_run=dry_run)
+        differences += await keys_secret.restore(api, workspace.namespace, endpoint.name, owner, dry_run=dry_run)
     key_set: str | None = None
     if endpoint.has_signing_keys:
         keys, missing = await signing_keys_secret.restore(
             api, workspace.namespace, endpoint.name, owner, dry_run=dry_run
         )
-        key_set, found = public_key_set(keys) if keys else None, [*found, *missing]
+        key_set, differences = public_key_set(keys) if keys else None, [*differences, *missing]
         if keys and not dry_run:
             await keep_key_sets(api, workspace, endpoint, owner, keys)
     parts = [
@@ -118,8 +118,8 @@ async def apply_objects(
     for result in results:
         if isinstance(result, BaseException):
             raise result
-        found += result
-    return found
+        differences += result
+    return differences
 
 
 async def keep_key_sets(api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object, keys: SigningKeys) -> None:

@@ -87,27 +87,27 @@ def shadows(
     """
     own = next((route for route in routes if _name(route) == name), None)
     base = f"/api/v1/service/{endpoint}"
-    found: list[Shadow] = list(_excluded(own, host))
+    found: list[Shadow] = list(_other_host_problem(own, host))
     for route in routes:
         if not _is_attached(route, gateway):
             continue
-        relation = SAME if route is own else _relation(route, own, listeners, host)
+        relation = SAME if route is own else _host_relation(route, own, listeners, host)
         if relation == HIDES:
             what = f"takes all requests to {host}, because it names that host: give our HTTPRoute the same `hostnames`"
             found.append(Shadow(f"HTTPRoute {'/'.join(_name(route))} {what}", takes_all=True))
         if relation != SAME:
             continue
         for position, match in _foreign_matches(route, is_own=route is own):
-            paths = [base + path for path in PATHS if _matches(match, base + path)]
+            paths = [base + path for path in PATHS if _match_takes_path(match, base + path)]
             comes_first = _key(match) > (PRECEDENCE[PREFIX], len(base), 0, 0)
             if _key(match) == (PRECEDENCE[PREFIX], len(base), 0, 0):
                 comes_first = _is_first(route, position, own, base)
             if paths and comes_first:
-                found.append(_shadow(route, match, paths, base))
+                found.append(_shadow_of_match(route, match, paths, base))
     return list(dict.fromkeys(found))
 
 
-def _excluded(own: Object | None, host: str | None) -> Iterator[Shadow]:
+def _other_host_problem(own: Object | None, host: str | None) -> Iterator[Shadow]:
     """Yield that an endpoint's own route is for other hosts than the one that callers ask for: they get 404 then."""
     names = own["spec"].get("hostnames") if own else None
     if own and names and host is not None and not any(_names_host(name, host) for name in names):
@@ -118,7 +118,7 @@ def _excluded(own: Object | None, host: str | None) -> Iterator[Shadow]:
         yield Shadow(sentence, takes_all=True)
 
 
-def _shadow(route: Object, match: Object, paths: Sequence[str], base: str) -> Shadow:
+def _shadow_of_match(route: Object, match: Object, paths: Sequence[str], base: str) -> Shadow:
     """Return the shadow of one match on the paths that it takes."""
     conditions = [part for part in ("method", "headers", "queryParams") if match.get(part)]
     some = f", those with its {' and '.join(conditions)}" if conditions else ""
@@ -162,7 +162,7 @@ def _is_attached(route: Object, gateway: tuple[str, str]) -> bool:
     return not accepted or "True" in accepted
 
 
-def _relation(route: Object, own: Object | None, listeners: Iterable[str], host: str | None) -> str:
+def _host_relation(route: Object, own: Object | None, listeners: Iterable[str], host: str | None) -> str:
     """Return how the host names of another route relate to ours.
 
     Returns:
@@ -172,13 +172,15 @@ def _relation(route: Object, own: Object | None, listeners: Iterable[str], host:
     theirs, ours = (list((one or {"spec": {}})["spec"].get("hostnames") or listeners) for one in (route, own))
     if host is None:
         return SAME if not theirs or set(theirs) & set(ours) else APART
-    nearest, our_nearest = (max((_nearness(one, host) for one in names), default=(0, 0)) for names in (theirs, ours))
+    nearest, our_nearest = (
+        max((_host_match_rank(one, host) for one in names), default=(0, 0)) for names in (theirs, ours)
+    )
     if nearest == our_nearest:
         return SAME
     return HIDES if nearest > our_nearest else APART
 
 
-def _nearness(pattern: str, host: str) -> tuple[int, int]:
+def _host_match_rank(pattern: str, host: str) -> tuple[int, int]:
     """Return how near a host name, which may begin with `*.`, is to a host; (0, 0) if it is not that host's."""
     if not _names_host(pattern, host):
         return (0, 0)
@@ -190,7 +192,7 @@ def _names_host(pattern: str, host: str) -> bool:
     return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern
 
 
-def _matches(match: Object, path: str) -> bool:
+def _match_takes_path(match: Object, path: str) -> bool:
     """Return whether a match takes a path."""
     kind, value = _path(match)["type"], _path(match)["value"]
     if kind == EXACT:
@@ -230,7 +232,7 @@ def _is_first(route: Object, position: int, own: Object | None, base: str) -> bo
         rules = own["spec"].get("rules") or []
         ours = [place for place, rule in enumerate(rules) if managed_rules([rule]) and _has_path(rule, base)]
         return bool(ours) and position < min(ours)
-    return _age(route) < _age(own)
+    return _tie_break_key(route) < _tie_break_key(own)
 
 
 def _has_path(rule: Object, path: str) -> bool:
@@ -238,7 +240,7 @@ def _has_path(rule: Object, path: str) -> bool:
     return any(_path(match)["value"] == path and not match.get("headers") for match in rule.get("matches") or [])
 
 
-def _age(route: Object) -> tuple[str, str, str]:
+def _tie_break_key(route: Object) -> tuple[str, str, str]:
     """Return by what equal rules of two routes are sorted."""
     return (str(route["metadata"].get("creationTimestamp", "")), *_name(route))
 

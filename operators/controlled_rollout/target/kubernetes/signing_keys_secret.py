@@ -39,7 +39,7 @@ async def restore(
         ConflictError: Others change the Secret in this moment, and it holds no keys.
     """
     secret = await _find(api, namespace, endpoint)
-    if (keys := _decoded(secret)) is not None:
+    if (keys := _decode_keys(secret)) is not None:
         return keys, []
     name = endpoint_object_name(endpoint, PART)
     drift = Drift(
@@ -69,7 +69,7 @@ async def restore(
 
 async def read(api: Api, namespace: str, endpoint: str) -> SigningKeys | None:
     """Return an endpoint's signing keys; None if there is no Secret with all of them."""
-    return _decoded(await _find(api, namespace, endpoint))
+    return _decode_keys(await _find(api, namespace, endpoint))
 
 
 async def rotate(api: Api, namespace: str, endpoint: str, before: SigningKeys) -> SigningKeys:
@@ -80,7 +80,7 @@ async def rotate(api: Api, namespace: str, endpoint: str, before: SigningKeys) -
     """
     rotated = before.rotated()
     secret = await _find(api, namespace, endpoint)
-    if secret is not None and _decoded(secret) == before:
+    if secret is not None and _decode_keys(secret) == before:
         if await api.merge_if_unchanged(_path(secret), secret, {"stringData": rotated.model_dump()}) is not None:
             return rotated
     raise ConflictError(
@@ -99,7 +99,7 @@ def _path(secret: Object) -> str:
     return SECRET.path(secret["metadata"]["namespace"], secret["metadata"]["name"])
 
 
-def _decoded(secret: Object | None) -> SigningKeys | None:
+def _decode_keys(secret: Object | None) -> SigningKeys | None:
     """Return the signing keys in a Secret; None if one of them is missing, or is no key."""
     data = (secret.get("data") or {}) if secret else {}
     try:

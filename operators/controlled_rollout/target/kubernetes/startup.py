@@ -22,7 +22,7 @@ def startup_problem(pod: Object, now: datetime | None) -> PodProblem | None:
         pod: A pod of a version.
         now: The time; None if that is not to count.
     """
-    container = _first((pod.get("status") or {}).get("containerStatuses"))
+    container = _first_or_empty((pod.get("status") or {}).get("containerStatuses"))
     limit = _startup_limit(pod)
     if limit is None or container.get("ready") or container.get("started"):
         return None
@@ -60,10 +60,10 @@ def _ended_by_startup_probe(pod: Object, container: Object, limit: timedelta) ->
 
 def _startup_limit(pod: Object) -> timedelta | None:
     """Return how long the startup probe of a pod's container waits; None if it has none."""
-    probe = _first((pod.get("spec") or {}).get("containers")).get("startupProbe")
+    probe = _first_or_empty((pod.get("spec") or {}).get("containers")).get("startupProbe")
     return timedelta(seconds=probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)) if probe else None
 
 
-def _first(items: list[Object] | None) -> Object:
+def _first_or_empty(items: list[Object] | None) -> Object:
     """Return the first object of a list; an empty one if there is none."""
     return items[0] if items else {}

@@ -124,12 +124,12 @@ class KubernetesTarget:
         newest = (await self.history(name))[-1]
         view = await read_view(self._api, self._workspace, newest.endpoint)
         if inspect:
-            view = await self._inspected(view, newest)
+            view = await self._with_drift(view, newest)
         status = view.status(await self._base_url(), datetime.now(UTC))
         unready = [version for version in status.versions.values() if not version.ready]
         return await pod_logs.with_logs(self._api, self._workspace, status, unready)
 
-    async def _inspected(self, view: EndpointView, newest: Revision) -> EndpointView:
+    async def _with_drift(self, view: EndpointView, newest: Revision) -> EndpointView:
         """Return a view with what others have deleted, edited or put in the way, and since when nobody is at work."""
         name = newest.endpoint.name
         drift, shadows, root = await asyncio.gather(

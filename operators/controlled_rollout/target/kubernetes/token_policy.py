@@ -54,11 +54,11 @@ def token_checks(endpoint: Endpoint, key_set: str | None) -> Object:
         provider["remoteJWKS"] = {"uri": outside.jwks_uri, "cacheDuration": JWKS_CACHE}
     checks: Object = {"jwt": {"providers": [provider]}}
     if outside is not None and (outside.required_claims or outside.required_scopes):
-        checks["authorization"] = {"defaultAction": "Deny", "rules": _rules(outside)}
+        checks["authorization"] = {"defaultAction": "Deny", "rules": _claim_rules(outside)}
     return checks
 
 
-def _rules(outside: TokenIssuer) -> list[Object]:
+def _claim_rules(outside: TokenIssuer) -> list[Object]:
     """Return the rules that let in whose token has all claims and scopes; one for each way to write the claims.
 
     A claim may be a text or a list, and a rule asks for the one or for the other.

@@ -80,19 +80,19 @@ class Autoscaler:
             number = self._numbers.get(key) or ReplicaNumber(replicas=running.wanted_replicas)
             decision = decide(
                 autoscaler_limits(running.version),
-                _reading(key, counters),
+                _read_load(key, counters),
                 wanted=running.wanted_replicas,
                 ready=running.ready_replicas,
                 now=now,
                 history=self._histories.get(running, History()),
-                floor=number.fewest,
+                floor=number.parsed_floor,
             )
             histories[running] = decision.history
             why = number.why
             if decision.replicas != running.wanted_replicas:
                 why = f"{running.wanted_replicas} → {decision.replicas} replicas: {decision.reason}"
                 log.info("version %s of endpoint %s: %s", key.version, key.endpoint, why)
-                self._set(key, running, decision.replicas)
+                self._set_replicas(key, running, decision.replicas)
             numbers[key] = number.model_copy(update={"replicas": running.wanted_replicas, "why": why})
         self._histories = histories
         self._numbers.keep(numbers)
@@ -116,7 +116,7 @@ class Autoscaler:
         else:
             running.scale(replicas)
         if running.version.num_replicas is None:
-            before = number.fewest if number and at_least else None
+            before = number.parsed_floor if number and at_least else None
             floor = str(Floor.for_shift(replicas, self._clock(), before))
             changed = ReplicaNumber(replicas=running.wanted_replicas, floor=floor, why=why)
             self._numbers.keep(self._numbers.all() | {key: changed})
@@ -127,7 +127,7 @@ class Autoscaler:
         return number.why if number else None
 
     @staticmethod
-    def _set(key: VersionKey, running: ScaledVersion, replicas: int) -> None:
+    def _set_replicas(key: VersionKey, running: ScaledVersion, replicas: int) -> None:
         """Change the number of replicas; an error, such as a full disk, is that version's only."""
         try:
             running.follow_load(replicas)
@@ -135,7 +135,7 @@ class Autoscaler:
             log.warning("version %s of endpoint %s cannot be scaled: %s", key.version, key.endpoint, error)
 
 
-def _reading(key: VersionKey, counters: Mapping[str, Counters] | None) -> Reading | None:
+def _read_load(key: VersionKey, counters: Mapping[str, Counters] | None) -> Reading | None:
     """Return what the router counts for a version now; None if it cannot be read, or does not know the version."""
     clusters = [counters[name] for name in cluster_names(*key) if name in counters] if counters else []
     if not clusters:

@@ -78,22 +78,22 @@ class LocalTarget:
 
     async def endpoint(self, name: str) -> Endpoint:
         """Return the newest revision of an endpoint."""
-        return self._read(Endpoint.model_validate_json, await self._request("GET", _endpoint_path(name)))
+        return self._read_response(Endpoint.model_validate_json, await self._request("GET", _endpoint_path(name)))
 
     async def history(self, name: str) -> list[Revision]:
         """Return all kept revisions of an endpoint, oldest first."""
-        return self._read(_HISTORY.validate_json, await self._request("GET", _endpoint_path(name, "history")))
+        return self._read_response(_HISTORY.validate_json, await self._request("GET", _endpoint_path(name, "history")))
 
     async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
         """Store `endpoint` as the next revision and begin to serve it; see `Target.apply`."""
         if self._workspace.has_tls:
             await self._check_tls(endpoint)
         body = {"endpoint": endpoint.model_dump(mode="json"), "change": change.model_dump()}
-        return self._read(Endpoint.model_validate_json, await self._request("POST", "/endpoints", body))
+        return self._read_response(Endpoint.model_validate_json, await self._request("POST", "/endpoints", body))
 
     async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
         """Return the state of the endpoint and its versions now; the supervisor has inspected its files anyway."""
-        return self._read(
+        return self._read_response(
             EndpointStatus.model_validate_json, await self._request("GET", _endpoint_path(name, "status"))
         )
 
@@ -111,7 +111,7 @@ class LocalTarget:
 
     async def load(self, name: str) -> Mapping[str, Load]:
         """Return the load of each version that the router knows, measured over the last seconds."""
-        return self._read(_LOADS.validate_json, await self._request("GET", _endpoint_path(name, "load")))
+        return self._read_response(_LOADS.validate_json, await self._request("GET", _endpoint_path(name, "load")))
 
     async def logs(self, name: str, version: str, *, tail: int = 200) -> str:
         """Return the last `tail` lines of a version's log, also of one that is deleted or failed."""
@@ -123,16 +123,20 @@ class LocalTarget:
 
     async def keys(self, name: str) -> Keys:
         """Return the endpoint's two API keys, with which callers authenticate."""
-        return self._read(Keys.model_validate_json, await self._request("GET", _endpoint_path(name, "keys")))
+        return self._read_response(Keys.model_validate_json, await self._request("GET", _endpoint_path(name, "keys")))
 
     async def regenerate_key(self, name: str, which: Literal["primary", "secondary"]) -> Keys:
         """Replace one key; the other keeps working the whole time."""
-        return self._read(Keys.model_validate_json, await self._request("POST", _endpoint_path(name, "keys", which)))
+        return self._read_response(
+            Keys.model_validate_json, await self._request("POST", _endpoint_path(name, "keys", which))
+        )
 
     async def token(self, name: str, *, lifetime: timedelta = DEFAULT_LIFETIME) -> Token:
         """Return a new token for the endpoint's callers; see `Target.token`."""
         body = {"lifetime_s": check_lifetime(lifetime).total_seconds()}
-        return self._read(Token.model_validate_json, await self._request("POST", _endpoint_path(name, "token"), body))
+        return self._read_response(
+            Token.model_validate_json, await self._request("POST", _endpoint_path(name, "token"), body)
+        )
 
     async def rotate_signing_keys(self, name: str) -> None:
         """Rotate the endpoint's signing keys; no caller is interrupted."""
@@ -154,7 +158,7 @@ class LocalTarget:
 
     async def last_look(self, name: str) -> LookNote | None:
         """Return what `note_look` has written down last."""
-        return self._read(_LOOK.validate_json, await self._request("GET", _endpoint_path(name, "look")))
+        return self._read_response(_LOOK.validate_json, await self._request("GET", _endpoint_path(name, "look")))
 
     async def delete(self, name: str, change: Change) -> None:
         """Delete the endpoint, its versions and its keys; deleting what is not there is no error."""
@@ -171,7 +175,7 @@ class LocalTarget:
 
     async def process_statuses(self) -> list[ProcessStatus]:
         """Return the status of the supervisor, the router, the telemetry store and all replicas, running or not."""
-        return self._read(_PROCESSES.validate_json, await self._request("GET", "/processes"))
+        return self._read_response(_PROCESSES.validate_json, await self._request("GET", "/processes"))
 
     async def _check_tls(self, endpoint: Endpoint) -> None:
         """Raise WorkspaceError if a version would get more traffic by a router that speaks plain http."""
@@ -216,7 +220,7 @@ class LocalTarget:
             raise self._error_from_response(response)
         return response
 
-    def _read(self, read: Callable[[bytes], Answer], response: "httpx.Response") -> Answer:
+    def _read_response(self, read: Callable[[bytes], Answer], response: "httpx.Response") -> Answer:
         """Return what an answer of the supervisor means; raise WorkspaceError if it is one of another release."""
         try:
             return read(response.content)

@@ -106,14 +106,14 @@ class CollectorProcess:
         if self.pid is None and not has_spools(self._spools):
             return None
         status = ProcessStatus.of(self._process, is_answering=self._liveness.is_answering)
-        report = _report(self._spools)
+        report = _last_report(self._spools)
         problems = [report.get("problem"), *report.get("faults", [])]
         problem = status.problem or "; ".join(filter(None, problems)) or None
         return status.model_copy(update={"problem": problem})
 
     def start(self) -> None:
         """Run the collector from now on whenever there is a spool."""
-        self._watching = asyncio.create_task(self._watch(), name="collector's spools")
+        self._watching = asyncio.create_task(self._start_or_end_collector(), name="collector's spools")
 
     async def stop(self) -> None:
         """Let the collector ship what is there, in bounded time, and end it."""
@@ -123,7 +123,7 @@ class CollectorProcess:
                 await self._watching
         await self._process.stop(STOP_GRACE_S)
 
-    async def _watch(self) -> None:
+    async def _start_or_end_collector(self) -> None:
         """Start the collector once there is a spool, and end it when there is none any more."""
         while True:
             if has_spools(self._spools):
@@ -163,11 +163,11 @@ class CollectorProcess:
 
     async def _has_reported(self) -> bool:
         """Return whether this start of the collector has reported a round, and not too long ago."""
-        updated = float(_report(self._spools).get("updated", 0.0))
+        updated = float(_last_report(self._spools).get("updated", 0.0))
         return updated >= self._started_at and time.time() - updated < SILENT_S
 
 
-def _report(spools: Path) -> dict[str, Any]:
+def _last_report(spools: Path) -> dict[str, Any]:
     """Return what the collector has reported of its last round; nothing if it never did."""
     try:
         report = json.loads(read_regular_file(spools / STATUS_FILE))
@@ -184,7 +184,7 @@ def collected_counts(spools: Path, endpoint: str, version: str) -> CollectedCoun
             states[path.stem] = json.loads(read_regular_file(path))
     # Of these the sum has the numbers already; a collector that was killed has left their files.
     added = set(states.get(ENDED_REPLICAS, {}).get("replicas", ()))
-    for state in _report(spools).get("spools", []):
+    for state in _last_report(spools).get("spools", []):
         if (state["endpoint"], state["version"]) == (endpoint, version):
             states.setdefault(state["replica"], state)
     for replica in added:

@@ -37,7 +37,7 @@ def cores_of_quotas(quotas: Iterable[tuple[str, str]]) -> int | None:
 def _read_quotas() -> list[tuple[str, str]]:
     """Return the quotas of this process's cgroup and of those above it, of both versions of the kernel's interface."""
     quotas: list[tuple[str, str]] = []
-    for line in _read(OWN_GROUPS).splitlines():
+    for line in _read_text(OWN_GROUPS).splitlines():
         _, _, controllers_and_group = line.partition(":")
         controllers, _, group = controllers_and_group.partition(":")
         if controllers and "cpu" not in controllers.split(","):
@@ -46,10 +46,10 @@ def _read_quotas() -> list[tuple[str, str]]:
         # A container sees its own group as the root, under whatever path the host has given it.
         folders = [root, *(root / part for part in _paths(group))]
         for folder in folders:
-            if words := _read(folder / "cpu.max").split():
+            if words := _read_text(folder / "cpu.max").split():
                 quotas.append((words[0], words[-1]))
-            elif quota := _read(folder / "cpu.cfs_quota_us").strip():
-                quotas.append((quota, _read(folder / "cpu.cfs_period_us").strip()))
+            elif quota := _read_text(folder / "cpu.cfs_quota_us").strip():
+                quotas.append((quota, _read_text(folder / "cpu.cfs_period_us").strip()))
     return quotas
 
 
@@ -59,7 +59,7 @@ def _paths(group: str) -> list[str]:
     return ["/".join(parts[: number + 1]) for number in range(len(parts))]
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """Return a file's text; nothing if it is not there or cannot be read."""
     try:
         return path.read_text(encoding="ascii", errors="replace")

@@ -54,7 +54,7 @@ def local_replies() -> Json:
             },
             _with_reason("no-replica", _flags("UH", "UF", "UO"), comes_again=True),
             _with_reason("router-full", _flags("OM"), comes_again=True),
-            _with_reason("body-too-large", _status(413)),
+            _with_reason("body-too-large", _status_filter(413)),
         ],
         "body_format": {"json_format": {"status": "%RESPONSE_CODE%", "message": "%LOCAL_REPLY_BODY%"}},
     }
@@ -65,7 +65,7 @@ def _flags(*flags: str) -> Json:
     return {"response_flag_filter": {"flags": list(flags)}}
 
 
-def _status(status: int) -> Json:
+def _status_filter(status: int) -> Json:
     """Return the filter of responses with a status."""
     value = {"default_value": status, "runtime_key": "controlled-rollout.none"}
     return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
@@ -85,17 +85,17 @@ def _with_reason(reason: str, replies: Json, *, comes_again: bool = False) -> Js
 def refusal_headers(reason: str, *, comes_again: bool = True) -> list[Json]:
     """Return the response headers of a refusal: its reason, and when to ask again."""
     headers = {REASON_HEADER: reason, **({"retry-after": str(RETRY_AFTER_S)} if comes_again else {})}
-    return [_overwrite(name, value) for name, value in headers.items()]
+    return [_overwriting_header(name, value) for name, value in headers.items()]
 
 
-def _overwrite(name: str, value: str) -> Json:
+def _overwriting_header(name: str, value: str) -> Json:
     """Return a header that replaces what came under its name."""
     return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def sent_header() -> Json:
     """Return the request header that says when the router had the whole request."""
-    return _overwrite(SENT_HEADER, "%START_TIME(%s.%3f)% %REQUEST_DURATION%")
+    return _overwriting_header(SENT_HEADER, "%START_TIME(%s.%3f)% %REQUEST_DURATION%")
 
 
 def tags() -> list[Json]:

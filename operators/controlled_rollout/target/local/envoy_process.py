@@ -123,7 +123,7 @@ class EnvoyProcess:
         self._telemetry_token = telemetry_token
         self._on_change = on_change
         self._liveness = LivenessCheck(
-            self._answers, start_s=LIVENESS_START_S, interval_s=LIVENESS_INTERVAL_S, max_failures=LIVENESS_FAILURES
+            self._is_answering, start_s=LIVENESS_START_S, interval_s=LIVENESS_INTERVAL_S, max_failures=LIVENESS_FAILURES
         )
         self._process = SupervisedProcess(
             "router",
@@ -309,7 +309,7 @@ class EnvoyProcess:
         self._is_listening = True
         self._on_change()
 
-    async def _answers(self) -> bool:
+    async def _is_answering(self) -> bool:
         """Return whether the main thread answers, and the threads that serve callers while it listens."""
         if await http_status_on_socket(self.files.admin_socket, "/ready", LIVENESS_TIMEOUT_S) is None:
             return False

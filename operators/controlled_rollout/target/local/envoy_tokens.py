@@ -78,13 +78,13 @@ def filter_configuration(tokens: Mapping[str, TokenRoute]) -> dict[str, Any]:
         "name": JWT_AUTHN,
         "typed_config": {
             "@type": f"{ENVOY_TYPE}extensions.filters.http.jwt_authn.v3.JwtAuthentication",
-            "providers": {name: _provider(token) for name, token in tokens.items()},
+            "providers": {name: _jwt_provider(token) for name, token in tokens.items()},
             "requirement_map": {name: {"provider_name": name} for name in tokens},
         },
     }
 
 
-def _provider(token: TokenRoute) -> dict[str, Any]:
+def _jwt_provider(token: TokenRoute) -> dict[str, Any]:
     """Return the settings by which a token of one endpoint is checked; the clock may differ by 60 s."""
     return {
         "issuer": token.issuer,
@@ -109,8 +109,10 @@ def route_configuration(endpoint: str, token: TokenRoute) -> dict[str, Any]:
             "requirement_name": endpoint,
         }
     }
-    needed = [_any_of(_claim(name.split("."), value) for value in values) for name, values in token.claims.items()]
-    needed += [_any_of(_claim([name], scope) for name in ("scope", "scp")) for scope in token.scopes]
+    needed = [
+        _any_of(_claim_principal(name.split("."), value) for value in values) for name, values in token.claims.items()
+    ]
+    needed += [_any_of(_claim_principal([name], scope) for name in ("scope", "scp")) for scope in token.scopes]
     if needed:
         policy = {"permissions": [{"any": True}], "principals": [{"and_ids": {"ids": needed}}]}
         settings[RBAC] = {
@@ -125,7 +127,7 @@ def _any_of(principals: Any) -> dict[str, Any]:
     return {"or_ids": {"ids": list(principals)}}
 
 
-def _claim(path: list[str], value: str) -> dict[str, Any]:
+def _claim_principal(path: list[str], value: str) -> dict[str, Any]:
     """Return the principal whose token has a value in a claim: as its text, or in its list."""
     is_value = {"string_match": {"exact": value}}
     matches = (is_value, {"list_match": {"one_of": is_value}})

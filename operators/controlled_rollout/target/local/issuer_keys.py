@@ -100,7 +100,7 @@ class IssuerKeys:
         if uri not in self._issuers:
             self._issuers[uri] = _Issuer(self._read_file(uri))
             self._wake_up.set()
-        stored = self._valid(self._issuers[uri])
+        stored = self._valid_keys(self._issuers[uri])
         if stored is not None:
             return stored.key_set
         self._no_keys = self._no_keys or no_keys()
@@ -117,14 +117,14 @@ class IssuerKeys:
         issuer = self._issuers.get(uri)
         if issuer is None or not issuer.problem:
             return ()
-        if (stored := self._valid(issuer)) is None:
+        if (stored := self._valid_keys(issuer)) is None:
             return (f"the keys at {uri} cannot be read ({issuer.problem}): every token is refused until they can",)
         hours = (stored.read + KEPT_S - self._clock()) / 3600
         return (
             f"the keys at {uri} cannot be read ({issuer.problem}): those of before are accepted for {hours:.1f} h more",
         )
 
-    def _valid(self, issuer: _Issuer) -> _Stored | None:
+    def _valid_keys(self, issuer: _Issuer) -> _Stored | None:
         """Return the keys of an issuer unless they were read too long ago."""
         stored = issuer.stored
         return stored if stored is not None and self._clock() - stored.read < KEPT_S else None
@@ -134,8 +134,12 @@ class IssuerKeys:
         while True:
             self._wake_up.clear()
             now = time.monotonic()
-            await asyncio.gather(*(self._read(uri) for uri, issuer in self._issuers.items() if issuer.due <= now))
-            accepted = {uri: stored.key_set for uri in self._issuers if (stored := self._valid(self._issuers[uri]))}
+            await asyncio.gather(
+                *(self._read_issuer(uri) for uri, issuer in self._issuers.items() if issuer.due <= now)
+            )
+            accepted = {
+                uri: stored.key_set for uri in self._issuers if (stored := self._valid_keys(self._issuers[uri]))
+            }
             if accepted != self._told:
                 self._told = accepted
                 self._on_change()
@@ -143,7 +147,7 @@ class IssuerKeys:
                 async with asyncio.timeout(RETRY_S):
                     await self._wake_up.wait()
 
-    async def _read(self, uri: str) -> None:
+    async def _read_issuer(self, uri: str) -> None:
         """Read the keys of one issuer, and note when they are read next."""
         try:
             stored = _Stored(uri=uri, read=self._clock(), key_set=accepted_keys(await _download(uri)))

@@ -156,7 +156,7 @@ def _authority_certificate(key: ec.EllipticCurvePrivateKey, names: tuple[str, ..
     """Return the certificate of an authority that may sign for these names only."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "local workspace of controlled-rollout")])
     return (
-        _builder(subject, subject, key.public_key(), now, AUTHORITY_DAYS)
+        _certificate_builder(subject, subject, key.public_key(), now, AUTHORITY_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(key_cert_sign=True), critical=True)
         .add_extension(x509.NameConstraints(_general_names(names, constraints=True), None), critical=True)
@@ -172,7 +172,7 @@ def _signed_certificate(
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     own = x509.SubjectKeyIdentifier.from_public_key(authority.key.public_key())
     return (
-        _builder(subject, authority.certificate.subject, key.public_key(), now, DAYS)
+        _certificate_builder(subject, authority.certificate.subject, key.public_key(), now, DAYS)
         .add_extension(x509.SubjectAlternativeName(_general_names(names, constraints=False)), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
@@ -183,7 +183,7 @@ def _signed_certificate(
     )
 
 
-def _builder(
+def _certificate_builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, days: int
 ) -> x509.CertificateBuilder:
     """Return a certificate without extensions and without a signature."""

@@ -25,7 +25,7 @@ def end_remains(workspace: Workspace, lock: FolderLock) -> int:
     """
     ended = 0
     for runtime in _runtime_folders(workspace, lock):
-        ended += reaper.kill_marked(_mark(runtime))
+        ended += reaper.kill_marked(_mark_variable(runtime))
         shutil.rmtree(runtime, ignore_errors=True)
     workspace.state_file.unlink(missing_ok=True)
     return ended
@@ -35,7 +35,7 @@ def remaining_processes(workspace: Workspace) -> list[ProcessStatus]:
     """Return the processes of a supervisor that does not answer; its children carry its mark in their environment."""
     lock = FolderLock(workspace)
     pids = sorted(
-        pid for runtime in _runtime_folders(workspace, lock) for pid in reaper.marked_processes(_mark(runtime))
+        pid for runtime in _runtime_folders(workspace, lock) for pid in reaper.marked_processes(_mark_variable(runtime))
     )
     problem = f"left behind: `{workspace.local_command('up')}` starts anew, `local down` ends it"
     return [ProcessStatus(name=_command_of(pid), pid=pid, problem=problem) for pid in pids]
@@ -49,7 +49,7 @@ def _runtime_folders(workspace: Workspace, lock: FolderLock) -> set[Path]:
     return {folder for folder in folders if folder.name.startswith(RUNTIME_PREFIX) and folder.is_absolute()}
 
 
-def _mark(runtime: Path) -> str:
+def _mark_variable(runtime: Path) -> str:
     """Return the environment variable that marks the children of one supervisor: its folder's name is never reused."""
     return f"{RUNTIME_VARIABLE}={runtime}"
 

@@ -48,8 +48,8 @@ class ReplicaNumber(BaseModel):
     why: str | None = None
 
     @property
-    def fewest(self) -> Floor | None:
-        """The floor; None if there is none, or its text is damaged."""
+    def parsed_floor(self) -> Floor | None:
+        """The floor, read from its text; None if there is none, or its text is damaged."""
         return Floor.parse(self.floor) if self.floor else None
 
 
@@ -79,7 +79,7 @@ class ReplicaNumbers:
         """Return with how many replicas a version starts: those that it had, if this supervisor starts it first."""
         restored = None
         if key not in self._started and version.num_replicas is None:
-            restored = self._read(key.endpoint).get(key.version)
+            restored = self._read_numbers(key.endpoint).get(key.version)
         self._started.add(key)
         if restored is None:
             self._numbers.pop(key, None)
@@ -100,11 +100,11 @@ class ReplicaNumbers:
         changed = {key.endpoint for key in {*numbers, *self._numbers} if numbers.get(key) != self._numbers.get(key)}
         self._numbers = dict(numbers)
         for endpoint in sorted(changed):
-            self._write(endpoint)
+            self._write_numbers(endpoint)
 
-    def _write(self, endpoint: str) -> None:
+    def _write_numbers(self, endpoint: str) -> None:
         """Write the file of an endpoint; what it says of versions that have not started yet stays."""
-        kept = {name: of for name, of in self._read(endpoint).items() if (endpoint, name) not in self._started}
+        kept = {name: of for name, of in self._read_numbers(endpoint).items() if (endpoint, name) not in self._started}
         own = {key.version: number for key, number in self._numbers.items() if key.endpoint == endpoint}
         document = _Document(versions=kept | own)
         path = self._path(endpoint)
@@ -114,7 +114,7 @@ class ReplicaNumbers:
         except OSError as error:
             log.warning("%s could not be written (%s): after a restart there may be fewer replicas", path, error)
 
-    def _read(self, endpoint: str) -> Mapping[str, ReplicaNumber]:
+    def _read_numbers(self, endpoint: str) -> Mapping[str, ReplicaNumber]:
         """Return what the file of an endpoint says; nothing if it cannot be read."""
         with contextlib.suppress(OSError, ValidationError):
             return _Document.model_validate_json(read_regular_file(self._path(endpoint))).versions

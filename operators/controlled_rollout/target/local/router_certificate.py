@@ -103,7 +103,7 @@ class RouterCertificate:
         try:
             await self._take_over()
         except WorkspaceError as error:
-            raise WorkspaceError(self._sentence(str(error))) from error
+            raise WorkspaceError(self._problem_sentence(str(error))) from error
 
     async def look(self) -> None:
         """Renew the workspace's own certificate if it ends soon; give the router the pair if its files have changed."""
@@ -111,7 +111,7 @@ class RouterCertificate:
             await self._take_over()
         except WorkspaceError as error:
             if str(error) != self._problem:
-                log.warning("%s", self._sentence(str(error)))
+                log.warning("%s", self._problem_sentence(str(error)))
             self._problem = str(error)
         else:
             self._problem = None
@@ -121,8 +121,8 @@ class RouterCertificate:
         found = []
         if self._problem and self._served:
             found.append(
-                f"{self._sentence(self._problem)}; the one of before, which ends on {self._served.ends:%Y-%m-%d}, is "
-                "still served"
+                f"{self._problem_sentence(self._problem)}; the one of before, which ends on "
+                f"{self._served.ends:%Y-%m-%d}, is still served"
             )
         if self._served and self._served.ends <= self._now():
             found.append(
@@ -149,7 +149,7 @@ class RouterCertificate:
                 self._own.ensure(self._now())
             except OSError as error:
                 raise WorkspaceError(f"it cannot be written ({error.strerror or error}): free disk space") from error
-        content = (_read(self._certificate, "certificate"), _read_key(self._key))
+        content = (_read_file(self._certificate, "certificate"), _read_key(self._key))
         if content == self._served_content:
             return
         pair = read_pair(*content, self._now())
@@ -164,7 +164,7 @@ class RouterCertificate:
         self._served, self._served_content = pair, content
         log.info("the router serves the certificate of %s, which ends on %s", ", ".join(pair.names), pair.ends)
 
-    def _sentence(self, problem: str) -> str:
+    def _problem_sentence(self, problem: str) -> str:
         """Return a sentence on a pair that cannot be used."""
         return f"the certificate {self._certificate} with the key {self._key} cannot be used: {problem}"
 
@@ -188,10 +188,10 @@ def _read_key(path: Path) -> bytes:
             f"others than its owner have access to the key (mode {stat.S_IMODE(mode):04o}): `chmod 600 {path}`; if "
             "anybody may have read it, make a new one"
         )
-    return _read(path, "key")
+    return _read_file(path, "key")
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read_file(path: Path, what: str) -> bytes:
     """Return the content of a file of bounded size; raise WorkspaceError if it cannot be read."""
     try:
         if os.stat(path).st_size > MAX_BYTES:

@@ -27,7 +27,7 @@ def store(folder: Path, name: str, values: Mapping[str, str]) -> None:
     """
     check_secret_values(name, values)
     atomic_files.create_private_folder(folder)
-    content = {**(_read(folder, name) or {}), **values}
+    content = {**(_read_values(folder, name) or {}), **values}
     atomic_files.write_atomically(_file(folder, name), json.dumps(content).encode())
 
 
@@ -37,7 +37,7 @@ def keys_of(folder: Path, name: str) -> set[str] | None:
     Raises:
         DamagedFileError: Its file cannot be read.
     """
-    values = _read(folder, name)
+    values = _read_values(folder, name)
     return None if values is None else set(values)
 
 
@@ -48,7 +48,7 @@ def read_value(folder: Path, reference: SecretReference) -> str:
         DamagedFileError: The secret's file cannot be read.
         WorkspaceError: There is no such secret, or no such key in it.
     """
-    values = _read(folder, reference.secret) or {}
+    values = _read_values(folder, reference.secret) or {}
     if reference.key not in values:
         raise WorkspaceError(
             f"the secret {reference.secret!r} with the key {reference.key!r} is not in {folder} any more: store it "
@@ -62,7 +62,7 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
-def _read(folder: Path, name: str) -> dict[str, str] | None:
+def _read_values(folder: Path, name: str) -> dict[str, str] | None:
     """Return the values of a secret by key; None if there is no secret of that name."""
     path = _file(folder, name)
     try:

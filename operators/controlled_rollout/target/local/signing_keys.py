@@ -25,7 +25,7 @@ def create_signing_keys_if_missing(endpoint_folder: Path) -> None:
     """Create the file of the signing keys of an endpoint, unless the file exists."""
     path = signing_keys_file(endpoint_folder)
     if not path.exists():
-        _write(path, SigningKeys.new())
+        _write_keys(path, SigningKeys.new())
 
 
 def read_signing_keys(endpoint_folder: Path) -> tuple[SigningKeys, str]:
@@ -61,11 +61,11 @@ def rotate_signing_keys(endpoint_folder: Path, *, reserve: Reserve | None = None
         keys = read_signing_keys(endpoint_folder)[0].rotated()
     except DamagedFileError:
         keys = SigningKeys.new()
-    _write(signing_keys_file(endpoint_folder), keys, reserve)
+    _write_keys(signing_keys_file(endpoint_folder), keys, reserve)
     return keys
 
 
-def _write(path: Path, keys: SigningKeys, reserve: Reserve | None = None) -> None:
+def _write_keys(path: Path, keys: SigningKeys, reserve: Reserve | None = None) -> None:
     """Write all keys to their file, on disk when this returns."""
     atomic_files.write_atomically(path, keys.model_dump_json().encode(), reserve=reserve)
 

@@ -221,9 +221,9 @@ class _SupervisorProcess:
         self._collector = _collector(workspace, runtime, credentials)
         self._silence = SilenceWatch(workspace, self._revisions, runtime=runtime, credentials=credentials)
         self._load_meter = LoadMeter(self._envoy.counters, on_counters=autoscaler.follow)
-        self._api_server = _ApiServer.of(create_app(self._operations(autoscaler), shut_down=self._end.set))
+        self._api_server = _ApiServer.of(create_app(self._api_operations(autoscaler), shut_down=self._end.set))
 
-    def _operations(self, autoscaler: Autoscaler) -> Operations:
+    def _api_operations(self, autoscaler: Autoscaler) -> Operations:
         """Return what the API offers."""
         return Operations(
             self._workspace,
@@ -246,7 +246,7 @@ class _SupervisorProcess:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end.set)
         serving_api = asyncio.create_task(self._api_server.serve(sockets=[self._bind_api_socket()]), name="API")
-        starting = asyncio.create_task(self._start())
+        starting = asyncio.create_task(self._start_parts())
         ending = asyncio.create_task(self._end.wait())
         keeping_state: asyncio.Task[None] | None = None
         failure: str | None = "the supervisor was stopped while it started"
@@ -268,7 +268,7 @@ class _SupervisorProcess:
             for task in (starting, ending, keeping_state):
                 if task:
                     task.cancel()
-            await self._stop(serving_api)
+            await self._stop_parts(serving_api)
         return 1 if failure else 0
 
     def _bind_api_socket(self) -> socket.socket:
@@ -290,9 +290,9 @@ class _SupervisorProcess:
         If it cannot be written now, `_keep_state` may in a second: what runs goes on serving.
         """
         with contextlib.suppress(OSError):
-            self._state().write(self._workspace, self._reserve)
+            self._state_for_clients().write(self._workspace, self._reserve)
 
-    def _state(self) -> SupervisorState:
+    def _state_for_clients(self) -> SupervisorState:
         """Return what clients have to know of this supervisor."""
         return SupervisorState(
             pid=os.getpid(),
@@ -306,7 +306,7 @@ class _SupervisorProcess:
             envoy_admin=self._envoy.files.admin_socket,
         )
 
-    async def _start(self) -> str | None:
+    async def _start_parts(self) -> str | None:
         """Start all parts; return None if the router answers, else the message why it does not."""
         self._revisions.remove_leftovers()
         if self._certificate:
@@ -358,11 +358,11 @@ class _SupervisorProcess:
             found: SupervisorState | None = None
             with contextlib.suppress(TargetUnavailableError):
                 found = SupervisorState.read(self._workspace)
-            if found != self._state():
+            if found != self._state_for_clients():
                 self._write_state()
             await asyncio.sleep(STATE_INTERVAL_S)
 
-    async def _stop(self, serving_api: "asyncio.Task[None]") -> None:
+    async def _stop_parts(self, serving_api: "asyncio.Task[None]") -> None:
         """Stop the API, the router once open requests are answered, the replicas, the store, and the collector."""
         await self._silence.stop()
         self._workspace.state_file.unlink(missing_ok=True)

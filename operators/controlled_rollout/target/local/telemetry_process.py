@@ -54,7 +54,7 @@ class TelemetryStoreProcess:
         self._data = data
         self._runtime = runtime
         self._liveness = LivenessCheck(
-            self._answers, start_s=LIVENESS_START_S, interval_s=LIVENESS_INTERVAL_S, max_failures=LIVENESS_FAILURES
+            self._is_answering, start_s=LIVENESS_START_S, interval_s=LIVENESS_INTERVAL_S, max_failures=LIVENESS_FAILURES
         )
         self._process = SupervisedProcess(
             "telemetry store",
@@ -81,7 +81,7 @@ class TelemetryStoreProcess:
         """The process's status for clients."""
         return ProcessStatus.of(self._process, is_answering=self._liveness.is_answering)
 
-    async def _answers(self) -> bool:
+    async def _is_answering(self) -> bool:
         """Return whether the store answers its health check, whatever the answer."""
         return await http_status_on_port(HOST, self.port, "/healthz", LIVENESS_TIMEOUT_S) is not None
 

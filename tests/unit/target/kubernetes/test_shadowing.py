@@ -28,19 +28,19 @@ def rule(kind: str, value: str, **more: Any) -> dict[str, Any]:
     return {"matches": [{"path": {"type": kind, "value": value}, **more}]}
 
 
-def own(*before: dict[str, Any]) -> dict[str, Any]:
+def own_route(*before: dict[str, Any]) -> dict[str, Any]:
     endpoint = Endpoint(name="digits").create_version("one", image="a@sha256:1")
     ours = route_rules.build_rules(endpoint, [], weights={"one": 1_000_000}, reachable=["one"], mark=Mark(1))
     return route("models/digits", [*before, *route_rules.merge_rules([], ours)], at=NOON)
 
 
-def found(
+def shadows_beside(
     *routes: dict[str, Any],
     ours: dict[str, Any] | None = None,
     listeners: tuple[str, ...] = (),
     host: str | None = None,
 ) -> list[Shadow]:
-    everything = [ours or own(), *routes]
+    everything = [ours or own_route(), *routes]
     return shadows("digits", ("models", "digits"), everything, gateway=GATEWAY, listeners=listeners, host=host)
 
 
@@ -55,7 +55,7 @@ def found(
     ],
 )
 def test_a_rule_that_comes_before_ours_for_all_scoring_requests_takes_all(other: dict[str, Any]) -> None:
-    [shadow] = found(route("other/thief", [other]))
+    [shadow] = shadows_beside(route("other/thief", [other]))
 
     assert shadow.takes_all
     assert f"HTTPRoute other/thief takes requests to {BASE}/score" in shadow.sentence
@@ -69,7 +69,7 @@ def test_a_rule_that_comes_before_ours_for_all_scoring_requests_takes_all(other:
     ],
 )
 def test_a_rule_that_takes_some_requests_is_said_and_takes_not_all(other: dict[str, Any]) -> None:
-    [shadow] = found(route("other/part", [other]))
+    [shadow] = shadows_beside(route("other/part", [other]))
 
     assert not shadow.takes_all
 
@@ -86,26 +86,26 @@ def test_a_rule_that_takes_some_requests_is_said_and_takes_not_all(other: dict[s
     ],
 )
 def test_a_rule_that_comes_after_ours_or_matches_other_paths_takes_nothing(other: dict[str, Any]) -> None:
-    assert found(route("other/neighbour", [other], at=EARLY)) == []
+    assert shadows_beside(route("other/neighbour", [other], at=EARLY)) == []
 
 
 def test_of_two_endpoints_of_one_name_the_one_whose_route_is_older_has_the_requests() -> None:
     same = [rule("PathPrefix", BASE)]
 
-    assert [shadow.takes_all for shadow in found(route("other/digits", same, at=EARLY))] == [True]
-    assert found(route("other/digits", same, at=LATE)) == []
+    assert [shadow.takes_all for shadow in shadows_beside(route("other/digits", same, at=EARLY))] == [True]
+    assert shadows_beside(route("other/digits", same, at=LATE)) == []
     # In the same second the name decides, so that exactly one of the two is told that it lost.
-    assert found(route("a/digits", same, at=NOON)) != []
-    assert found(route("z/digits", same, at=NOON)) == []
+    assert shadows_beside(route("a/digits", same, at=NOON)) != []
+    assert shadows_beside(route("z/digits", same, at=NOON)) == []
 
 
 def test_a_foreign_rule_in_our_own_route_counts_by_its_place() -> None:
     same = rule("PathPrefix", BASE)
-    behind = own()
+    behind = own_route()
     behind["spec"]["rules"].append(same)
 
-    assert [shadow.takes_all for shadow in found(ours=own(same))] == [True]
-    assert found(ours=behind) == []
+    assert [shadow.takes_all for shadow in shadows_beside(ours=own_route(same))] == [True]
+    assert shadows_beside(ours=behind) == []
 
 
 def test_routes_that_are_not_attached_to_the_gateway_take_nothing() -> None:
@@ -114,19 +114,23 @@ def test_routes_that_are_not_attached_to_the_gateway_take_nothing() -> None:
     refused = {"parentRef": {"namespace": "gateway", "name": "models"}}
     conditions = [{"type": "Accepted", "status": "False"}]
 
-    assert found(route("other/thief", rules, parent=parent)) == []
-    assert found(route("other/thief", rules, status={"parents": [{**refused, "conditions": conditions}]})) == []
+    assert shadows_beside(route("other/thief", rules, parent=parent)) == []
+    assert (
+        shadows_beside(route("other/thief", rules, status={"parents": [{**refused, "conditions": conditions}]})) == []
+    )
 
 
 def test_a_route_that_names_the_callers_host_takes_all_its_requests_unless_ours_is_for_that_host_too() -> None:
     host = "models.example.com"
     other = route("other/shop", [rule("PathPrefix", "/shop")], hosts=(host,))
 
-    assert [shadow.takes_all for shadow in found(other, host=host)] == [True]
-    assert [shadow.takes_all for shadow in found(other, host=host, listeners=("*.example.com",))] == [True]
-    assert found(other, host=host, listeners=(host,)) == []
-    assert found(other, host="elsewhere.example.com") == []
-    assert found(route("other/thief", [rule("Exact", f"{BASE}/score")], hosts=(host,)), host=host, listeners=(host,))
+    assert [shadow.takes_all for shadow in shadows_beside(other, host=host)] == [True]
+    assert [shadow.takes_all for shadow in shadows_beside(other, host=host, listeners=("*.example.com",))] == [True]
+    assert shadows_beside(other, host=host, listeners=(host,)) == []
+    assert shadows_beside(other, host="elsewhere.example.com") == []
+    assert shadows_beside(
+        route("other/thief", [rule("Exact", f"{BASE}/score")], hosts=(host,)), host=host, listeners=(host,)
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,10 +147,10 @@ def test_a_route_that_names_the_callers_host_takes_all_its_requests_unless_ours_
 def test_a_route_of_ours_that_somebody_has_made_for_other_hosts_reaches_no_caller(
     hosts: tuple[str, ...], host: str | None, is_excluded: bool
 ) -> None:
-    ours = own()
+    ours = own_route()
     ours["spec"]["hostnames"] = list(hosts)
 
-    shadows = found(ours=ours, host=host)
+    shadows = shadows_beside(ours=ours, host=host)
 
     assert [shadow.takes_all for shadow in shadows] == ([True] if is_excluded else [])
     assert not is_excluded or f"is for requests to {hosts[0]} only, and callers ask for {host}" in shadows[0].sentence
