@@ -71,8 +71,8 @@ class Rollout(Value):
 
     def is_same(self, other: "Rollout | None") -> bool:
         """Return whether the other is the same rollout, on hold or not."""
-        mine = (self.version, self.owner, self.started)
-        return other is not None and mine == (other.version, other.owner, other.started)
+        identity = (self.version, self.owner, self.started)
+        return other is not None and identity == (other.version, other.owner, other.started)
 
 
 class WaitingRun(Value):

@@ -73,8 +73,8 @@ class StickyKey:
         return cls(kind, name)
 
 
-def _checked(text: str) -> str:
-    """Return a key in its one form; raise ValueError, for pydantic, if it is none."""
+def _canonical_key(text: str) -> str:
+    """Return a sticky key's text in its one spelling; raise ValueError, for pydantic, if it is not one."""
     try:
         return str(StickyKey.parse(text))
     except EndpointError as error:
@@ -83,7 +83,7 @@ def _checked(text: str) -> str:
 
 # The setting of an endpoint: the text of a `StickyKey`.
 Sticky = Annotated[
-    str, AfterValidator(_checked), Field(json_schema_extra={"pattern": f"^(header|cookie):{TOKEN.pattern}$"})
+    str, AfterValidator(_canonical_key), Field(json_schema_extra={"pattern": f"^(header|cookie):{TOKEN.pattern}$"})
 ]
 
 
@@ -112,12 +112,12 @@ def arranged(before: Iterable[UserRange], weights: Mapping[str, int], default: s
     """
     total = sum(weights.values())
     ranges = _of_total([(one.version, one.width) for one in before], total, default)
-    for version, width in _widths(ranges).items():
+    for version, width in _hash_counts(ranges).items():
         if version != default and width > weights.get(version, 0):
-            ranges = _shrunk(ranges, version, width - weights.get(version, 0), default)
+            ranges = _shrink(ranges, version, width - weights.get(version, 0), default)
     for version, weight in weights.items():
         if version != default:
-            ranges = _grown(ranges, version, weight - _widths(ranges).get(version, 0), default)
+            ranges = _grow(ranges, version, weight - _hash_counts(ranges).get(version, 0), default)
     if len(ranges) > MAX_RANGES:
         return arranged((), weights, default)
     return tuple(UserRange(version=version, width=width) for version, width in ranges)
@@ -147,7 +147,7 @@ def _merged(ranges: Sequence[tuple[str, int]]) -> Ranges:
     return merged
 
 
-def _widths(ranges: Ranges) -> dict[str, int]:
+def _hash_counts(ranges: Ranges) -> dict[str, int]:
     """Return how many hashes each version has."""
     widths: dict[str, int] = {}
     for version, width in ranges:
@@ -155,7 +155,7 @@ def _widths(ranges: Ranges) -> dict[str, int]:
     return widths
 
 
-def _shrunk(ranges: Ranges, version: str, surplus: int, default: str) -> Ranges:
+def _shrink(ranges: Ranges, version: str, surplus: int, default: str) -> Ranges:
     """Return the ranges after a version has given a number of hashes to the default, at the sides where it grows."""
     while surplus > 0:
         index = max(index for index, (owner, _) in enumerate(ranges) if owner == version)
@@ -171,10 +171,10 @@ def _shrunk(ranges: Ranges, version: str, surplus: int, default: str) -> Ranges:
     return ranges
 
 
-def _grown(ranges: Ranges, version: str, missing: int, default: str) -> Ranges:
+def _grow(ranges: Ranges, version: str, missing: int, default: str) -> Ranges:
     """Return the ranges after a version has taken a number of hashes from the default."""
     while missing > 0:
-        index, is_at_start = _place(ranges, version, default)
+        index, is_at_start = _place_to_grow(ranges, version, default)
         width = ranges[index][1]
         taken = min(width, missing)
         before = 0 if is_at_start else width - taken
@@ -186,7 +186,7 @@ def _grown(ranges: Ranges, version: str, missing: int, default: str) -> Ranges:
     return ranges
 
 
-def _place(ranges: Ranges, version: str, default: str) -> tuple[int, bool | None]:
+def _place_to_grow(ranges: Ranges, version: str, default: str) -> tuple[int, bool | None]:
     """Return the default's range from which a version grows, and whether from its start; None from its middle."""
     free = [index for index, (owner, _) in enumerate(ranges) if owner == default]
     for index in free:

@@ -100,7 +100,7 @@ class _FileSchema(GenerateJsonSchema):
 
     def generate(self, schema: Any, mode: Any = "validation") -> JsonSchemaValue:
         """Return the whole schema without what no validator, or no editor, understands."""
-        made: JsonSchemaValue = _understood(super().generate(schema, mode))
+        made: JsonSchemaValue = _portable(super().generate(schema, mode))
         return made
 
 
@@ -119,13 +119,13 @@ def _descriptions(model: type[BaseModel]) -> dict[str, str]:
     return texts
 
 
-def _understood(value: Any) -> Any:
-    """Return a part of a schema as all validators understand it."""
+def _portable(value: Any) -> Any:
+    """Return a part of a schema without what pydantic writes and other validators of JSON Schema refuse or miss."""
     if isinstance(value, list):
-        return [_understood(item) for item in value]
+        return [_portable(item) for item in value]
     if not isinstance(value, Mapping):
         return value
-    node = {BOUNDS.get(name, name): _understood(item) for name, item in value.items()}
+    node = {BOUNDS.get(name, name): _portable(item) for name, item in value.items()}
     if "anyOf" in node:
         node = {name: item for name, item in node.items() if name not in OF_ONE_TYPE}
     # Flags within a pattern are Python's only, and `path` is a format of pydantic's only.

@@ -302,7 +302,7 @@ class Api:
         watch_query = {**query, "watch": "true", "resourceVersion": version, "timeoutSeconds": str(MAX_WATCH_S)}
         timeout_s = MAX_WATCH_S + REQUEST_TIMEOUT_S
         async with self._stream(path, watch_query, JSON, timeout_s) as response:
-            async for line in _lines(response):
+            async for line in _whole_lines(response):
                 event = _json_object(line)
                 if event["type"] == "ERROR":
                     status = event["object"]
@@ -450,7 +450,7 @@ def _abort_response(response: Any) -> None:
     response.close()
 
 
-async def _lines(response: Any) -> AsyncIterator[bytes]:
+async def _whole_lines(response: Any) -> AsyncIterator[bytes]:
     """Yield the whole lines of a response, each as long as an object may be: aiohttp's own limit is lower."""
     rest = b""
     async for chunk in response.content.iter_any():

@@ -136,7 +136,7 @@ class _EnvironmentSource:
 
         await self.builder.build(request, is_pushed=is_pushed, progress=self.progress)
         if manifest := await self.client.manifest(request.repository, request.tag):
-            self.progress(f"{request.label}: is in {request.repository}")
+            self.progress(f"{request.label}: built, and pushed to {request.repository}")
             return manifest
         raise ImageError(
             f"{request.label} was pushed to {request.repository}, and the registry does not have it: build again"

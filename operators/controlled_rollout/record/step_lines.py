@@ -105,11 +105,11 @@ def steps_of(before: Endpoint | None, revision: Revision) -> list[Decision]:
             reason=revision.change.reason,
             time=revision.created,
         )
-        for step, version in _steps(before or Endpoint(name=revision.endpoint.name), revision.endpoint)
+        for step, version in _steps_between(before or Endpoint(name=revision.endpoint.name), revision.endpoint)
     ]
 
 
-def _steps(before: Endpoint, after: Endpoint) -> Iterator[tuple[Step, str]]:
+def _steps_between(before: Endpoint, after: Endpoint) -> Iterator[tuple[Step, str]]:
     """Yield the name and the version of each step between two revisions."""
     created = [name for name in after.versions if name not in before.versions]
     deleted = [name for name in before.versions if name not in after.versions]
@@ -128,10 +128,10 @@ def _steps(before: Endpoint, after: Endpoint) -> Iterator[tuple[Step, str]]:
         # A roll-back ends a rollout, if there is one; without one, to have no traffic any more is one as well.
         to_nothing: Step = "shift" if after.rollout else "roll_back"
         percent = after.effective_traffic()
-        yield from (("shift" if percent[name] else to_nothing, name) for name in _shifted(before, after))
+        yield from (("shift" if percent[name] else to_nothing, name) for name in _shifted_versions(before, after))
 
 
-def _shifted(before: Endpoint, after: Endpoint) -> list[str]:
+def _shifted_versions(before: Endpoint, after: Endpoint) -> list[str]:
     """Return the versions whose traffic was shifted between two revisions: the others get what is left."""
     then = before.effective_traffic()
     changed = [name for name, percent in after.effective_traffic().items() if percent != then[name]]

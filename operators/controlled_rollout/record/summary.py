@@ -182,10 +182,10 @@ def without_repetitions(decisions: Iterable[Decision]) -> Iterator[Decision]:
 
 def _last_by_labels(decisions: Sequence[Decision], version: str, started: datetime) -> SummaryLook | None:
     """Return the last look at labels of a version since its rollout began; None if there is none."""
-    for one in reversed(decisions):
-        if one.step == "judge_labels" and one.version == version and one.time >= started:
-            verdict = _read_verdict(one.verdict)
-            return None if verdict is None else SummaryLook(one.time, None, verdict)
+    for decision in reversed(decisions):
+        if decision.step == "judge_labels" and decision.version == version and decision.time >= started:
+            verdict = _read_verdict(decision.verdict)
+            return None if verdict is None else SummaryLook(decision.time, None, verdict)
     return None
 
 

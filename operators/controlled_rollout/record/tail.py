@@ -87,14 +87,14 @@ class LookSeries:
 
     def periods_until(self, until: datetime) -> tuple[CountedPeriod, ...]:
         """Return what the router had counted over the rollout, up to the first look after the end of the evidence."""
-        return self._fold(until)[0]
+        return self._split_at(until)[0]
 
-    def _fold(self, until: datetime) -> tuple[tuple[CountedPeriod, ...], tuple[RouterCounts, ...]]:
+    def _split_at(self, until: datetime) -> tuple[tuple[CountedPeriod, ...], tuple[RouterCounts, ...]]:
         """Return the periods up to the first look after `until`, and the router's counts at the looks after that."""
         periods, waiting = self.periods, self.waiting
         while waiting and not (periods and periods[-1].last.at >= until + CLOCKS_DIFFER):
             if waiting[0].routers:
-                periods = _extended(periods, waiting[0])
+                periods = _with_reading(periods, waiting[0])
             waiting = waiting[1:]
         return periods, waiting
 
@@ -113,11 +113,11 @@ class LookSeries:
         oldest = until - COMPARED_BINS * self.bin_width
         self.router = [counts for counts in self.router if counts.at >= oldest] + list(router[-1:])
         self.served = self.served_at(router)
-        self.periods, waiting = self._fold(until)
+        self.periods, waiting = self._split_at(until)
         self.waiting = (*waiting, *router[-1:])
 
 
-def _extended(periods: tuple[CountedPeriod, ...], counts: RouterCounts) -> tuple[CountedPeriod, ...]:
+def _with_reading(periods: tuple[CountedPeriod, ...], counts: RouterCounts) -> tuple[CountedPeriod, ...]:
     """Return the periods with one more reading: the last one goes on, or a new one begins because counts were lost."""
     if periods and periods[-1].goes_on_with(counts):
         return (*periods[:-1], periods[-1].until(counts))
@@ -147,7 +147,7 @@ class TailState:
 
     def has_appended(self, content: bytes, offset: int) -> None:
         """Take note that this process has appended lines, which are known already, and how long the part is now."""
-        self.last_line, self.offset = _ending(content + b"\n"), offset
+        self.last_line, self.offset = _last_line_mark(content + b"\n"), offset
 
     def unread(self, appender: Appender) -> bytes | None:
         """Return what was appended to the part since it was read; None if all of it has to be read."""
@@ -155,7 +155,7 @@ class TailState:
         if self.identity != appender.identity or self.offset > appender.size:
             return None
         content = appender.read_from(self.offset - length)
-        return content[length:] if _digest(content[:length]) == digest else None
+        return content[length:] if _short_hash(content[:length]) == digest else None
 
 
 _tails: OrderedDict[str, TailState] = OrderedDict()
@@ -177,7 +177,7 @@ def read_tail(appender: Appender) -> TailState:
     for line in added.splitlines():
         _add_line(tail, line)
     if added:
-        tail.last_line = _ending(added)
+        tail.last_line = _last_line_mark(added)
     tail.offset = appender.size
     return tail
 
@@ -198,13 +198,13 @@ def _read_step_mark(line: bytes) -> StepMark | None:
         return None
 
 
-def _ending(content: bytes) -> tuple[int, bytes]:
+def _last_line_mark(content: bytes) -> tuple[int, bytes]:
     """Return length and hash of the last line of some content, its line break included."""
     last = content[content.rstrip(b"\n").rfind(b"\n") + 1 :]
-    return len(last), _digest(last)
+    return len(last), _short_hash(last)
 
 
-def _digest(content: bytes) -> bytes:
+def _short_hash(content: bytes) -> bytes:
     """Return a short hash of some bytes."""
     return hashlib.blake2b(content, digest_size=8).digest()
 

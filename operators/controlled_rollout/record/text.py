@@ -106,12 +106,17 @@ def _has_metrics(bin_: Bin) -> bool:
 def _metrics_table(summary: RolloutSummary) -> str:
     """Return a table of the author's metrics over the whole rollout: means, and the shares of categories."""
     rows = [("metric", "treatment", "control", "difference")]
-    for one in compared_metrics(summary.bins):
-        known = one.treatment is not None and one.control is not None
-        difference = (one.treatment or 0.0) - (one.control or 0.0)
-        shown = (f"{100 * difference:+.2f} points" if one.is_share else f"{difference:+.4g}") if known else "-"
+    for metric in compared_metrics(summary.bins):
+        known = metric.treatment is not None and metric.control is not None
+        difference = (metric.treatment or 0.0) - (metric.control or 0.0)
+        shown = (f"{100 * difference:+.2f} points" if metric.is_share else f"{difference:+.4g}") if known else "-"
         rows.append(
-            (one.name, _format_value(one.treatment, one.is_share), _format_value(one.control, one.is_share), shown)
+            (
+                metric.name,
+                _format_value(metric.treatment, metric.is_share),
+                _format_value(metric.control, metric.is_share),
+                shown,
+            )
         )
     return text_table(rows, left_columns=1)
 

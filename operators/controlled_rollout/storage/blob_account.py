@@ -111,7 +111,7 @@ def blob_of_connection_string(address: str, environment: Mapping[str, str]) -> s
 
 
 def account_of_connection_string(environment: Mapping[str, str]) -> tuple[str, str]:
-    """Return the URL and the name of the account that the connection string is for, which may be known only in part.
+    """Return the URL and the name of the storage account in the connection string; either may be empty.
 
     Both are empty without a connection string; the name is empty where the URL is one of the account's own domain.
     """

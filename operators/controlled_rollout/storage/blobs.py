@@ -42,7 +42,7 @@ class BlobFiles:
         from azure.storage.blob import ContentSettings
 
         kind = CONTENT_TYPES.get(name.rpartition(".")[2])
-        with _errors(self.address_of(name)):
+        with _as_storage_errors(self.address_of(name)):
             container, prefix = self._container()
             if isinstance(content, bytes):
                 settings = ContentSettings(content_type=kind, content_md5=bytearray(_md5(content)))
@@ -56,7 +56,7 @@ class BlobFiles:
 
     def get(self, name: str, *, limit: int = MAX_GET_BYTES) -> bytes:
         """Download a blob into memory."""
-        with _errors(self.address_of(name)):
+        with _as_storage_errors(self.address_of(name)):
             container, prefix = self._container()
             # The first request brings the size with it.
             content = container.download_blob(f"{prefix}{name}")
@@ -66,7 +66,7 @@ class BlobFiles:
 
     def get_end(self, name: str, length: int) -> bytes:
         """Download the end of a blob."""
-        with _errors(self.address_of(name)):
+        with _as_storage_errors(self.address_of(name)):
             container, prefix = self._container()
             blob = container.get_blob_client(f"{prefix}{name}")
             size = int(blob.get_blob_properties().size)
@@ -75,7 +75,7 @@ class BlobFiles:
 
     def download(self, name: str, path: Path) -> None:
         """Download a blob into a file, and check its length and its MD5, if the blob has one."""
-        with _errors(self.address_of(name)):
+        with _as_storage_errors(self.address_of(name)):
             container, prefix = self._container()
             content = container.download_blob(f"{prefix}{name}")
             digest, size = hashlib.md5(usedforsecurity=False), 0
@@ -91,7 +91,7 @@ class BlobFiles:
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
         """List blobs by name, which is how the service answers."""
         check_prefix(prefix)
-        with _errors(self.address):
+        with _as_storage_errors(self.address):
             container, above = self._container()
             for blob in container.list_blobs(name_starts_with=f"{above}{prefix}"):
                 yield _stored_file(blob, above)
@@ -99,7 +99,7 @@ class BlobFiles:
     def delete(self, name: str) -> None:
         """Delete a blob."""
         try:
-            with _errors(self.address_of(name)):
+            with _as_storage_errors(self.address_of(name)):
                 container, prefix = self._container()
                 container.delete_blob(f"{prefix}{name}")
         except StoredFileNotFoundError:
@@ -132,7 +132,7 @@ def _md5(content: "bytes | IO[bytes]") -> bytes:
 
 
 @contextmanager
-def _errors(address: str) -> Iterator[None]:
+def _as_storage_errors(address: str) -> Iterator[None]:
     """Context manager: turn errors of Azure's client and of this machine's files into `StorageError`."""
     try:
         with azure_errors(address):

@@ -39,7 +39,7 @@ class FolderFiles:
     def put(self, name: str, content: bytes | Path) -> StoredFile:
         """Write a file beside its place, and rename it."""
         path = self.folder / check_file_name(name)
-        with _errors(path):
+        with _as_storage_errors(path):
             with written_whole(path) as file:
                 if isinstance(content, bytes):
                     file.write(content)
@@ -51,7 +51,7 @@ class FolderFiles:
     def get(self, name: str, *, limit: int = MAX_GET_BYTES) -> bytes:
         """Read a file into memory."""
         path = self.folder / check_file_name(name)
-        with self._reading(path) as file:
+        with self._open_for_reading(path) as file:
             content = file.read(limit + 1)
         if len(content) > limit:
             raise StorageError(f"{path} has more than {limit:,} bytes, {limit:,} are allowed")
@@ -60,21 +60,21 @@ class FolderFiles:
     def get_end(self, name: str, length: int) -> bytes:
         """Read the end of a file."""
         path = self.folder / check_file_name(name)
-        with self._reading(path) as file, _errors(path):
+        with self._open_for_reading(path) as file, _as_storage_errors(path):
             file.seek(max(0, file.seek(0, os.SEEK_END) - length))
             return file.read(length)
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file."""
         stored = self.folder / check_file_name(name)
-        with self._reading(stored) as source, _errors(path), written_whole(path) as file:
+        with self._open_for_reading(stored) as source, _as_storage_errors(path), written_whole(path) as file:
             shutil.copyfileobj(source, file, 1 << 20)
 
     def list(self, prefix: str = "") -> Iterator[StoredFile]:
         """List the files below the folder, by name; of the folders above a prefix no other is read."""
         check_prefix(prefix)
         start = prefix.rpartition("/")[0]
-        with _errors(self.folder):
+        with _as_storage_errors(self.folder):
             for name in sorted(_names_below(self.folder / start, f"{start}/" if start else "")):
                 if name.startswith(prefix):
                     with suppress(FileNotFoundError):  # deleted meanwhile
@@ -83,7 +83,7 @@ class FolderFiles:
     def delete(self, name: str) -> None:
         """Delete a file, and the folders that are empty then."""
         path = self.folder / check_file_name(name)
-        with _errors(path):
+        with _as_storage_errors(path):
             path.unlink(missing_ok=True)
         for folder in path.parents:
             if folder == self.folder:
@@ -94,9 +94,9 @@ class FolderFiles:
                 return
 
     @contextmanager
-    def _reading(self, path: Path) -> "Iterator[IO[bytes]]":
+    def _open_for_reading(self, path: Path) -> "Iterator[IO[bytes]]":
         """Context manager: open a stored file for reading; a pipe or a device is refused."""
-        with _errors(path):
+        with _as_storage_errors(path):
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except (FileNotFoundError, NotADirectoryError) as error:
@@ -135,7 +135,7 @@ def _stored_file(name: str, status: os.stat_result) -> StoredFile:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _as_storage_errors(path: Path) -> Iterator[None]:
     """Context manager: turn an OSError into a `StorageError` that names the path."""
     try:
         yield

@@ -89,20 +89,20 @@ class Connections:
             min(waiting, key=lambda each: (each.was_served, each.waiting_since)).abort()
         self._open[connection.address] = connection
         if self._next_look is None:
-            self._look()
+            self._close_overdue()
 
     def discard(self, connection: "_Connection") -> None:
         """Forget a connection that is closed."""
         if self._open.get(connection.address) is connection:
             del self._open[connection.address]
 
-    def _look(self) -> None:
-        """Close the connections whose time is over, again and again while there are any."""
+    def _close_overdue(self) -> None:
+        """Close the connections whose time is over, and call this again later while connections are open."""
         loop = asyncio.get_running_loop()
         for connection in list(self._open.values()):
             if connection.is_overdue(loop.time()):
                 connection.abort()
-        self._next_look = loop.call_later(LOOK_INTERVAL_S, self._look) if self._open else None
+        self._next_look = loop.call_later(LOOK_INTERVAL_S, self._close_overdue) if self._open else None
 
 
 class _Connection(asyncio.Protocol):

@@ -21,7 +21,7 @@ def read_any_text(body: bytes) -> ExportTraceServiceRequest:
         google.protobuf.message.DecodeError: It is no export for another reason.
     """
     message = _class_without_check().FromString(body)
-    _replace(message)
+    _repair_texts(message)
     checked = ExportTraceServiceRequest()
     checked.ParseFromString(message.SerializeToString())
     return checked
@@ -49,18 +49,18 @@ def _class_without_check() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
-def _replace(message: Message) -> None:
+def _repair_texts(message: Message) -> None:
     """Make each text of a message valid UTF-8; protobuf gives one that is not as bytes."""
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             for part in value if field.is_repeated else (value,):
-                _replace(part)
+                _repair_texts(part)
         elif field.type == FieldDescriptor.TYPE_STRING and field.is_repeated:
-            value[:] = [_text(part) for part in value]
+            value[:] = [_escaped_text(part) for part in value]
         elif field.type == FieldDescriptor.TYPE_STRING:
-            setattr(message, field.name, _text(value))
+            setattr(message, field.name, _escaped_text(value))
 
 
-def _text(value: str | bytes) -> str:
+def _escaped_text(value: str | bytes) -> str:
     """Return a text in which bytes that are no UTF-8 are written out, so that two of them stay two."""
     return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")

@@ -95,7 +95,7 @@ def build_secrets(
             secrets["uv.toml"], names = uv_configuration(secrets["uv.toml"])
         except ValueError as error:
             raise ImageError(f"uv's settings in {path} cannot be read: {error}") from error
-    texts = [_expanded(line, environment) for line in requirements]
+    texts = [_expand_variables(line, environment) for line in requirements]
     texts += [*variables.values(), secrets.get("uv.toml", ""), secrets.get("pip.conf", "")]
     variables |= _variables_in_use(requirements, texts, names, environment) | no_proxy_variables(environment)
     if entries := netrc_entries(secrets.pop("netrc", ""), hosts_in_addresses(texts)):
@@ -127,7 +127,7 @@ def build_variables(requirements: Sequence[str], environment: Mapping[str, str] 
     }
     if any("git+ssh://" in line for line in requirements):
         variables |= {name: environment[name] for name in ("SSH_AUTH_SOCK",) if name in environment}
-    texts = [*(_expanded(line, environment) for line in requirements), *variables.values()]
+    texts = [*(_expand_variables(line, environment) for line in requirements), *variables.values()]
     # Names of indexes in uv.toml are not known here, so a password of a named index is passed on without looking.
     names = [match["name"] for name in environment if (match := INDEX_CREDENTIAL.fullmatch(name))]
     return variables | _variables_in_use(requirements, texts, names, environment) | no_proxy_variables(environment)
@@ -154,7 +154,7 @@ def _is_setting(name: str, value: str, uses_pip: bool) -> bool:
     return bool(is_known) and not value.startswith(("/", "~", "."))
 
 
-def _expanded(text: str, environment: Mapping[str, str]) -> str:
+def _expand_variables(text: str, environment: Mapping[str, str]) -> str:
     """Return a requirement with its variables replaced by their values."""
     return VARIABLE.sub(lambda found: environment.get(found[1], ""), text)
 

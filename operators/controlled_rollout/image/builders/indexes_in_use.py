@@ -65,16 +65,16 @@ def uv_configuration(text: str) -> tuple[str, set[str]]:
     names = {str(index["name"]) for index in used if "name" in index}
     if len(used) == len(indexes):
         return text, names
-    lines = (f"{_toml(key)} = {_toml(value)}\n" for key, value in (document | {"index": used}).items())
+    lines = (f"{_toml_text(key)} = {_toml_text(value)}\n" for key, value in (document | {"index": used}).items())
     return "".join(lines), names
 
 
-def _toml(value: Any) -> str:
+def _toml_text(value: Any) -> str:
     """Return a value of a TOML document in TOML's notation, on one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml(key)} = {_toml(entry)}" for key, entry in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml_text(key)} = {_toml_text(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(_toml_text, value)) + "]"
     # JSON's strings, numbers and booleans are TOML's, but for a character that JSON leaves as it is; dates are not.
     return (
         json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

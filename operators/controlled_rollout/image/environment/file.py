@@ -103,10 +103,10 @@ def _summary(environment: Environment, n_conda: int, path: Path, included: Seque
     files = [path.name, *(str(file.relative_to(folder)) if folder in file.parents else str(file) for file in included)]
     facts = [
         f"Python {environment.python}" if environment.python else "no Python named",
-        _number(len(environment.requirements), "requirement"),
+        _count_text(len(environment.requirements), "requirement"),
     ]
     if environment.constraints:
-        facts.append(_number(len(environment.constraints), "constraint"))
+        facts.append(_count_text(len(environment.constraints), "constraint"))
     if n_conda:
         translated = ", ".join(environment.requirements[:n_conda])
         facts.append(f"from the Python package index in place of conda's channels: {translated}")
@@ -115,7 +115,7 @@ def _summary(environment: Environment, n_conda: int, path: Path, included: Seque
     return f"environment: read from {' and '.join(files)}: {'; '.join(facts)}"
 
 
-def _number(count: int, noun: str) -> str:
+def _count_text(count: int, noun: str) -> str:
     """Return a number with its noun, such as `2 requirements`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 

@@ -64,9 +64,11 @@ class Descriptor:
         """Check what may have come from a registry."""
         check_digest(self.digest, "a descriptor")
         if type(self.size) is not int or self.size < 0:
-            raise ImageError(f"blob {self.digest} has the size {_shown(self.size)}: a size is a whole number from 0 on")
+            raise ImageError(
+                f"blob {self.digest} has the size {_shortened_repr(self.size)}: a size is a whole number from 0 on"
+            )
         if not isinstance(self.media_type, str) or not MEDIA_TYPE.fullmatch(self.media_type):
-            raise ImageError(f"blob {self.digest} has the media type {_shown(self.media_type)}, which is none")
+            raise ImageError(f"blob {self.digest} has the media type {_shortened_repr(self.media_type)}, which is none")
 
     @classmethod
     def of(cls, media_type: str, content: bytes) -> Self:
@@ -143,13 +145,13 @@ def check_digest(digest: object, whose: str) -> str:
     """
     if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
         raise ImageError(
-            f"{whose} has the digest {_shown(digest)}: a digest is sha256: and 64 hexadecimal digits. "
-            "The registry is broken, or somebody means harm"
+            f"{whose} has the digest {_shortened_repr(digest)}: a digest is sha256: and 64 hexadecimal digits. "
+            "The registry is broken, or its answer was forged"
         )
     return digest
 
 
-def _shown(value: object) -> str:
+def _shortened_repr(value: object) -> str:
     """Return a value from outside for a message: its representation, shortened."""
     return f"{value!r:.100}"
 

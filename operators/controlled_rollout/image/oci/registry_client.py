@@ -390,7 +390,7 @@ class RegistryClient:
         """Request a bearer token for some scopes from the registry's token service."""
         import httpx
 
-        realm = _continuation(repository, challenge.get("realm", ""))
+        realm = _next_url(repository, challenge.get("realm", ""))
         query: list[tuple[str, str | int | float | bool | None]] = [("scope", scope) for scope in scopes]
         query += [("service", challenge["service"])] if "service" in challenge else []
         client = await self._http_client(str(realm))
@@ -439,7 +439,7 @@ def _origin(url: "httpx.URL") -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-def _continuation(repository: Repository, address: str, base: "httpx.URL | None" = None) -> "httpx.URL":
+def _next_url(repository: Repository, address: str, base: "httpx.URL | None" = None) -> "httpx.URL":
     """Return the URL that a registry leads to, relative to `base`.
 
     Raises:
@@ -475,7 +475,7 @@ def _check_address(repository: Repository, url: "httpx.URL") -> None:
 
 def _upload_location(repository: Repository, response: "httpx.Response") -> str:
     """Return the URL of a response's `Location` header, at which an upload continues."""
-    return str(_continuation(repository, response.headers.get("location", ""), response.url))
+    return str(_next_url(repository, response.headers.get("location", ""), response.url))
 
 
 def _check_content(repository: Repository, expected: str, actual: str) -> None:

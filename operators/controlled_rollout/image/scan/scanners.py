@@ -104,7 +104,10 @@ class ScanRun:
                 f"{name} wrote no report (exit code {exit_code}): the image was not scanned.\n{_last_lines(lines)}"
             )
         if size > MAX_REPORT_BYTES:
-            raise ScanUnavailableError(f"{name} wrote a report of {size / 1e6:,.0f} MB: too much for a report")
+            raise ScanUnavailableError(
+                f"{name} wrote a report of {size / 1e6:,.0f} MB, and "
+                f"{MAX_REPORT_BYTES / 1e6:,.0f} MB at most are read: the image was not scanned"
+            )
         return file.read_bytes()
 
     def _program_environment(self, settings: Mapping[str, str]) -> dict[str, str]:
