@@ -199,7 +199,7 @@ async def test_a_roll_back_goes_on_until_a_permission_that_was_taken_away_is_bac
     assert (await sandbox.target.status(sandbox.endpoint)).weight_ppm == {"one": 1_000_000}
 
 
-def refused(sandbox: Sandbox, **settings: object) -> Sandbox:
+def sandbox_with(sandbox: Sandbox, **settings: object) -> Sandbox:
     workspace = sandbox.workspace.model_copy(update=settings)
     return Sandbox(sandbox.lab, sandbox.namespace, sandbox.endpoint, workspace, sandbox.images)
 
@@ -209,7 +209,7 @@ def first_version(sandbox: Sandbox) -> Endpoint:
 
 
 async def test_a_namespace_without_permission_is_refused_and_says_what_is_missing(sandbox: Sandbox) -> None:
-    elsewhere = refused(sandbox, namespace="kube-public")
+    elsewhere = sandbox_with(sandbox, namespace="kube-public")
 
     with pytest.raises(AccessError, match=r"403 .*controllerrevisions.*docs/aks\.md"):
         await elsewhere.target.apply(first_version(sandbox), CHANGE)
@@ -223,7 +223,7 @@ async def test_expired_token_is_an_error_that_says_so(sandbox: Sandbox, tmp_path
     file.write_text(json.dumps(kubeconfig))
 
     with pytest.raises(AccessError, match=r"401 .*renew"):
-        await refused(sandbox, kubeconfig=file).target.endpoints()
+        await sandbox_with(sandbox, kubeconfig=file).target.endpoints()
 
 
 async def test_cluster_without_gateway_api_kinds_is_refused_before_anything_is_created(
@@ -235,7 +235,7 @@ async def test_cluster_without_gateway_api_kinds_is_refused_before_anything_is_c
     file = tmp_path / "kubeconfig"
     file.touch(mode=0o600)
     file.write_text(json.dumps(kubeconfig))
-    bare = refused(sandbox, kubeconfig=file, namespace="default")
+    bare = sandbox_with(sandbox, kubeconfig=file, namespace="default")
     await asyncio.to_thread(sandbox.lab.start, BARE_APISERVER)
     try:
         with pytest.raises(
@@ -251,7 +251,7 @@ async def test_missing_gateway_is_refused_before_anything_is_created(sandbox: Sa
     namespace, _ = sandbox.lab.gateway.split("/")
 
     with pytest.raises(WorkspaceError, match=r"has no Gateway 'nothing'"):
-        await refused(sandbox, gateway=f"{namespace}/nothing").target.apply(first_version(sandbox), CHANGE)
+        await sandbox_with(sandbox, gateway=f"{namespace}/nothing").target.apply(first_version(sandbox), CHANGE)
     assert sandbox.endpoint not in sandbox.kubectl(
         "get", "configmaps,controllerrevisions,httproutes,deployments", "-o", "name"
     )
@@ -275,7 +275,7 @@ spec:
     sandbox.lab.kubectl("apply", "-f", "-", input=other)
     try:
         with pytest.raises(WorkspaceError, match=r"served by example\.com/keyless.*only Envoy Gateway"):
-            await refused(sandbox, gateway=f"{namespace}/keyless-{sandbox.namespace}").target.apply(
+            await sandbox_with(sandbox, gateway=f"{namespace}/keyless-{sandbox.namespace}").target.apply(
                 first_version(sandbox), CHANGE
             )
     finally:
@@ -293,4 +293,4 @@ async def test_unreachable_cluster_is_an_error(sandbox: Sandbox, tmp_path: Path)
     file.write_text(json.dumps(kubeconfig))
 
     with pytest.raises(TargetUnavailableError, match=r"https://127\.0\.0\.1:1 did not answer"):
-        await refused(sandbox, kubeconfig=file).target.endpoints()
+        await sandbox_with(sandbox, kubeconfig=file).target.endpoints()

@@ -10,7 +10,7 @@ from tests.cluster.lab import LabError
 from tests.cluster.sandbox import Sandbox
 
 
-def found(sandbox: Sandbox, kind: str, *more: str) -> list[dict[str, Any]]:
+def find_objects(sandbox: Sandbox, kind: str, *more: str) -> list[dict[str, Any]]:
     items: list[dict[str, Any]] = json.loads(sandbox.kubectl("get", kind, "-o", "json", *more))["items"]
     return items
 
@@ -30,22 +30,22 @@ def evict(sandbox: Sandbox, pod: str) -> None:
 async def test_versions_are_called_by_the_gateways_envoys_only_and_leave_a_node_one_by_one(sandbox: Sandbox) -> None:
     await sandbox.deploy("one", num_replicas=2)
     name, of_one = endpoint_object_name(sandbox.endpoint), version_object_name(sandbox.endpoint, "one")
-    pods = found(sandbox, "pods")
+    pods = find_objects(sandbox, "pods")
 
     # The lab's network does not enforce NetworkPolicies: that it is there, and whom it lets in, is what can be seen.
-    [policy] = found(sandbox, "networkpolicies")
+    [policy] = find_objects(sandbox, "networkpolicies")
     [rule] = policy["spec"]["ingress"]
     [peer] = rule["from"]
     assert policy["metadata"]["name"] == name
     assert policy["spec"]["policyTypes"] == ["Ingress"]
-    chosen = found(sandbox, "pods", "-l", selector(policy["spec"]["podSelector"]["matchLabels"]))
+    chosen = find_objects(sandbox, "pods", "-l", selector(policy["spec"]["podSelector"]["matchLabels"]))
     assert names(chosen) == names(pods)
     assert rule["ports"] == [{"protocol": "TCP", "port": 8080}]
     envoys = selector(peer["podSelector"]["matchLabels"])
     namespace = peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
     assert json.loads(sandbox.lab.kubectl("get", "pods", "--namespace", namespace, "-l", envoys, "-o", "json"))["items"]
 
-    assert names(found(sandbox, "poddisruptionbudgets")) == {of_one}
+    assert names(find_objects(sandbox, "poddisruptionbudgets")) == {of_one}
     spread = [one["topologyKey"] for one in pods[0]["spec"]["topologySpreadConstraints"]]
     assert spread == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
     first, second = sorted(names(pods))
@@ -61,5 +61,5 @@ async def test_versions_are_called_by_the_gateways_envoys_only_and_leave_a_node_
     await sandbox.promote("two")
     await sandbox.retire("one")
 
-    assert names(found(sandbox, "networkpolicies")) == {name}
-    assert names(found(sandbox, "poddisruptionbudgets")) == {version_object_name(sandbox.endpoint, "two")}
+    assert names(find_objects(sandbox, "networkpolicies")) == {name}
+    assert names(find_objects(sandbox, "poddisruptionbudgets")) == {version_object_name(sandbox.endpoint, "two")}

@@ -9,7 +9,7 @@ from tests.invariants.simulated_target import NEVER
 from tests.invariants.world import World
 
 
-def ends(world: World) -> dict[str, str]:
+def end_of_each_run(world: World) -> dict[str, str]:
     return {task_id.rpartition(".")[2]: task.state for task_id, task in world.runs[0].tasks.items()}
 
 
@@ -26,7 +26,7 @@ def test_a_good_version_is_promoted() -> None:
     world = replay_sequence([("start_run", "two", 0), ("tick", 10)])
     newest = world.newest
     assert newest is not None and newest.effective_traffic() == {"two": 100}
-    assert ends(world)["promote"] == "success"
+    assert end_of_each_run(world)["promote"] == "success"
     assert world.runs[0].state == "success"
 
 
@@ -34,7 +34,7 @@ def test_a_broken_version_is_rolled_back_and_its_run_fails() -> None:
     world = replay_sequence([("start_run", "two", 0), ("errors", "two", 1.0), ("tick", 10)])
     newest = world.newest
     assert newest is not None and newest.effective_traffic() == {"first": 100}
-    assert (ends(world)["promote"], ends(world)["roll_back"]) == ("upstream_failed", "success")
+    assert (end_of_each_run(world)["promote"], end_of_each_run(world)["roll_back"]) == ("upstream_failed", "success")
     assert world.runs[0].state == "failed"
 
 
@@ -43,7 +43,7 @@ def test_while_the_metric_store_is_away_nothing_is_decided() -> None:
     looks = [look for look in world.decisions if look.step == "look"]
     assert {look.outcome for look in looks[:5]} == {"cannot_see"}
     assert all(look.outcome != "cannot_see" for look in looks[6:])
-    assert ends(world)["promote"] == "success"
+    assert end_of_each_run(world)["promote"] == "success"
 
 
 def test_the_first_version_that_never_becomes_ready_takes_its_endpoint_with_it() -> None:
@@ -55,8 +55,8 @@ def test_the_first_version_that_never_becomes_ready_takes_its_endpoint_with_it()
 def test_a_question_is_answered_by_a_person() -> None:
     events = [("start_run", "two", 4), ("tick", 12), ("answer", "Approve"), ("tick", 2)]
     world = replay_sequence(events)
-    assert ends(world)["ask_50"] == "success"
-    assert ends(world)["promote"] == "success"
+    assert end_of_each_run(world)["ask_50"] == "success"
+    assert end_of_each_run(world)["promote"] == "success"
 
 
 def test_treatment_of_an_airflow_that_is_gone_is_taken_back_and_its_run_ends_when_it_is_back() -> None:
@@ -74,14 +74,18 @@ def test_treatment_of_an_airflow_that_is_gone_is_taken_back_and_its_run_ends_whe
     world = replay_sequence([*events, ("agent_gone", 20.0), ("tick", 20)])
     [back] = [decision for decision in world.decisions if decision.step == "roll_back"]
     assert back.who == "on_silence"
-    assert (ends(world)["roll_back"], ends(world)["result"], world.runs[0].state) == ("success", "failed", "failed")
+    assert (end_of_each_run(world)["roll_back"], end_of_each_run(world)["result"], world.runs[0].state) == (
+        "success",
+        "failed",
+        "failed",
+    )
     assert world.newest is not None and list(world.newest.versions) == ["first"]
 
 
 def test_a_task_that_is_killed_is_retried_and_the_rollout_goes_on() -> None:
     kills = [event for calls in range(8) for event in (("kill", calls), ("tick", 1))]
     world = replay_sequence([("start_run", "two", 0), *kills, ("tick", 10)])
-    assert ends(world)["promote"] == "success"
+    assert end_of_each_run(world)["promote"] == "success"
 
 
 def test_of_two_mapped_instances_with_one_endpoint_one_wins_and_the_other_fails() -> None:
@@ -117,7 +121,7 @@ def test_triggerer_that_is_killed_in_the_middle_of_a_look_looks_again(calls: int
     events: list[Event] = [("start_run", "two", 6), ("tick", 1), ("restart_in_look", calls), ("tick", 10)]
     world = replay_sequence(events, log=lines.append)
     assert any("triggerer killed at" in line for line in lines)
-    assert ends(world)["promote"] == "success"
+    assert end_of_each_run(world)["promote"] == "success"
 
 
 @pytest.mark.parametrize(

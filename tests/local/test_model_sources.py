@@ -33,7 +33,7 @@ async def fetch(address: str | Path, cache: Path, progress_lines: list[str] | No
     return Path(model.path)
 
 
-def kept(cache: Path) -> list[str]:
+def kept_files(cache: Path) -> list[str]:
     return sorted(path.name for path in (cache / "models").glob("*")) if cache.exists() else []
 
 
@@ -78,14 +78,14 @@ async def test_a_blob_with_another_md5_than_its_store_keeps_is_refused_and_not_k
 
     with pytest.raises(ImageError, match=r"model 'digits': .*does not have the MD5 that its store keeps \(0{32}\)"):
         await fetch("az://models/wrong/model.bin", tmp_path)
-    assert kept(tmp_path) == []
+    assert kept_files(tmp_path) == []
 
 
 async def test_a_missing_blob_is_an_error(blobs: Any, tmp_path: Path) -> None:
     for address in ("az://models/absent.bin", "az://absent/model.bin"):
         with pytest.raises(ImageError, match=f"model 'digits': (there is no file or folder )?{address}"):
             await fetch(address, tmp_path)
-    assert kept(tmp_path) == []
+    assert kept_files(tmp_path) == []
 
 
 @contextmanager
@@ -108,7 +108,7 @@ async def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(b
         ):
             await fetch("az://models/big/model.bin", disk)
 
-        assert kept(disk) == []
+        assert kept_files(disk) == []
         assert os.statvfs(disk).f_bfree * os.statvfs(disk).f_frsize > 83_000_000
 
 
@@ -164,7 +164,7 @@ async def test_a_file_that_ends_early_is_refused_and_not_kept(tmp_path: Path) ->
     with serving_files(tmp_path / "served", promised=50) as address:
         with pytest.raises(ImageError, match="model 'digits': http://127"):
             await fetch(f"{address}/model.bin", tmp_path / "cache")
-    assert kept(tmp_path / "cache") == []
+    assert kept_files(tmp_path / "cache") == []
 
 
 async def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path) -> None:

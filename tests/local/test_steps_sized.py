@@ -60,7 +60,7 @@ async def under_load(lab: Lab, endpoint: str) -> Any:
     return steady_load(await lab.url(endpoint), (await lab.target.keys(endpoint)).primary, rate=RATE)
 
 
-async def wanted(lab: Lab, endpoint: str, version: str) -> int:
+async def replicas_wanted(lab: Lab, endpoint: str, version: str) -> int:
     return (await lab.target.status(endpoint)).versions[version].wanted_replicas
 
 
@@ -75,11 +75,11 @@ async def test_version_is_scaled_for_its_share_before_each_shift_without_failed_
     async with await under_load(lab, "growing") as load:
         await until(lambda: measured(lab, "growing", part=0.9), "the whole load is measured")
         await steps.shift(lab.workspace, "growing", "new", percentile=50, progress=messages.append, **common)
-        at_half = await wanted(lab, "growing", "new")
+        at_half = await replicas_wanted(lab, "growing", "new")
         await load.more(RATE)
         # By a person: a run would need the decision of a gate.
         await steps.promote(lab.workspace, "growing", "new", change=CHANGE, progress=messages.append)
-        at_all = await wanted(lab, "growing", "new")
+        at_all = await replicas_wanted(lab, "growing", "new")
         await load.more(RATE)
         await steps.retire(lab.workspace, "growing", "old", change=CHANGE, progress=messages.append)
         await load.more(RATE)
@@ -87,7 +87,7 @@ async def test_version_is_scaled_for_its_share_before_each_shift_without_failed_
     assert load.failed == {}
     assert 1 < at_half <= at_all <= 10
     assert any(line.startswith("version 'new' goes from 1 to ") for line in messages)
-    assert await wanted(lab, "growing", "new") >= at_all
+    assert await replicas_wanted(lab, "growing", "new") >= at_all
 
 
 async def test_share_that_needs_more_than_the_most_replicas_is_refused(
@@ -113,7 +113,7 @@ async def test_share_that_needs_more_than_the_most_replicas_is_refused(
 
     assert load.failed == {}
     assert await lab.target.endpoint("limited") == before
-    assert await wanted(lab, "limited", "new") == 1
+    assert await replicas_wanted(lab, "limited", "new") == 1
 
 
 @pytest.mark.parametrize("most", [1, 10])
@@ -146,10 +146,10 @@ async def test_roll_back_does_not_wait_for_replicas_that_never_become_ready(lab:
     assert took_s < 10
     if most == 1:
         assert any("would need" in line and "allows 1" in line for line in messages)
-        assert await wanted(lab, endpoint, "old") == 1
+        assert await replicas_wanted(lab, endpoint, "old") == 1
     else:
         assert "rolling back without waiting for more replicas: this took longer than 5 s" in messages
-        assert await wanted(lab, endpoint, "old") > 1
+        assert await replicas_wanted(lab, endpoint, "old") > 1
 
 
 async def test_roll_back_to_a_former_control_is_not_refused_for_lack_of_replicas(lab: Lab) -> None:
@@ -186,5 +186,5 @@ async def test_shift_without_load_scales_nothing(lab: Lab) -> None:
         )
         took_s.append(time.perf_counter() - began)
 
-    assert await wanted(lab, "quiet", "new") == 1
+    assert await replicas_wanted(lab, "quiet", "new") == 1
     assert min(took_s) < 0.5

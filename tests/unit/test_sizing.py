@@ -207,8 +207,8 @@ def test_more_load_or_a_larger_share_never_needs_fewer_replicas(
 ) -> None:
     (low, high), (small, large) = sorted([rate, other_rate]), sorted([share, other_share])
 
-    def of(rate: float, share: float) -> int:
+    def replicas_of(rate: float, share: float) -> int:
         loads = {"old": Load(requests_per_s=rate, request_time_s=time)}
         return needed(endpoint(share), loads, {"old": 1, "new": 0}) or 0
 
-    assert of(low, small) <= of(high, small) <= of(high, large)
+    assert replicas_of(low, small) <= replicas_of(high, small) <= replicas_of(high, large)

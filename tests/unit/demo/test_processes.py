@@ -44,7 +44,7 @@ def start_family(
     return started, [int((folder / name).read_text()) for name in ("child", "leader")]
 
 
-def gone(process_ids: list[int]) -> bool:
+def are_gone(process_ids: list[int]) -> bool:
     # Whoever inherits an orphan may take its time to reap it.
     return not any(
         psutil.pid_exists(one) and psutil.Process(one).status() != psutil.STATUS_ZOMBIE for one in process_ids
@@ -56,7 +56,7 @@ def test_process_group_ends_as_a_whole(processes: Processes, tmp_path: Path) -> 
 
     assert processes.is_running(started)
     assert processes.end(started, grace_s=10)
-    assert gone(family)
+    assert are_gone(family)
     assert processes.started() == []
 
 
@@ -64,7 +64,7 @@ def test_process_that_ignores_sigterm_is_killed(processes: Processes, tmp_path: 
     started, family = start_family(processes, tmp_path, child=STUBBORN, leader=STUBBORN)
 
     assert not processes.end(started, grace_s=0.2)
-    assert gone(family)
+    assert are_gone(family)
 
 
 def test_next_run_ends_processes_of_a_killed_run(processes: Processes, tmp_path: Path) -> None:
@@ -73,18 +73,18 @@ def test_next_run_ends_processes_of_a_killed_run(processes: Processes, tmp_path:
 
     next_run.end_all(grace_s=10)
 
-    assert gone(family)
+    assert are_gone(family)
     assert not (tmp_path / "processes.json").exists()
 
 
 def test_children_are_found_when_their_leader_is_gone(processes: Processes, tmp_path: Path) -> None:
     started, (child, leader) = start_family(processes, tmp_path)
     os.kill(leader, 9)
-    wait_until(lambda: gone([leader]), "the leader has ended")
+    wait_until(lambda: are_gone([leader]), "the leader has ended")
 
     assert processes.is_running(started)
     Processes(tmp_path).end_all(grace_s=10)
-    assert gone([child])
+    assert are_gone([child])
 
 
 def test_another_process_with_the_same_id_is_left_alone(tmp_path: Path) -> None:

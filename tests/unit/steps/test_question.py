@@ -24,23 +24,23 @@ def look(*, minutes: int = 0, at: int = 4, reason: str = "too few requests") -> 
     )  # fmt: skip
 
 
-def asked(*oldest_first: Decision, owner: str | None = RUN) -> Question:
+def question_after(*oldest_first: Decision, owner: str | None = RUN) -> Question:
     return question_about(ROLLOUT, reversed(oldest_first), "v2a", owner)
 
 
 def test_gate_that_let_the_rollout_go_on_from_this_share_has_decided() -> None:
-    assert asked(look(), fact(reason="errors are not worse")).decided == "pass: errors are not worse"
-    assert asked(fact(), owner=None).decided
-    assert not asked(fact(), owner=OTHER).decided
+    assert question_after(look(), fact(reason="errors are not worse")).decided == "pass: errors are not worse"
+    assert question_after(fact(), owner=None).decided
+    assert not question_after(fact(), owner=OTHER).decided
 
 
 @pytest.mark.parametrize("lines", NOT_ABOUT_THIS.values(), ids=NOT_ABOUT_THIS)
 def test_whatever_else_the_record_says_a_person_is_asked(lines: list[Decision]) -> None:
-    assert not asked(*lines).decided
+    assert not question_after(*lines).decided
 
 
 def test_an_approval_of_an_earlier_question_is_no_decision_of_the_gate() -> None:
-    assert not asked(fact("approve")).decided
+    assert not question_after(fact("approve")).decided
 
 
 def test_version_that_is_control_needs_no_question() -> None:
@@ -48,11 +48,11 @@ def test_version_that_is_control_needs_no_question() -> None:
 
 
 def test_the_newest_look_of_this_rollout_is_shown() -> None:
-    shown = asked(look(reason="older"), look(minutes=1))
+    shown = question_after(look(reason="older"), look(minutes=1))
     assert shown.reason == "At 50 %, the look of 2026-01-05 12:01:00 UTC found: not enough evidence: too few requests."
     assert "treatment 7 requests" in shown.table
     before = look().model_copy(update={"time": NOW - timedelta(days=1), "verdict": None})
-    assert asked(before) == Question("", "The gate has not looked at version 'v2a' at 50 % in this rollout.")
+    assert question_after(before) == Question("", "The gate has not looked at version 'v2a' at 50 % in this rollout.")
 
 
 def test_without_a_rollout_the_gate_of_a_version_by_hand_counts() -> None:

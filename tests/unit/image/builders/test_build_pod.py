@@ -39,7 +39,7 @@ REQUEST = BuildRequest(
 )
 
 
-def made(template: dict[str, Any] | None = None) -> dict[str, Any]:
+def made_pod(template: dict[str, Any] | None = None) -> dict[str, Any]:
     return pod_manifest(
         REQUEST,
         context_image="registry.example/models/environments@sha256:" + "1" * 64,
@@ -53,12 +53,12 @@ def made(template: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def test_pod_is_named_by_the_hash() -> None:
-    assert made()["metadata"]["name"] == "build-environment-" + "ab" * 16
-    assert len(made()["metadata"]["name"]) <= 63
+    assert made_pod()["metadata"]["name"] == "build-environment-" + "ab" * 16
+    assert len(made_pod()["metadata"]["name"]) <= 63
 
 
 def test_no_secret_is_in_the_pod() -> None:
-    text = json.dumps(made())
+    text = json.dumps(made_pod())
 
     assert "hunter2" not in text
     assert "PASSWORD" not in text
@@ -66,7 +66,7 @@ def test_no_secret_is_in_the_pod() -> None:
 
 
 def test_the_pod_has_no_privileges_on_the_node_and_no_token() -> None:
-    spec = made()["spec"]
+    spec = made_pod()["spec"]
     [container] = spec["containers"]
 
     assert spec["automountServiceAccountToken"] is False
@@ -77,12 +77,12 @@ def test_the_pod_has_no_privileges_on_the_node_and_no_token() -> None:
 
 
 def test_an_abandoned_pod_ends_by_itself_and_is_not_restarted() -> None:
-    assert made()["spec"]["activeDeadlineSeconds"] == 3600
-    assert made()["spec"]["restartPolicy"] == "Never"
+    assert made_pod()["spec"]["activeDeadlineSeconds"] == 3600
+    assert made_pod()["spec"]["restartPolicy"] == "Never"
 
 
 def test_the_pod_owns_its_secret() -> None:
-    there = made() | {"metadata": {"name": "build-environment-1", "uid": "some-uid"}}
+    there = made_pod() | {"metadata": {"name": "build-environment-1", "uid": "some-uid"}}
 
     secret = secret_manifest(secret_name_of(there), "models", there, {"auth.json": "e30="})
 
@@ -108,7 +108,7 @@ def test_a_template_adds_to_the_pod_and_to_its_container() -> None:
         },
     }
 
-    pod = made(template=template)
+    pod = made_pod(template=template)
 
     build, proxy = pod["spec"]["containers"]
     assert pod["metadata"]["labels"]["team"] == "models"
@@ -116,7 +116,7 @@ def test_a_template_adds_to_the_pod_and_to_its_container() -> None:
     assert pod["spec"]["nodeSelector"] == {"pool": "builds"}
     assert pod["spec"]["tolerations"] == [{"key": "builds", "operator": "Exists"}]
     assert build["resources"] == {"limits": {"memory": "4Gi"}}
-    assert build["command"] == made()["spec"]["containers"][0]["command"]
+    assert build["command"] == made_pod()["spec"]["containers"][0]["command"]
     assert {variable["name"] for variable in build["env"]} > {"HTTPS_PROXY", "CONTEXT", "TARGET"}
     assert proxy["image"] == "proxy:1"
 
@@ -145,7 +145,7 @@ def test_log_times_sort_as_text_without_their_trailing_zeros() -> None:
     assert sorted(times, key=_sortable_timestamp) == [times[2], times[1], times[0]]
 
 
-def ended(code: int, *, phase: str = "Failed", reason: str = "Error") -> dict[str, Any]:
+def ended_pod(code: int, *, phase: str = "Failed", reason: str = "Error") -> dict[str, Any]:
     terminated = {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:00Z"}
     return {
         "metadata": {"name": "build-environment-1"},
@@ -156,11 +156,11 @@ def ended(code: int, *, phase: str = "Failed", reason: str = "Error") -> dict[st
 @pytest.mark.parametrize(
     ("pod", "lines", "message"),
     [
-        (ended(91), ["STEP 2/13", "error: no luck"], r"cannot be built on docker\.io/library/python.*no luck"),
-        (ended(91), ["Error: name unknown"], r"base image .* cannot be pulled: Error: name unknown"),
-        (ended(92), ["Error: denied"], "cannot be pushed to registry.example/models/environments: Error: denied"),
-        (ended(90), ["Error: denied"], "the pod cannot read the build's files from registry.example"),
-        (ended(137, reason="OOMKilled"), [], r"failed \(exit code 137 OOMKilled\)"),
+        (ended_pod(91), ["STEP 2/13", "error: no luck"], r"cannot be built on docker\.io/library/python.*no luck"),
+        (ended_pod(91), ["Error: name unknown"], r"base image .* cannot be pulled: Error: name unknown"),
+        (ended_pod(92), ["Error: denied"], "cannot be pushed to registry.example/models/environments: Error: denied"),
+        (ended_pod(90), ["Error: denied"], "the pod cannot read the build's files from registry.example"),
+        (ended_pod(137, reason="OOMKilled"), [], r"failed \(exit code 137 OOMKilled\)"),
         (
             {"metadata": {}, "status": {"phase": "Failed", "message": "Pod was active longer than the deadline"}},
             [],
@@ -174,9 +174,9 @@ def test_a_failed_pod_is_an_error_that_says_how_it_ended(pod: dict[str, Any], li
 
 
 def test_a_pod_that_succeeded_is_no_error() -> None:
-    _raise_if_build_failed(REQUEST, _pod_end(ended(0, phase="Succeeded", reason="Completed")), [])
+    _raise_if_build_failed(REQUEST, _pod_end(ended_pod(0, phase="Succeeded", reason="Completed")), [])
 
 
 def test_only_a_finished_pod_has_an_end_time() -> None:
-    assert _pod_ended_at(ended(0)) == datetime(2026, 1, 1, tzinfo=UTC)
+    assert _pod_ended_at(ended_pod(0)) == datetime(2026, 1, 1, tzinfo=UTC)
     assert _pod_ended_at({"metadata": {}, "status": {"phase": "Running"}}) is None

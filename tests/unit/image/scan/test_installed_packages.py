@@ -62,7 +62,7 @@ def contents(*layers: dict[str, str]) -> InstalledPackages:
     return merge_layers(read_layer(layer(files), 10_000, check_cancelled=never_cancelled) for files in layers)
 
 
-def names(installed: InstalledPackages) -> list[tuple[str, str, str]]:
+def kinds_names_versions(installed: InstalledPackages) -> list[tuple[str, str, str]]:
     return [(package.kind, package.name, package.version) for package in installed.packages]
 
 
@@ -74,7 +74,7 @@ def test_packages_of_debian_and_of_python_are_read(prefix: str, compressed: bool
 
     installed = merge_layers([read_layer(stream, 10_000, check_cancelled=never_cancelled)])
 
-    assert names(installed) == [
+    assert kinds_names_versions(installed) == [
         ("deb", "bash", "5.2.15-2+b13"),
         ("deb", "libssl3", "3.0.11-1"),
         ("pypi", "flask-login", "0.6.3"),
@@ -86,11 +86,11 @@ def test_packages_of_debian_and_of_python_are_read(prefix: str, compressed: bool
 def test_packages_of_alpine_are_read() -> None:
     installed = contents({"lib/apk/db/installed": APK})
 
-    assert names(installed) == [("apk", "libcrypto3", "3.1.4-r0"), ("apk", "musl", "1.2.4-r2")]
+    assert kinds_names_versions(installed) == [("apk", "libcrypto3", "3.1.4-r0"), ("apk", "musl", "1.2.4-r2")]
 
 
 def test_packages_of_an_image_without_a_package_manager_are_read() -> None:
-    assert names(contents({"var/lib/dpkg/status.d/bash": DPKG.partition("\n\n")[0]})) == [
+    assert kinds_names_versions(contents({"var/lib/dpkg/status.d/bash": DPKG.partition("\n\n")[0]})) == [
         ("deb", "bash", "5.2.15-2+b13")
     ]
 
@@ -109,13 +109,13 @@ def test_a_layer_replaces_and_deletes_packages_of_lower_layers() -> None:
 
     installed = contents(base, upgrade, {"var/lib/dpkg/status": DPKG.partition("\n\n")[0]})
 
-    assert names(installed) == [("deb", "bash", "5.2.15-2+b13"), ("pypi", "flask", "3.0")]
+    assert kinds_names_versions(installed) == [("deb", "bash", "5.2.15-2+b13"), ("pypi", "flask", "3.0")]
 
 
 def test_a_folder_that_is_emptied_keeps_only_what_its_own_layer_has() -> None:
     emptied = {"opt/environment/.wh..wh..opq": "", **python_package("new", "1.0")}
 
-    assert names(contents(python_package("old", "1.0"), emptied)) == [("pypi", "new", "1.0")]
+    assert kinds_names_versions(contents(python_package("old", "1.0"), emptied)) == [("pypi", "new", "1.0")]
 
 
 def test_requirements_are_the_python_packages_below_a_folder() -> None:
@@ -193,7 +193,9 @@ def test_a_package_cannot_be_hidden_by_how_its_path_is_written(name: str) -> Non
 
 
 def test_a_deleted_file_without_a_name_hides_nothing() -> None:
-    assert names(contents(python_package("flask", "3.0"), {".wh.": "", "opt/.wh.": ""})) == [("pypi", "flask", "3.0")]
+    assert kinds_names_versions(contents(python_package("flask", "3.0"), {".wh.": "", "opt/.wh.": ""})) == [
+        ("pypi", "flask", "3.0")
+    ]
 
 
 @given(st.binary(max_size=2000))
