@@ -5,7 +5,7 @@ import math
 import reprlib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -34,6 +34,10 @@ __all__ = [
     "text",
     "whole_number",
 ]
+
+
+# Without the value: it may be a key that somebody has pasted.
+NO_AUTHENTICATION: Final = f"has an unknown value: choose one of {', '.join(Auth)}, or give an issuer's fields"
 
 
 def duration(name: str, value: timedelta | float | str) -> timedelta:
@@ -168,11 +172,17 @@ def authentication(name: str, value: Any) -> Auth | TokenIssuer | None:
     if value is None or value == "None":
         return None
     if isinstance(value, str) and not value.lstrip().startswith("{"):
-        return Auth(choice(name, value, *Auth))
+        if value not in [*Auth]:
+            raise ArgumentError(f"{name} {NO_AUTHENTICATION}")
+        return Auth(value)
     if isinstance(value, TokenIssuer):
         return value
     try:
-        return TokenIssuer(**mapping_of(name, value))
+        fields = mapping_of(name, value)
+    except ArgumentError:
+        raise ArgumentError(f"{name} {NO_AUTHENTICATION}") from None
+    try:
+        return TokenIssuer(**fields)
     except (EndpointError, TypeError) as error:
         raise ArgumentError(f"{name} is no issuer of tokens: {error}") from None
 
@@ -183,8 +193,11 @@ def check_authentication(name: str, value: Any) -> None:
     Raises:
         ValueError: It is text without a template, and neither one of the names nor the JSON text of an issuer.
     """
-    if value is not None and not (isinstance(value, str) and value.lstrip().startswith("{")):
-        check_choice(name, value, *Auth)
+    is_written = (
+        isinstance(value, str) and "{{" not in value and "{%" not in value and not value.lstrip().startswith("{")
+    )
+    if is_written and value not in [*Auth]:
+        raise ValueError(f"{name} {NO_AUTHENTICATION}")
 
 
 def check_choice(name: str, value: Any, *allowed: str) -> None:
@@ -209,11 +222,21 @@ def gate_of(value: Gate | Mapping[str, Any] | str | None) -> Gate:
     try:
         return Gate.model_validate(fields)
     except ValidationError as error:
-        faults = "; ".join(
-            f"gate.{'.'.join(map(str, fault['loc']))} = {fault['input']!r}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_context=False)
-        )
-        raise ArgumentError(f"the gate is not valid: {faults}; known are {', '.join(Gate.model_fields)}") from None
+        raise ArgumentError(f"the gate is not valid: {_gate_faults(error)}") from None
+
+
+def _gate_faults(error: ValidationError) -> str:
+    """Return each wrong field of a gate with its value and what is wrong with it."""
+    faults = error.errors(include_url=False, include_context=False)
+    texts = []
+    for fault in faults:
+        message = fault["msg"].removeprefix("Value error, ")
+        # What several fields say together is no value of one.
+        place = ".".join(map(str, fault["loc"]))
+        texts.append(f"gate.{place} = {reprlib.repr(fault['input'])}: {message}" if place else message)
+    if any(fault["type"] == "extra_forbidden" for fault in faults):
+        texts.append(f"known are {', '.join(Gate.model_fields)}")
+    return "; ".join(texts)
 
 
 def mapping_of(name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any]:

@@ -5,18 +5,13 @@ and names are those of the retired `AksEndpoint` (azureml-core 1.61), with its s
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Self
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    field_serializer,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, field_serializer, model_validator
 
 from controlled_rollout.defaults import SILENCE
 from controlled_rollout.errors import ConflictError, EndpointError
@@ -96,38 +91,41 @@ class Endpoint(Value):
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
-        """Raise EndpointError if the versions break a rule, such as two defaults or more than 100 % in sum."""
-        if self.token_issuer is not None and self.auth is not Auth.TOKEN:
-            raise EndpointError(
-                f"endpoint {self.name!r} names an issuer of tokens, and its auth is {self.auth.value!r}: callers have "
-                "keys or tokens, never both; use auth='token', or leave token_issuer out"
-            )
-        versions = list(self.versions.values())
-        for key, version in self.versions.items():
-            if key != version.name:
-                raise EndpointError(f"endpoint {self.name!r} lists version {version.name!r} under the name {key!r}")
-        if len(versions) > MAX_VERSIONS:
-            raise EndpointError(
-                f"endpoint {self.name!r} would have {len(versions)} versions, at most {MAX_VERSIONS} are possible: "
-                f"delete one of {', '.join(self.versions)} first"
-            )
-        total = math.fsum(version.traffic_percentile for version in versions)
-        if total > 100 + SUM_TOLERANCE:
-            shares = ", ".join(f"{version.name} {version.traffic_percentile:g} %" for version in versions)
-            raise EndpointError(
-                f"endpoint {self.name!r} would send {total:g} % of its traffic ({shares}): the sum may not exceed 100"
-            )
-        defaults = [version.name for version in versions if version.is_default]
-        if versions and len(defaults) != 1:
-            raise EndpointError(f"endpoint {self.name!r} needs exactly one default version, found {defaults}")
-        controls = [version.name for version in versions if version.is_control]
-        if len(controls) > 1:
-            raise EndpointError(f"endpoint {self.name!r} may have one control version, found {controls}")
+        """Raise with all the rules that the versions break, such as two defaults or more than 100 % in sum."""
+        if faults := list(self._broken_rules()):
+            raise EndpointError("\n".join(f"endpoint {self.name!r} {fault}" for fault in faults))
         object.__setattr__(self, "versions", MappingProxyType(dict(self.versions)))
         default = self.default
         ranges = arranged(self.user_ranges, self.weight_ppm(), default.name) if self.sticky and default else ()
         object.__setattr__(self, "user_ranges", ranges)
         return self
+
+    def _broken_rules(self) -> Iterator[str]:
+        """Yield each rule that the endpoint breaks, and what to do."""
+        if self.token_issuer is not None and self.auth is not Auth.TOKEN:
+            yield (
+                f"names an issuer of tokens, and its auth is {self.auth.value!r}: callers have keys or tokens, never "
+                "both; use auth='token', or leave token_issuer out"
+            )
+        versions = list(self.versions.values())
+        for key, version in self.versions.items():
+            if key != version.name:
+                yield f"lists version {version.name!r} under the name {key!r}"
+        if len(versions) > MAX_VERSIONS:
+            yield (
+                f"would have {len(versions)} versions, at most {MAX_VERSIONS} are possible: delete one of "
+                f"{', '.join(self.versions)} first"
+            )
+        total = math.fsum(version.traffic_percentile for version in versions)
+        if total > 100 + SUM_TOLERANCE:
+            shares = ", ".join(f"{version.name} {version.traffic_percentile:g} %" for version in versions)
+            yield f"would send {total:g} % of its traffic ({shares}): the sum may not exceed 100"
+        defaults = [version.name for version in versions if version.is_default]
+        if versions and len(defaults) != 1:
+            yield f"needs exactly one default version, found {defaults}"
+        controls = [version.name for version in versions if version.is_control]
+        if len(controls) > 1:
+            yield f"may have one control version, found {controls}"
 
     @classmethod
     def new(cls, name: str, auth: "Auth | TokenIssuer" = Auth.KEY, *, sticky: str | None = None) -> Self:

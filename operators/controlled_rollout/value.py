@@ -43,5 +43,5 @@ def _raise_endpoint_error(what: str, error: ValidationError) -> NoReturn:
     for fault in error.errors(include_url=False, include_context=False):
         where = ".".join(str(part) for part in fault["loc"]) or what
         value = "" if fault["type"] in _VALUE_IS_NOT_SHOWN else f" = {_USER.sub('://…@', repr(fault['input']))}"
-        faults.append(f"{where}{value}: {fault['msg']}")
+        faults.append(f"{where}{value}: {fault['msg'].removeprefix('Value error, ')}")
     raise EndpointError(f"{what} is not valid: " + "; ".join(faults)) from None

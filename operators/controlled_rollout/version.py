@@ -5,7 +5,7 @@ errors.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final, Self
 
@@ -165,51 +165,48 @@ class Version(Value):
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
-        """Raise if settings contradict each other, such as a minimum above the maximum."""
-        autoscale_fields = {field for field in self.model_fields_set if field.startswith("autoscale_")}
+        """Raise with all the settings that contradict each other, such as a minimum above the maximum."""
+        if faults := [*self._faults_of_replicas(), *self._faults_of_limits(), *self._faults_of_collection()]:
+            raise EndpointError("\n".join(f"version {self.name!r} {fault}" for fault in faults))
+        return self
+
+    def _faults_of_replicas(self) -> Iterator[str]:
+        """Yield what contradicts itself in the number of replicas."""
         if self.num_replicas is not None and self.autoscale_enabled:
-            raise EndpointError(
-                f"version {self.name!r} asks for num_replicas={self.num_replicas} and for the autoscaler: choose one"
-            )
+            yield f"asks for num_replicas={self.num_replicas} and for the autoscaler: choose one"
         if not self.autoscale_enabled and self.num_replicas is None:
-            raise EndpointError(
-                f"version {self.name!r} switches the autoscaler off and gives no num_replicas: give num_replicas"
-            )
-        changed = {field for field in autoscale_fields - {"autoscale_enabled"} if self._differs_from_default(field)}
+            yield "switches the autoscaler off and gives no num_replicas: give num_replicas"
+        fields = {field for field in self.model_fields_set if field.startswith("autoscale_")}
+        changed = {field for field in fields - {"autoscale_enabled"} if self._differs_from_default(field)}
         if not self.autoscale_enabled and changed:
-            raise EndpointError(
-                f"version {self.name!r} sets {', '.join(sorted(changed))} without the autoscaler: leave them out"
-            )
+            yield f"sets {', '.join(sorted(changed))} without the autoscaler: leave them out"
         if self.autoscale_min_replicas > self.autoscale_max_replicas:
-            raise EndpointError(
-                f"version {self.name!r} asks for at least {self.autoscale_min_replicas} and at most "
-                f"{self.autoscale_max_replicas} replicas: the minimum may not exceed the maximum"
+            yield (
+                f"asks for at least {self.autoscale_min_replicas} and at most {self.autoscale_max_replicas} replicas: "
+                "the minimum may not exceed the maximum"
             )
+
+    def _faults_of_limits(self) -> Iterator[str]:
+        """Yield what is limited to less than it requests."""
         for request, limit in (("cpu_cores", "cpu_cores_limit"), ("memory_gb", "memory_gb_limit")):
             requested, maximum = getattr(self, request), getattr(self, limit)
             if maximum is not None and maximum < requested:
-                raise EndpointError(
-                    f"version {self.name!r} asks for {request}={requested} and limits it to {maximum}: "
-                    "a limit may not be below the request"
+                yield (
+                    f"asks for {request}={requested} and limits it to {maximum}: a limit may not be below the request"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _check_collection(self) -> Self:
-        """Raise if a version says what to keep and keeps nothing, or if its requests would not fit into a spool."""
+    def _faults_of_collection(self) -> Iterator[str]:
+        """Yield that it says what to keep and keeps nothing, or that its requests would not fit into a spool."""
         if self.collection is not None and not self.collect_model_data:
-            raise EndpointError(
-                f"version {self.name!r} has settings of collection and does not collect: set collect_model_data=True, "
-                "or leave collection out"
+            yield (
+                "has settings of collection and does not collect: set collect_model_data=True, or leave collection out"
             )
         if self.collection is not None and self.worker_count > self.collection.max_workers:
-            raise EndpointError(
-                f"version {self.name!r} has worker_count={self.worker_count}, which share spool_mb="
-                f"{self.collection.spool_mb} MB: a request and its answer of max_body_bytes="
-                f"{self.collection.max_body_bytes:,} each would not fit into a worker's part; "
-                "give a larger spool_mb or a smaller max_body_bytes"
+            yield (
+                f"has worker_count={self.worker_count}, which share spool_mb={self.collection.spool_mb} MB: a request "
+                f"and its answer of max_body_bytes={self.collection.max_body_bytes:,} each would not fit into a "
+                "worker's part; give a larger spool_mb or a smaller max_body_bytes"
             )
-        return self
 
     def _differs_from_default(self, field: str) -> bool:
         """Return whether a field differs from its default."""

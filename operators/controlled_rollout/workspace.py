@@ -6,7 +6,7 @@ Without a configuration it is the local workspace: a first run needs none.
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -243,42 +243,35 @@ class Workspace(BaseModel):
         )
 
     @model_validator(mode="after")
-    def _check_spark(self) -> Self:
-        """Raise ValueError if a Spark server is named and is not the engine."""
+    def _check_together(self) -> Self:
+        """Raise ValueError with all the settings that contradict each other."""
+        if faults := list(self._contradictions()):
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Yield which settings do not fit together, or not the target."""
         if self.spark_remote is not None and self.data_engine != "spark":
-            raise ValueError("spark_remote is only for data_engine 'spark': set that too, or leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _check_gateway(self) -> Self:
-        """Raise ValueError if the target is Kubernetes and the setting `gateway` is missing."""
-        if self.target == "kubernetes" and not self.gateway:
-            raise ValueError("target 'kubernetes' needs the setting gateway, as namespace/name of a Gateway")
-        return self
-
-    @model_validator(mode="after")
-    def _check_tls(self) -> Self:
-        """Raise ValueError if the settings of TLS do not fit together, or the target."""
+            yield "spark_remote is only for data_engine 'spark': set that too, or leave it out"
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key belong together: set both, or neither")
-        if self.target == "kubernetes" and self.tls_certificate is not None:
-            raise ValueError(
+            yield "tls_certificate and tls_key belong together: set both, or neither"
+        if self.target != "kubernetes":
+            return
+        if not self.gateway:
+            yield "target 'kubernetes' needs the setting gateway, as namespace/name of a Gateway"
+        if self.tls_certificate is not None:
+            yield (
                 "tls_certificate and tls_key are for the local workspace: on Kubernetes the Gateway's listener names "
                 "the Secret with the certificate (tls.certificateRefs); set tls to ask for such a listener"
             )
-        if self.target == "kubernetes" and self.tls and (self.endpoint_url or "").startswith("http:"):
-            raise ValueError("tls is set, and endpoint_url is plain http: give the https address, or leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _check_builder_namespace(self) -> Self:
-        """Raise ValueError if pods that build would run among those that serve."""
-        if self.target == "kubernetes" and self.builder_namespace == self.namespace:
-            raise ValueError(
+        if self.tls and (self.endpoint_url or "").startswith("http:"):
+            yield "tls is set, and endpoint_url is plain http: give the https address, or leave it out"
+        if self.builder_namespace == self.namespace:
+            # Pods that build would run among those that serve.
+            yield (
                 f"builder_namespace and namespace are both {self.namespace!r}: pods that build need Pod Security level "
                 "'privileged', so give them a namespace apart from the endpoints'"
             )
-        return self
 
     @classmethod
     def local(cls, root: str | os.PathLike[str] | None = None) -> Self:

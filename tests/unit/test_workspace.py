@@ -208,3 +208,12 @@ def test_a_wrong_setting_says_what_it_has_to_be_and_not_its_value(settings: dict
     assert message in str(refused.value)
     assert "hunter2" not in str(refused.value)
     assert "known are" not in str(refused.value)
+
+
+def test_all_settings_that_contradict_each_other_are_said_at_once() -> None:
+    with pytest.raises(WorkspaceError) as refused:
+        Workspace.from_settings(
+            {"target": "kubernetes", "tls_key": "a", "spark_remote": "sc://a", "builder_namespace": "default"}
+        )
+    said = ("needs the setting gateway", "belong together", "only for data_engine", "are both 'default'")
+    assert [words for words in said if words not in str(refused.value)] == []

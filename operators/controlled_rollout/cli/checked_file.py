@@ -1,15 +1,14 @@
 """Files of settings, checked by their JSON Schema: what an editor marks is what the command line refuses."""
 
-import contextlib
 import datetime
 import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from controlled_rollout.cli.file_schemas import schema_of
 from controlled_rollout.cli.settings_file import nearest, read_settings_and_lines
@@ -17,25 +16,46 @@ from controlled_rollout.environment_variables import check_variables
 from controlled_rollout.errors import ArgumentError, ControlledRolloutError, EndpointError
 from controlled_rollout.visible_text import short_text
 
-__all__ = ["CheckedFile", "read_checked"]
+__all__ = ["CheckedFile", "read_checked", "read_with_faults"]
 
+T = TypeVar("T")
 SettingPath: TypeAlias = tuple[str | int, ...]
 # Its place, and a sentence.
 Fault: TypeAlias = tuple[SettingPath, str]
 
 # A file with more faults than that is another kind of file.
 MOST_FAULTS: Final = 10
+# So many of the schema's are looked for before they are ordered by line: each costs a search for the nearest name.
+MOST_SOUGHT: Final = 100
 # Python reads numbers of any length in base 16, and writes none of thousands of digits.
 MOST_DIGITS: Final = 100
-# What may be repeated of a wrong value: an address may hold a password, and so may what stands for a variable.
-HARMLESS: Final = re.compile(r"[\w .,%+-]{0,40}")
-VARIABLES: Final = "environment_variables"
+# What may be repeated of a wrong text where a number or a word was expected.
+HARMLESS: Final = re.compile(r"[\w .,%+-]{0,20}")
+# Here people paste keys, tokens and passwords: nothing that was found is repeated, but for a word with a slip in it.
+MAY_BE_SECRET: Final = frozenset(
+    {
+        "auth",
+        "collector_secret",
+        "environment_variables",
+        "image_pull_secret",
+        "salt",
+        "spark_remote",
+        "telemetry_token_file",
+    }
+)
 TYPES: Final = {
     "string": "a text",
     "boolean": "true or false",
     "array": "a list",
     "object": "fields by name",
     "null": "nothing",
+}
+# What is said of a value that is not repeated.
+FOUND_KINDS: Final = {
+    int: "it is a number",
+    float: "it is a number",
+    bool: "it is true or false",
+    type(None): "it has no value",
 }
 # How many a value has at least and at most, by the type of the value.
 SIZES: Final = {
@@ -48,33 +68,63 @@ BOUNDS: Final = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": 
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """A file whose settings fit their schema.
+    """A file of settings, and what is wrong with it.
 
     Attributes:
         path: The file.
+        name: Its kind, one of `SCHEMA_NAMES`.
         settings: What it says, as JSON values.
         lines: The line of each setting, by the names that lead to it.
+        faults: What is wrong, in the order in which it was found.
     """
 
     path: Path
+    name: str
     settings: Mapping[str, Any]
     lines: Mapping[SettingPath, int]
+    faults: list[Fault] = field(default_factory=list)
 
-    @contextlib.contextmanager
-    def at(self, *place: str) -> Iterator[None]:
-        """Let what is raised in the block name the file and the setting that it is about.
+    def read(self, place: SettingPath, reader: Callable[[], T]) -> T | None:
+        """Return what a reader makes of a setting; None if it, or what it is a part of, is wrong, which is noted.
 
         Args:
-            *place: The names that lead to the setting; none for the whole file.
+            place: The names that lead to the setting.
+            reader: Reads it. An error of this package, or a ValueError, is a fault of the setting.
+        """
+        if not self.is_sound(*place):
+            return None
+        try:
+            return reader()
+        except (ControlledRolloutError, ValueError) as error:
+            # A line that is indented goes on with the one before it.
+            self.faults.extend((place, sentence) for sentence in re.split(r"\n(?=\S)", str(error)))
+            return None
+
+    def is_sound(self, *place: str | int) -> bool:
+        """Return whether no fault is known of a setting, of what is in it, and of what it is in.
+
+        Names that are missing in the whole file are no fault of the settings that are there.
+        """
+        return not any(wrong and all(a == b for a, b in zip(wrong, place, strict=False)) for wrong, _ in self.faults)
+
+    def refuse_faults(self) -> None:
+        """Raise if anything is wrong.
 
         Raises:
-            ArgumentError: The block raised an error of this package, or a ValueError.
+            ArgumentError: It is; the message has file, line, setting, what was found and what is expected, for all
+                faults together, in the order of the file.
         """
-        try:
-            yield
-        except (ControlledRolloutError, ValueError) as error:
-            where = f" ({where_is(place, self.lines)})" if place else ""
-            raise ArgumentError(f"{self.path}{where}: {error}") from error
+        if not self.faults:
+            return
+        ordered = sorted(_once(self.faults), key=lambda fault: self.lines.get(_known(fault[0], self.lines), 0))
+        said = [
+            ": ".join(filter(None, (where_is(place, self.lines), fault))).replace("\n", "\n  ")
+            for place, fault in ordered[:MOST_FAULTS]
+        ]
+        more = ["and more"] if len(ordered) > MOST_FAULTS else []
+        raise ArgumentError(
+            "\n  ".join([f"{self.path} cannot be read as the settings of {_a(self.name)}:", *said, *more])
+        )
 
 
 def read_checked(path: Path, name: str) -> CheckedFile:
@@ -85,20 +135,30 @@ def read_checked(path: Path, name: str) -> CheckedFile:
         name: Its kind, one of `SCHEMA_NAMES`.
 
     Raises:
-        ArgumentError: It cannot be read, or does not fit; the message has file, line, setting, what was found and what
-            is expected, for all faults together.
+        ArgumentError: It cannot be read, or does not fit, see `CheckedFile.refuse_faults`.
+    """
+    file = read_with_faults(path, name)
+    file.refuse_faults()
+    return file
+
+
+def read_with_faults(path: Path, name: str) -> CheckedFile:
+    """Return a file's settings with all that its schema finds wrong; the caller looks further, and refuses them then.
+
+    Args:
+        path: The file.
+        name: Its kind, one of `SCHEMA_NAMES`.
+
+    Raises:
+        ArgumentError: It cannot be read.
     """
     settings, lines = read_settings_and_lines(path)
     if name == "workspace":
         # What has no value there is not set.
         settings = {setting: value for setting, value in settings.items() if value not in (None, "")}
-    faults = list(itertools.islice(_once(_faults(settings, schema_of(name))), MOST_FAULTS + 1))
-    if faults:
-        said = [f"{where_is(place, lines)}: {fault}" for place, fault in faults[:MOST_FAULTS]]
-        more = ["and more"] if len(faults) > MOST_FAULTS else []
-        raise ArgumentError("\n  ".join([f"{path} cannot be read as the settings of {_a(name)}:", *said, *more]))
+    faults = list(itertools.islice(_once(_faults(settings, schema_of(name))), MOST_SOUGHT))
     settings.pop("$schema", None)
-    return CheckedFile(path, settings, lines)
+    return CheckedFile(path, name, settings, lines, faults)
 
 
 def _a(name: str) -> str:
@@ -107,10 +167,15 @@ def _a(name: str) -> str:
 
 
 def where_is(place: SettingPath, lines: Mapping[SettingPath, int]) -> str:
-    """Return a setting with its line, such as `line 3, versions.v2a.cpu_cores`."""
-    known = next(place[:length] for length in range(len(place), -1, -1) if place[:length] in lines or not length)
-    dotted = ".".join(short_text(str(part)) for part in place) or "the file"
+    """Return a setting with its line, such as `line 3, versions.v2a.cpu_cores`; empty for the whole file."""
+    known = _known(place, lines)
+    dotted = ".".join(short_text(str(part)) for part in place)
     return f"line {lines[known]}, {dotted}" if known in lines else dotted
+
+
+def _known(place: SettingPath, lines: Mapping[SettingPath, int]) -> SettingPath:
+    """Return the nearest of a place, and of what it is in, whose line is known."""
+    return next(place[:length] for length in range(len(place), -1, -1) if place[:length] in lines or not length)
 
 
 def _once(faults: Iterable[Fault]) -> Iterator[Fault]:
@@ -139,7 +204,8 @@ def _foreign(value: Any, place: SettingPath) -> Iterator[Fault]:
     if isinstance(value, Mapping):
         for name, item in value.items():
             if not isinstance(name, str):
-                yield (*place, str(name)), "a name has to be a text: put it into quotes"
+                where = place if _may_be_secret(place) else (*place, str(name))
+                yield where, "a name has to be a text: put it into quotes"
             yield from _foreign(item, (*place, str(name)))
     elif isinstance(value, list):
         for index, item in enumerate(value):
@@ -167,9 +233,13 @@ def _of_error(error: Any, root: Mapping[str, Any]) -> Iterator[Fault]:
     elif error.validator == "additionalProperties":
         properties = error.schema.get("properties", {})
         known = [name for name in properties if name != "$schema"]
+        listed = f"known are {', '.join(known)}"
         for name in [name for name in error.instance if name not in properties]:
-            advice = nearest(name, known) or f": known are {', '.join(known)}"
-            yield (*place, name), f"{short_text(name)!r} is not known{advice}"
+            advice = nearest(name, known)
+            if not advice and _may_be_secret(place):
+                yield place, f"it has a name that is not known: {listed}"
+            else:
+                yield (*place, name), f"{short_text(name)!r} is not known{advice or f': {listed}'}"
     elif error.validator == "required":
         missing = [name for name in error.validator_value if name not in error.instance]
         for name in missing:
@@ -180,7 +250,7 @@ def _of_error(error: Any, root: Mapping[str, Any]) -> Iterator[Fault]:
             yield from _of_error(inner, root)
     else:
         nouns = [noun for least, most, noun in SIZES.values() if error.validator in (least, most)]
-        found = f"it has {len(error.instance):,} {nouns[0]}" if nouns else _found(error.instance, place)
+        found = f"it has {len(error.instance):,} {nouns[0]}" if nouns else _found(error, place, root)
         yield place, f"{found}: give {_expected(error.schema, root)}"
 
 
@@ -208,15 +278,53 @@ def _likely(error: Any) -> list[Any]:
     return of_type[0] if len(of_type) == 1 else []
 
 
-def _found(value: Any, place: SettingPath) -> str:
-    """Return what was found, without what may be a secret."""
+def _may_be_secret(place: SettingPath) -> bool:
+    """Return whether what is at a place may be a secret that somebody has pasted."""
+    return not MAY_BE_SECRET.isdisjoint(place)
+
+
+def _found(error: Any, place: SettingPath, root: Mapping[str, Any]) -> str:
+    """Return what was found, without what may be a secret.
+
+    Args:
+        error: A `jsonschema.ValidationError`.
+        place: Where it was found.
+        root: The whole schema.
+    """
+    value = error.instance
     if isinstance(value, Mapping):
         return "it is fields by name"
     if isinstance(value, list):
         return "it is a list"
-    if VARIABLES in place or (isinstance(value, str) and not HARMLESS.fullmatch(value)):
+    kinds = list(_kinds(error.schema, root))
+    if isinstance(value, str) and nearest(value, [word for kind in kinds for word in kind.get("enum", ())]):
+        return f"it is {json.dumps(value, ensure_ascii=False)}"
+    if _may_be_secret(place) or (_expects_any_text(kinds) and place[-1] != "name"):
+        return FOUND_KINDS.get(type(value), "it does not fit")
+    if isinstance(value, str) and not HARMLESS.fullmatch(value):
         return "it does not fit"
     return f"it is {json.dumps(value, ensure_ascii=False)}"
+
+
+def _kinds(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the schemas of the values that a schema accepts: its own, or those of which a value has to fit one."""
+    if "$ref" in schema:
+        yield from _kinds(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
+    elif "anyOf" in schema:
+        for branch in schema["anyOf"]:
+            yield from _kinds(branch, root)
+    else:
+        yield schema
+
+
+def _expects_any_text(kinds: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a text is expected that is none of a few words, and not like a short example, such as `5 min`."""
+    return any(
+        kind.get("type", "string") == "string"
+        and not {"enum", "const"} & kind.keys()
+        and not all(map(HARMLESS.fullmatch, kind.get("examples", ["…"])))
+        for kind in kinds
+    )
 
 
 def _expected(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:

@@ -18,8 +18,10 @@ def read_gate(path: Path) -> Gate:
         ArgumentError: It cannot be read, or a field is unknown or not valid.
     """
     file = read_checked(path, "gate")
-    with file.at():
-        return gate_from(file.settings, path.parent)
+    gate = file.read((), lambda: gate_from(file.settings, path.parent))
+    file.refuse_faults()
+    assert gate is not None  # noqa: S101 - it has no fault
+    return gate
 
 
 def gate_from(fields: Mapping[str, Any], folder: Path) -> Gate:

@@ -10,7 +10,7 @@ import yaml
 
 from controlled_rollout.errors import ArgumentError
 from controlled_rollout.text_file import read_text_file
-from controlled_rollout.visible_text import short_text
+from controlled_rollout.yaml_fault import yaml_fault
 
 __all__ = ["nearest", "read_settings_and_lines", "read_settings_file", "read_value"]
 
@@ -81,9 +81,11 @@ def read_settings_and_lines(file: Path) -> tuple[dict[str, Any], dict[tuple[str 
     try:
         content = _load(read_text_file(file), lines)
     except yaml.YAMLError as error:
-        raise ArgumentError(f"the file {file} is neither YAML nor JSON of settings: {error}") from error
+        raise ArgumentError(f"the file {file} is neither YAML nor JSON of settings: {yaml_fault(error)}") from error
     except (OSError, ValueError, RecursionError) as error:
         problem = "it is nested too deep" if isinstance(error, RecursionError) else error
+        if isinstance(error, OSError) and error.strerror:
+            problem = error.strerror  # without the number, and the file's name again
         raise ArgumentError(f"the file {file} cannot be read: {problem}") from error
     if not isinstance(content, Mapping):
         raise ArgumentError(f"the file {file} holds no settings: write one a line, such as `name: value`")
@@ -99,9 +101,10 @@ def read_value(text: str) -> Any:
     try:
         return _load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = getattr(error, "problem", None) or error  # without the place in a text that is one line
+        said = yaml_fault(error) if isinstance(error, yaml.YAMLError) else str(error)
         problem = "it is nested too deep" if isinstance(error, RecursionError) else said
-        raise ArgumentError(f"{short_text(text)!r} is not a value of YAML: {problem}") from error
+        # Not the text: it may be a secret.
+        raise ArgumentError(f"it is not a value of YAML: {problem}") from error
 
 
 def _load(text: str, lines: dict[tuple[str | int, ...], int] | None = None) -> Any:

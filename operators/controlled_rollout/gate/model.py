@@ -1,6 +1,6 @@
 """The gate's values: its settings, the counts that it judges, and the verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -230,54 +230,45 @@ class Gate(BaseModel):
     on_aggregate: Literal["hold", "fail"] = "hold"
 
     @model_validator(mode="after")
-    def _check_metric_names(self) -> Self:
-        """Raise if two metrics have the same name, or a setting names a metric that does not exist."""
+    def _check(self) -> Self:
+        """Raise with all that contradicts itself, such as two metrics of the same name."""
+        if faults := [*self._faults_of_names(), *self._faults_of_the_unit()]:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _faults_of_names(self) -> Iterator[str]:
+        """Yield that two metrics have the same name, or that a setting names a metric that does not exist."""
         metrics = [*self.means, *self.categories, *self.events]
         twice = ALWAYS.intersection(metrics) | {name for name in metrics if metrics.count(name) > 1}
         if twice:
-            raise ValueError(f"{', '.join(sorted(twice))} would name two metrics: choose another name")
+            yield f"{', '.join(sorted(twice))} would name two metrics: choose another name"
         failing = {name for name, category in self.categories.items() if category.on_difference == "fail"}
         if self.expectation_names:
             failing.add("expectations")
         unknown = self.weights.keys() - ALWAYS - self.means.keys() - self.events.keys() - failing
         if unknown:
-            raise ValueError(f"weights for {', '.join(sorted(unknown))}, which name no metric that can fail a rollout")
+            yield f"weights for {', '.join(sorted(unknown))}, which name no metric that can fail a rollout"
         if self.max_latency is not None and not self.latency_quantiles:
-            raise ValueError(
-                "max_latency without latency_quantiles: latency is not read then, give at least one quantile"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_unit(self) -> Self:
-        """Raise if users are to be counted, and something is judged of which only requests are known."""
-        if self.unit == "user":
-            metrics = [*self.means, *self.categories, *self.events]
-            metrics += ["expectations"] if self.expectations is not None else []
-            if metrics or not self.judges_traffic:
-                raise ValueError(
-                    f"unit='user' with {', '.join(metrics) or 'judges_traffic=False'}: users are counted for errors, "
-                    "latency and the split only, and requests of one user are not independent; leave the others out"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _check_overload(self) -> Self:
-        """Raise if users are the unit and refused requests are to be errors: a user counts by a scored request."""
-        if self.unit == "user" and self.overload == "fail":
-            raise ValueError(
-                "overload='fail' with unit='user': users count by requests that were scored; leave one out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_expectations(self) -> Self:
-        """Raise if an expectation is called like another metric."""
+            yield "max_latency without latency_quantiles: latency is not read then, give at least one quantile"
         expectations = () if self.expectations is None else self.expectations.expectations
         names = {"expectations", *(one.name for one in expectations)} if expectations else set()
         if names & (ALWAYS | self.means.keys() | self.categories.keys() | self.events.keys()):
-            raise ValueError("an expectation is called like another metric of the gate: choose another name")
-        return self
+            yield "an expectation is called like another metric of the gate: choose another name"
+
+    def _faults_of_the_unit(self) -> Iterator[str]:
+        """Yield that users are to be counted, and something is judged of which only requests are known."""
+        if self.unit != "user":
+            return
+        metrics = [*self.means, *self.categories, *self.events]
+        metrics += ["expectations"] if self.expectations is not None else []
+        if metrics or not self.judges_traffic:
+            yield (
+                f"unit='user' with {', '.join(metrics) or 'judges_traffic=False'}: users are counted for errors, "
+                "latency and the split only, and requests of one user are not independent; leave the others out"
+            )
+        if self.overload == "fail":
+            # A user counts by a scored request.
+            yield "overload='fail' with unit='user': users count by requests that were scored; leave one out"
 
     @property
     def expectation_names(self) -> tuple[str, ...]:

@@ -205,7 +205,7 @@ def test_a_workspace_s_file_that_powershell_wrote_is_read(tmp_path: Path) -> Non
         (b"target: moon", "line 1, target: it is .moon.: give one of local, kubernetes"),
         (b"target: kubernetes", "needs the setting gateway"),
         (b"open_cluster: yes", "'open_cluster' is not known"),
-        (b"root: 2026", "root: it is 2026: give a text"),
+        (b"root: 2026", "root: it is a number: give a text"),
         (b"root: ~nobody-of-this-name/x", "home folder"),
     ],
 )

@@ -210,9 +210,9 @@ def test_what_is_left_to_do_until_a_version_is_as_in_the_file_is_said(
         ("name: digits\nversions:\n  one: {traffic_percentile: 60}\n  two: {traffic_percentile: 60}",
          ["may not exceed 100"]),
         ("name: digits\nversions:\n  one:\n    cpu_cores: 2\n    cpu_cores_limit: 1",
-         ["(line 3, versions.one)", "a limit may not"]),
-        (PLAIN + "rollout:\n  steps: [50, 10]", ["(line 3, rollout)", "ascending percentiles"]),
-        (PLAIN + "rollout:\n  gate: none.yaml", ["(line 4, rollout.gate)", "none.yaml cannot be read"]),
+         ["line 3, versions.one: version", "a limit may not"]),
+        (PLAIN + "rollout:\n  steps: [50, 10]", ["line 4, rollout.steps: ", "ascending percentiles"]),
+        (PLAIN + "rollout:\n  gate: none.yaml", ["line 4, rollout.gate: ", "none.yaml cannot be read"]),
         (PLAIN + "rollout: {gate: {pass_ratoi: 2}}", ["did you mean pass_ratio?"]),
         (PLAIN + "auth: {issuer: a}", ["audience is missing", "jwks_uri is missing"]),
         (PLAIN + "auth: keys", ['auth: it is "keys": give one of key, token, none or fields by']),
@@ -221,7 +221,7 @@ def test_what_is_left_to_do_until_a_version_is_as_in_the_file_is_said(
          ["versions: it has 7 names: give fields by name with 1 to 6 names"]),
         (PLAIN.replace("{}", "{num_replicas: 0x" + "f" * 5_000 + "}"), ["it is a number of more than 100 digits"]),
         (PLAIN.replace("{}", "{build: {folder: ~nobody-of-this-name/x}}"),
-         ["(line 2, versions.one)", "is in a home folder"]),
+         ["line 2, versions.one: ", "is in a home folder"]),
         (PLAIN.replace("{}", "{build: {folder: x, models: {m: ~nobody-of-this-name/m}}}"), ["is in a home folder"]),
         (PLAIN.replace("{}", "{image: 'models/digits:latest'}"),
          ["image: it does not fit: give a text such as 'registry.example/models/digits@sha256:"]),
@@ -268,15 +268,110 @@ def test_three_missing_fields_are_three_faults(file: Any, capsys: pytest.Capture
 
     lines = capsys.readouterr().err.splitlines()[1:]
     assert [line.strip().partition(":")[0] for line in lines] == [
-        "line 4, namespace", "line 3, auth", "line 3, auth", "line 3, auth", "line 5, sticky",
+        "line 3, auth", "line 3, auth", "line 3, auth", "line 4, namespace", "line 5, sticky",
     ]  # fmt: skip
 
 
-def test_what_may_be_a_secret_is_not_repeated(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    place = file("name: digits\nversions: {one: {environment_variables: {PIN: 4711}, image: 'https://u:hunter2@x'}}")
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN + "auth: SECRET",
+        PLAIN + "auth: [SECRET]",
+        PLAIN + "auth: {SECRET: }",
+        PLAIN + "auth: {issuer: SECRET",
+        PLAIN + "auth: !SECRET",
+        PLAIN + "auth: *SECRET",
+        PLAIN + "auth: key: SECRET",
+        PLAIN + "auth: '{SECRET'",
+        PLAIN + "sticky: SECRET",
+        PLAIN + "description: {SECRET: 1}\ndescription: 2",
+        PLAIN.replace("{}", "{environment_variables: {PIN: [SECRET]}}"),
+        PLAIN.replace("{}", "{environment_variables: {PIN: {secret: SECRET}}}"),
+        PLAIN.replace("{}", "{environment_variables: {MAX_BODY_BYTES: SECRET}}"),
+        PLAIN.replace("{}", "{image: 'https://u:SECRET@x'}"),
+        PLAIN.replace("{}", "{image: SECRET}"),
+    ],
+)
+@pytest.mark.parametrize("secret", ["hunter2", "s3cr3t-K3y", "4711", "0c4f9a5be1d34f6e8a7b2c1d0e9f8a7b"])
+def test_what_may_be_a_secret_is_not_repeated(
+    text: str, secret: str, file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["deploy", "-f", file(text.replace("SECRET", secret))]) == 1
 
-    assert main(["deploy", "-f", place]) == 1
+    assert secret not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--auth={}", "--auth={{{}", "--set=environment_variables={{A: {}"])
+def test_a_secret_that_an_option_gives_in_a_wrong_place_is_not_repeated(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["deploy", "digits", "one", "--image", IMAGE, option.format("hunter2")])
+
+    assert "hunter2" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (PLAIN + "auth: keys", 'auth: it is "keys": give one of key, token, none'),
+        (PLAIN + "rollout: {on_silence: rollback}", 'on_silence: it is "rollback": give one of'),
+        (PLAIN + "rollout: {bake: 5 mins}", 'bake: it is "5 mins": give'),
+        (PLAIN + "enable_app_insights: 'no'", 'enable_app_insights: it is "no": give true or false'),
+        (PLAIN.replace("digits", "Digits"), 'name: it is "Digits": give a text with 3 to 32'),
+    ],
+)
+def test_what_cannot_be_a_secret_is_repeated(
+    text: str, said: str, file: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["deploy", "-f", file(text)]) == 1
+
+    assert said in capsys.readouterr().err
+
+
+def test_faults_that_only_the_models_find_are_said_together_with_those_of_the_schema_in_the_order_of_the_file(
+    file: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gate.yaml").write_text("unit: user\noverload: fail\nmax_latency: {}\n")
+    place = file(
+        """
+rollout:
+  steps: [50, 10]
+  bin_width: 7 s
+  bake: P1X
+  gate: gate.yaml
+versions:
+  one: {cpu_cores: 2, cpu_cores_limit: 1, memory_gb: 2, memory_gb_limit: 1}
+  two: {num_replicas: 1, autoscale_enabled: true}
+  three: {cpu_coers: 1}
+name: digits
+sticky: header:cookie
+"""
+    )
+
+    assert main(["deploy", "-f", place, "one"]) == 1
+
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert [line.strip().partition(": ")[0] for line in lines] == [
+        "line 3, rollout.steps",
+        "line 4, rollout.bin_width",
+        "line 5, rollout.bake",
+        "line 6, rollout.gate",
+        "line 3, max_latency",
+        "line 8, versions.one",
+        "line 8, versions.one",
+        "line 9, versions.two",
+        "line 10, versions.three.cpu_coers",
+        "line 12, sticky",
+    ]
+
+
+def test_rules_that_versions_break_together_are_said_together(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    version = "{traffic_percentile: 60, is_control: true, is_default: true}"
+
+    assert main(["deploy", "-f", file(f"name: digits\nversions: {{one: {version}, two: {version}}}"), "one"]) == 1
 
     error = capsys.readouterr().err
-    assert "environment_variables.PIN: it does not fit: give a text" in error
-    assert not [secret for secret in ("4711", "hunter2") if secret in error]
+    rules = ("the sum may not exceed 100", "exactly one default", "one control version")
+    assert [rule for rule in rules if rule not in error] == []
+    assert error.count("line 2, versions: endpoint 'digits' ") == 3

@@ -44,7 +44,7 @@ def test_json_is_read_as_it_is(tmp_path: Path) -> None:
         ("a: &a {x: 1}\nb: {<<: *a}\n", "aliases"),
         ("b: {<<: {x: 1}}\n", "a name has to be a text"),
         ("? [a]\n: 1\n", "a name has to be a text"),
-        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        ("a: !!python/object/apply:os.system [ls]\n", "line 1, column 4: a tag (!name) is not read here"),
         ("at: 12:30:45\n", "put 12:30:45 into quotes"),
         ("- 1\n", "holds no settings"),
         ("", "holds no settings"),

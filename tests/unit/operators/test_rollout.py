@@ -12,7 +12,7 @@ from controlled_rollout import DeleteVersionOperator, RolloutVersionOperator
 @pytest.mark.parametrize("argument", ["on_conflict", "auth"])
 def test_unknown_choice_is_refused_when_the_dag_is_parsed(argument: str) -> None:
     arguments: dict[str, Any] = {"task_id": "deploy", "endpoint": "digits", "version": "v2a", "image": "a@sha256:1"}
-    with pytest.raises(ValueError, match=f"{argument} = 'maybe' is not known: choose one of"):
+    with pytest.raises(ValueError, match=f"{argument} .*: choose one of"):
         RolloutVersionOperator(**arguments, **{argument: "maybe"})
     assert getattr(RolloutVersionOperator(**arguments, **{argument: "{{ params.x }}"}), argument) == "{{ params.x }}"
 

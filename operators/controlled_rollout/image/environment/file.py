@@ -14,6 +14,7 @@ from controlled_rollout.image.environment.environment import Environment
 from controlled_rollout.image.environment.file_keys import MLFLOW_KEYS, USUAL_KEYS
 from controlled_rollout.image.environment.requirements import RequirementLines
 from controlled_rollout.text_file import read_text_file
+from controlled_rollout.yaml_fault import yaml_fault
 
 if TYPE_CHECKING:
     from yaml.nodes import MappingNode
@@ -143,7 +144,8 @@ def _read_yaml_mapping(path: Path) -> Mapping[str, Any]:
     try:
         document = yaml.load(text, Loader=TextLoader)  # noqa: S506 - makes only text
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ImageError(f"environment file {path} is not YAML: {' '.join(str(error).split())}") from None
+        problem = yaml_fault(error) if isinstance(error, yaml.YAMLError) else str(error)
+        raise ImageError(f"environment file {path} is not YAML: {problem}") from None
     if not isinstance(document, dict):
         raise ImageError(f"environment file {path} does not hold keys with values")
     return document
