@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 
     from controlled_rollout.endpoint import Endpoint
     from controlled_rollout.rollout import Rollout
-    from controlled_rollout.target.protocol import Keys, Revision, Target
+    from controlled_rollout.target.protocol import EndpointStatus, Keys, Revision, Target
     from controlled_rollout.tokens import Token
+    from controlled_rollout.workspace import Workspace
 
 __all__ = ["add_to", "readable_endpoint"]
 
@@ -148,27 +149,46 @@ def _run_status(options: argparse.Namespace) -> int:
 
 async def _read_status(options: argparse.Namespace) -> tuple[Any, list[str]]:
     """Read the endpoints and their status from the target; return them as JSON values and as lines of text."""
-    from controlled_rollout.checks.certificate import with_certificate
-    from controlled_rollout.view.reading import KnownEndpoint, overview_of
-
     workspace = workspace_of(options)
     async with _connect_target(options) as target:
         # Not `or`: an empty name is a mistake, such as a variable of a shell that is not set.
         names = await target.endpoints() if options.endpoint is None else [options.endpoint]
         histories = [await _readable_history(target, name) for name in names]
         statuses = [await target.status(name) for name in names]
-    documents, lines = [], []
-    for history, known in zip(histories, statuses, strict=True):
-        endpoint = history[-1].endpoint if history else None
-        status = await with_collected(workspace, endpoint, await with_certificate(workspace, known))
-        overview = None
-        if history:
-            revisions = KnownEndpoint()
-            revisions.keep(history)
-            overview = await overview_of(workspace, status, revisions)
-        documents.append(overview.model_dump(mode="json") if overview else unreadable_as_json(status))
-        lines += [*endpoint_lines(endpoint, status, overview), ""]
+    # All at once: a storage that does not answer is waited for once, and not once for each endpoint.
+    shown = await asyncio.gather(
+        *(_shown(workspace, history, status) for history, status in zip(histories, statuses, strict=True))
+    )
+    documents = [document for document, _ in shown]
+    lines = [line for _, block in shown for line in (*block, "")]
     return documents if options.endpoint is None else documents[0], lines[:-1] or ["there are no endpoints"]
+
+
+async def _shown(
+    workspace: "Workspace", history: "Sequence[Revision]", status: "EndpointStatus"
+) -> tuple[Any, list[str]]:
+    """Return an endpoint as JSON values and as lines of text, with what its storage and its record say.
+
+    Args:
+        workspace: Where it is.
+        history: Its revisions, oldest first; none if they cannot be read.
+        status: Its status, as the target gives it.
+    """
+    from controlled_rollout.checks.certificate import with_certificate
+    from controlled_rollout.view.reading import KnownEndpoint, overview_of
+
+    endpoint = history[-1].endpoint if history else None
+    status = await with_collected(workspace, endpoint, await with_certificate(workspace, status))
+    if not history:
+        return unreadable_as_json(status), endpoint_lines(endpoint, status)
+    revisions = KnownEndpoint()
+    revisions.keep(history)
+    overview = await overview_of(workspace, status, revisions)
+    if revisions.record_problem:
+        warning = f"what its rollout waits for is not known: {revisions.record_problem}"
+        status = status.model_copy(update={"warnings": (*status.warnings, warning)})
+        overview = overview.model_copy(update={"warnings": (*overview.warnings, visible_text(warning))})
+    return overview.model_dump(mode="json"), endpoint_lines(endpoint, status, overview)
 
 
 async def _readable_history(target: "Target", name: str) -> "Sequence[Revision]":

@@ -4,7 +4,6 @@ import asyncio
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,6 +42,7 @@ class KnownEndpoint:
         reason_of_hold: Why its rollout was put on hold; empty if it is not.
         looks: How its rollout is going.
         followed: How far the record was read for that.
+        record_problem: Why the record could not be read the last time; empty if it was, or was not needed.
     """
 
     endpoint: Endpoint | None = None
@@ -50,6 +50,7 @@ class KnownEndpoint:
     reason_of_hold: str = ""
     looks: RecentLooks = field(default_factory=RecentLooks)
     followed: FollowedRecord | None = None
+    record_problem: str = ""
     _following: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def keep(self, history: Sequence[Revision]) -> None:
@@ -122,12 +123,15 @@ async def overview_of(
     """
     endpoint = known.endpoint
     assert endpoint is not None  # noqa: S101 - it has been kept
+    known.record_problem = ""
     if endpoint.rollout is not None:
         # Without its record an endpoint is shown as well; its own page says why the record cannot be read.
-        with suppress(ControlledRolloutError, TimeoutError):
+        try:
             async with asyncio.timeout(record_s):
                 storage = record.storage_of(workspace, endpoint.name)
                 await within_time(storage.name, lambda: known.follow(workspace, endpoint.name))
+        except (ControlledRolloutError, TimeoutError) as error:
+            known.record_problem = str(error) or f"the record does not answer within {record_s} s"
     return endpoint_overview(
         workspace.name, status, endpoint, known.created, known.looks, reason_of_hold=known.reason_of_hold
     )

@@ -1,6 +1,8 @@
 """What commands print for programs where they store, write or delete something: one document, and nothing beside it."""
 
 import json
+import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -10,12 +12,13 @@ import pytest
 
 from controlled_rollout.cli import main
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ScanError
+from controlled_rollout.errors import RecordUnavailableError, ScanError
 from controlled_rollout.evidence.collected import joined_rows, row_files
 from controlled_rollout.image import scan
 from controlled_rollout.image.scan import ScanDecision, Severity, Vulnerability
 from controlled_rollout.target.local import client
 from controlled_rollout.target.local.process_status import ProcessStatus
+from controlled_rollout.view.followed_record import FollowedLine, FollowedRecord
 from tests.unit.steps.memory_target import MemoryTarget
 
 IMAGE = f"models/digits@sha256:{'0' * 64}"
@@ -35,12 +38,10 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0)
     return json.loads(capsys.readouterr().out)
 
 
-async def stored(target: MemoryTarget) -> None:
+async def stored(target: MemoryTarget, name: str = "digits") -> None:
     from controlled_rollout.target.protocol import Change
 
-    first = (
-        Endpoint(name="digits").create_version("v1a", is_control=True, image=IMAGE).create_version("v2a", image=IMAGE)
-    )
+    first = Endpoint(name=name).create_version("v1a", is_control=True, image=IMAGE).create_version("v2a", image=IMAGE)
     held = first.claim("v2a", owner="weekly/run-1", at=datetime.now(UTC))
     await target.apply(held, Change(who="setup"))
 
@@ -144,3 +145,36 @@ def test_the_status_of_the_local_workspace_has_its_endpoints_and_processes(
         {"name": "router", "pid": 7, "problem": None},
         {"name": "collector", "pid": None, "problem": "not running"},
     ]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_records_of_all_endpoints_are_read_at_once_and_one_that_cannot_be_read_is_a_warning(
+    fails: bool,
+    target: MemoryTarget,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import asyncio
+
+    names = ["aaa", "bbb", "ccc", "ddd"]
+    for name in names:
+        asyncio.run(stored(target, name))
+    # Passed only by as many readers as there are endpoints, together.
+    together = threading.Barrier(len(names))
+
+    def read(_: FollowedRecord) -> Iterator[FollowedLine]:
+        together.wait(5)
+        if fails:
+            raise RecordUnavailableError("the record in the share does not answer within 15 s")
+        yield from ()
+
+    monkeypatch.setattr(FollowedRecord, "new_lines", read)
+
+    shown = document(capsys, "status", "--root", str(tmp_path))
+    assert main(["status", "--root", str(tmp_path)]) == 0
+
+    warning = "what its rollout waits for is not known: the record in the share does not answer within 15 s"
+    assert [endpoint["name"] for endpoint in shown] == names
+    assert [warning in endpoint["warnings"] for endpoint in shown] == [fails] * len(names)
+    assert capsys.readouterr().out.count(f"warning: {warning}\n") == fails * len(names)
