@@ -7,6 +7,7 @@ __all__ = [
     "BAKE",
     "CONFLICT_TIMEOUT",
     "DECISION_TIMEOUT",
+    "DEFAULT_CONNECTION",
     "KEEP_WARM",
     "LOOK_INTERVAL",
     "MAX_DATABASE_AGE",
@@ -19,6 +20,8 @@ __all__ = [
     "STEPS",
 ]
 
+# The connection of tasks that name none; where there is none of that name, it is the local workspace.
+DEFAULT_CONNECTION: Final = "controlled_rollout_default"
 # How long a new version may take to become ready.
 READY_TIMEOUT: Final = timedelta(minutes=10)
 # How long a version may take to be large enough for its share, and the router to serve the new split.

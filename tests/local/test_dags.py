@@ -202,7 +202,7 @@ def test_the_first_model_of_an_endpoint_is_its_control_without_a_gate(
     assert model["name"].endswith(".joblib")
     assert made["rollout.roll_out"]["inputs"] == [image]
     assert made["rollout.promote"]["inputs"] == made["rollout.roll_out"]["outputs"]
-    assert [each["name"] for each in made["rollout.promote"]["outputs"]] == ["control"]
+    assert [each["name"] for each in made["rollout.promote"]["outputs"]] == [f"{ENDPOINT}/control"]
     assert made["rollout.promote"]["run"]["facets"]["controlledRollout_rollout"].items() >= {
         "step": "promote", "endpoint": ENDPOINT, "version": control.name, "share": 100.0, "control": control.name,
     }.items()  # fmt: skip

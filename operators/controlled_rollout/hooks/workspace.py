@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
+from controlled_rollout.defaults import DEFAULT_CONNECTION
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.hooks.cluster import cluster_conn_id, with_cluster, with_own_cluster
 from controlled_rollout.hooks.missing import acheck_is_missing, can_ask_asynchronously, check_is_missing
@@ -67,7 +68,7 @@ class WorkspaceHook(BaseHook):
     """
 
     conn_name_attr = "conn_id"
-    default_conn_name = "controlled_rollout_default"
+    default_conn_name = DEFAULT_CONNECTION
     conn_type = "controlled_rollout"
     hook_name = "Controlled Rollout workspace"
 

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
+
+from controlled_rollout.defaults import DEFAULT_CONNECTION
 
 if TYPE_CHECKING:
     from controlled_rollout.endpoint import Endpoint
@@ -13,8 +15,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Dataset",
     "Lineage",
+    "asset_dataset",
     "build_lineage",
     "control_dataset",
+    "control_uri",
     "image_dataset",
     "model_dataset",
     "version_dataset",
@@ -104,11 +108,48 @@ def model_dataset(model: "ModelSource", digest: str = "") -> Dataset:
     return Dataset(f"{address.scheme}://{place}", address.path.strip("/") or "/", version)
 
 
-def version_dataset(endpoint: str, version: str, image: str) -> Dataset:
-    """Return a version of an endpoint as a dataset, whose version is the digest of its image. Pure."""
-    return Dataset(f"{SCHEME}://{endpoint}", version, image.rpartition("@")[2])
+def version_dataset(workspace: str, endpoint: str, version: str, image: str) -> Dataset:
+    """Return a version of an endpoint as a dataset, whose version is the digest of its image. Pure.
+
+    Args:
+        workspace: The id of the workspace's connection.
+        endpoint: The endpoint's name.
+        version: The version's name; one that is called `control` is not the control.
+        image: Its image, `name@sha256:…`.
+    """
+    return Dataset(workspace_namespace(workspace), f"{endpoint}/versions/{version}", image.rpartition("@")[2])
 
 
-def control_dataset(stored: "Endpoint") -> Dataset:
-    """Return the dataset of an endpoint's control, as its asset is called; its version is the version's name. Pure."""
-    return Dataset(f"{SCHEME}://{stored.name}", "control", stored.control.name if stored.control else "")
+def control_dataset(workspace: str, stored: "Endpoint") -> Dataset:
+    """Return an endpoint's control as a dataset, whose version is the version's name. Pure.
+
+    Args:
+        workspace: The id of the workspace's connection.
+        stored: The endpoint as stored.
+    """
+    version = stored.control.name if stored.control else ""
+    return Dataset(workspace_namespace(workspace), f"{stored.name}/control", version)
+
+
+def workspace_namespace(workspace: str) -> str:
+    """Return the namespace of a workspace's datasets: endpoints of one name in two workspaces are two. Pure."""
+    return f"{SCHEME}://{quote(workspace, safe='')}"
+
+
+def control_uri(endpoint: str, workspace: str | None) -> str:
+    """Return the URI of the asset of an endpoint's control. Pure.
+
+    Args:
+        endpoint: The endpoint's name.
+        workspace: The id of the workspace's connection; None, or the default one, for the asset that is updated
+            whichever workspace the endpoint is in.
+    """
+    own = "" if workspace is None or workspace == DEFAULT_CONNECTION else f"/{quote(workspace, safe='')}"
+    return f"{SCHEME}://{endpoint}/control{own}"
+
+
+def asset_dataset(uri: str) -> Dataset:
+    """Return the control that an asset stands for as a dataset; without a workspace that of the default one. Pure."""
+    address = urlsplit(uri)
+    _, _, workspace = address.path.strip("/").partition("/")
+    return Dataset(workspace_namespace(unquote(workspace) or DEFAULT_CONNECTION), f"{address.netloc}/control")

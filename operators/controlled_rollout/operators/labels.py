@@ -307,7 +307,7 @@ class JudgeByLabelsOperator(EngineCalls, BaseSensorOperator):
     ) -> dict[str, Any]:
         """Update the endpoint's asset if it has another control now, and return that the version was taken back."""
         if seen.was_control and stored is not None and stored.control is not None:
-            await announce(context, workspace, stored, self.log)
+            await announce(context, self.conn_id, workspace, stored, self.log)
         return {"decision": "rolled_back", "version": seen.version, "reason": reason, "table": seen.table}
 
     async def _record_confirmation(self, context: "Context", workspace: Workspace, seen: "_Seen") -> bool:

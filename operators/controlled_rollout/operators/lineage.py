@@ -6,9 +6,8 @@ Airflow imports this module while it parses DAGs, for the assets' converter: it 
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from controlled_rollout.operators.datasets import Dataset, Lineage, image_dataset
+from controlled_rollout.operators.datasets import Dataset, Lineage, asset_dataset, image_dataset
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -91,8 +90,7 @@ def asset_to_openlineage(asset: "Asset", lineage_context: Any) -> "OpenLineageDa
     """Return the asset of an endpoint's control as a dataset, for DAGs that are scheduled on it; Airflow calls it."""
     from controlled_rollout.operators.openlineage_events import dataset
 
-    address = urlsplit(asset.uri)
-    return dataset(Dataset(f"{address.scheme}://{address.netloc}", address.path.strip("/")))
+    return dataset(asset_dataset(asset.uri))
 
 
 def _as_openlineage(lineage: Lineage) -> "OperatorLineage[OpenLineageDataset, RunFacet]":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk import Asset, AssetAlias
 
 from controlled_rollout.operators.base import task_of
+from controlled_rollout.operators.datasets import control_uri
 from controlled_rollout.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -35,16 +36,23 @@ class NewControl:
     verdict: dict[str, Any] | None = None
 
 
-def control_asset(endpoint: str) -> Asset:
-    """Return the asset that is updated when a version becomes control of an endpoint; a DAG can be scheduled on it."""
-    return Asset(f"controlled-rollout://{endpoint}/control")
+def control_asset(endpoint: str, conn_id: str | None = None) -> Asset:
+    """Return the asset that is updated when a version becomes control of an endpoint; a DAG can be scheduled on it.
+
+    Args:
+        endpoint: The endpoint's name.
+        conn_id: The connection of its workspace, unless it is the default one; None for an endpoint of that name in
+            whichever workspace.
+    """
+    return Asset(control_uri(endpoint, conn_id))
 
 
-async def announce(context: "Context", workspace: Workspace, stored: "Endpoint", log: Any) -> NewControl:
+async def announce(context: "Context", conn_id: str, workspace: Workspace, stored: "Endpoint", log: Any) -> NewControl:
     """Add an event to the endpoint's asset, and let the alias in MLflow's registry follow; nothing of it fails a task.
 
     Args:
         context: The task's context.
+        conn_id: The workspace's connection.
         workspace: Where the endpoint lives.
         stored: The endpoint, which has a control.
         log: The task's log.
@@ -68,11 +76,13 @@ async def announce(context: "Context", workspace: Workspace, stored: "Endpoint",
         log.warning("%s", trouble)
     known: dict[str, Any] = {
         "endpoint": stored.name,
+        "workspace": conn_id,
         "version": stored.control.name,
         "who": task_of(context),
         "digest": stored.control.image.rpartition("@")[2],
         **facts,
         **({"trouble": trouble} if trouble else {}),
     }
-    context["outlet_events"][NEW_CONTROL].add(control_asset(stored.name), extra=known)
+    for uri in dict.fromkeys((control_uri(stored.name, None), control_uri(stored.name, conn_id))):
+        context["outlet_events"][NEW_CONTROL].add(Asset(uri), extra=known)
     return NewControl(trouble or "", facts.get("former_control"), facts.get("verdict"))

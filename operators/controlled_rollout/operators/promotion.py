@@ -97,13 +97,13 @@ class PromoteToControlOperator(EndpointLineage, RolloutOperator):
                 look=look if self.own_rollout else None,
                 progress=self.log_progress,
             )
-        known = await announce(context, workspace, stored, self.log)
+        known = await announce(context, self.conn_id, workspace, stored, self.log)
         self.trouble = known.trouble
         self.changed(
             stored,
             self.version,
-            inputs=[version_dataset(stored.name, self.version, stored.versions[self.version].image)],
-            outputs=[control_dataset(stored)],
+            inputs=[version_dataset(self.conn_id, stored.name, self.version, stored.versions[self.version].image)],
+            outputs=[control_dataset(self.conn_id, stored)],
             formerControl=known.former_control,
             verdict=known.verdict,
             reason=self.reason or None,
@@ -183,7 +183,7 @@ class RollBackOperator(EndpointLineage, RolloutOperator):
             return None
         known = None
         if (self.to or self.to_former_control) and stored.control is not None:
-            known = await announce(context, workspace, stored, self.log)
+            known = await announce(context, self.conn_id, workspace, stored, self.log)
             self.trouble = known.trouble
         self._note_lineage(stored, known)
         return stored.effective_traffic()
@@ -196,13 +196,17 @@ class RollBackOperator(EndpointLineage, RolloutOperator):
             known: Of the control that it has gone back to; None if the control is as before.
         """
         version, control = stored.versions.get(self.version), stored.control
-        before = [version_dataset(stored.name, self.version, version.image)] if version is not None else []
+        before = (
+            [version_dataset(self.conn_id, stored.name, self.version, version.image)] if version is not None else []
+        )
         back = known is not None and control is not None
         self.changed(
             stored,
             self.version,
-            inputs=[version_dataset(stored.name, control.name, control.image)] if back and control else [],
-            outputs=[control_dataset(stored)] if back else before,
+            inputs=[version_dataset(self.conn_id, stored.name, control.name, control.image)]
+            if back and control
+            else [],
+            outputs=[control_dataset(self.conn_id, stored)] if back else before,
             formerControl=known.former_control if known is not None else None,
             reason=self.change_reason,
         )

@@ -180,7 +180,7 @@ class RolloutVersionOperator(EndpointLineage, RolloutOperator):
             stored,
             self.version,
             inputs=[image_dataset(version.image)],
-            outputs=[version_dataset(stored.name, self.version, version.image)],
+            outputs=[version_dataset(self.conn_id, stored.name, self.version, version.image)],
             reason=self.reason or None,
         )
         return {"version": self.version, "type": version.type.value, "revision": stored.revision}

@@ -78,7 +78,7 @@ class ShiftTrafficOperator(EndpointLineage, RolloutOperator):
         self.changed(
             stored,
             self.version,
-            outputs=[version_dataset(stored.name, self.version, stored.versions[self.version].image)],
+            outputs=[version_dataset(self.conn_id, stored.name, self.version, stored.versions[self.version].image)],
             reason=self.reason or None,
         )
         return stored.effective_traffic()

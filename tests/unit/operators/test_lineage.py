@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ from controlled_rollout.operators.lineage import asset_to_openlineage
 from controlled_rollout.operators.openlineage_events import RUN_FACET
 
 SHA = "sha256:" + "a" * 64
+DEFAULT = "controlled_rollout_default"
+NAMESPACE = f"controlled-rollout://{DEFAULT}"
 
 
 @pytest.mark.parametrize(
@@ -68,9 +71,23 @@ def test_a_model_is_a_dataset_of_its_store(path: Path | str, expected: Dataset) 
 
 def test_the_asset_of_a_control_and_the_control_that_a_promotion_reports_are_one_dataset() -> None:
     stored = Endpoint(name="digits").create_version("v1a", is_control=True, image=f"local/digits@{SHA}")
-    reported, scheduled_on = control_dataset(stored), asset_to_openlineage(control_asset("digits"), None)
-    assert (scheduled_on.namespace, scheduled_on.name) == (reported.namespace, reported.name)
-    assert reported.version == "v1a"
+    for conn_id, asset in ((DEFAULT, control_asset("digits")), ("aks/prod", control_asset("digits", "aks/prod"))):
+        reported, scheduled_on = control_dataset(conn_id, stored), asset_to_openlineage(asset, None)
+        assert (scheduled_on.namespace, scheduled_on.name) == (reported.namespace, reported.name)
+        assert reported.version == "v1a"
+
+
+def test_versions_and_controls_of_all_workspaces_and_endpoints_have_names_of_their_own() -> None:
+    names = set()
+    for conn_id in ("aks_prod", "aks_staging", "aks", "aks/prod"):
+        for endpoint in ("digits", "control", "versions"):
+            stored = Endpoint(name=endpoint).create_version("control", is_control=True, image=f"local/digits@{SHA}")
+            names.add(control_dataset(conn_id, stored))
+            names |= {version_dataset(conn_id, endpoint, version, SHA) for version in ("control", "versions", "v1a")}
+    assert len({(each.namespace, each.name) for each in names}) == 4 * 3 * 4
+    # As OpenLineage has it: a data source is a scheme with an authority, and a name is a path within.
+    assert all(re.fullmatch(r"controlled-rollout://[^/]+", each.namespace) for each in names)
+    assert not [each.name for each in names if each.name.startswith("/")]
 
 
 def test_airflow_finds_the_converter_of_the_asset() -> None:
@@ -132,14 +149,14 @@ def test_a_promotion_reports_the_version_the_control_and_what_it_rests_on() -> N
     promote.changed(
         stored,
         "v2a",
-        inputs=[version_dataset("digits", "v2a", stored.versions["v2a"].image)],
-        outputs=[control_dataset(stored)],
+        inputs=[version_dataset(DEFAULT, "digits", "v2a", stored.versions["v2a"].image)],
+        outputs=[control_dataset(DEFAULT, stored)],
         formerControl="v1a",
         verdict=verdict,
     )
     assert reported(promote.get_openlineage_facets_on_complete(None)) == {
-        "inputs": [("controlled-rollout://digits", "v2a", SHA)],
-        "outputs": [("controlled-rollout://digits", "control", "v2a")],
+        "inputs": [(NAMESPACE, "digits/versions/v2a", SHA)],
+        "outputs": [(NAMESPACE, "digits/control", "v2a")],
         "facts": {
             "step": "promote", "workspace": "controlled_rollout_default", "endpoint": "digits", "version": "v2a",
             "revision": 7, "share": 100.0, "control": "v2a", "formerControl": "v1a", "verdict": verdict,
@@ -155,15 +172,15 @@ def test_a_roll_back_to_a_former_control_reports_it_as_the_new_one_and_another_t
 
     back._note_lineage(stored, None)
     treatment = reported(back.get_openlineage_facets_on_complete(None))
-    assert treatment["outputs"] == [("controlled-rollout://digits", "v2a", SHA)]
+    assert treatment["outputs"] == [(NAMESPACE, "digits/versions/v2a", SHA)]
     assert (treatment["facts"]["share"], treatment["facts"]["reason"]) == (0, "errors are higher")
 
     from controlled_rollout.operators.new_control import NewControl
 
     back._note_lineage(stored, NewControl(former_control="v2a"))
     control = reported(back.get_openlineage_facets_on_complete(None))
-    assert control["inputs"] == [("controlled-rollout://digits", "v1a", SHA)]
-    assert control["outputs"] == [("controlled-rollout://digits", "control", "v1a")]
+    assert control["inputs"] == [(NAMESPACE, "digits/versions/v1a", SHA)]
+    assert control["outputs"] == [(NAMESPACE, "digits/control", "v1a")]
     assert (control["facts"]["control"], control["facts"]["formerControl"]) == ("v1a", "v2a")
 
 

@@ -20,9 +20,12 @@ from controlled_rollout.steps import Change, going_back, new_control
 from controlled_rollout.workspace import Workspace
 from tests.unit.steps.memory_target import MemoryTarget
 
+DEFAULT = "controlled_rollout_default"
+
 
 def test_an_endpoint_has_an_asset_of_its_own() -> None:
     assert control_asset("digits") == Asset("controlled-rollout://digits/control")
+    assert control_asset("digits", "aks/prod") == Asset("controlled-rollout://digits/control/aks%2Fprod")
 
 
 async def test_a_new_control_updates_the_endpoint_s_asset_with_digest_verdict_and_former_control(
@@ -48,13 +51,13 @@ async def test_a_new_control_updates_the_endpoint_s_asset_with_digest_verdict_an
 
     ti = SimpleNamespace(dag_id="weekly", run_id="run-1", task_id="promote")
     events = OutletEventAccessors()
-    told = await announce(cast("Context", {"ti": ti, "outlet_events": events}), workspace, stored, None)
+    told = await announce(cast("Context", {"ti": ti, "outlet_events": events}), DEFAULT, workspace, stored, None)
     known = extra()
     assert told == NewControl(former_control="old", verdict=known["verdict"])
     verdict = known.pop("verdict")
     assert known == {
-        "endpoint": "digits", "version": "v2a", "who": "weekly/run-1/promote", "digest": "sha256:2",
-        "former_control": "old",
+        "endpoint": "digits", "workspace": DEFAULT, "version": "v2a", "who": "weekly/run-1/promote",
+        "digest": "sha256:2", "former_control": "old",
     }  # fmt: skip
     assert verdict.pop("time")
     assert verdict == {"outcome": "pass", "reason": "no claim alarms", "who": "weekly/run-1/gate_50"}
@@ -63,15 +66,27 @@ async def test_a_new_control_updates_the_endpoint_s_asset_with_digest_verdict_an
     aliased = stored.update_version("old", properties={"mlflow_alias": "champion", "mlflow_model": "models:/digits/7"})
     events = OutletEventAccessors()
     context = cast("Context", {"ti": ti, "outlet_events": events})
-    told = await announce(context, workspace, aliased, logging.getLogger("test"))
+    told = await announce(context, DEFAULT, workspace, aliased, logging.getLogger("test"))
     assert told.trouble == extra()["trouble"]
     assert "'champion' in MLflow's registry stays at models:/digits/7 of 'old'" in told.trouble
 
     # A record or a target that cannot be read takes these two from the event, and no more.
     events, target.failing_calls = OutletEventAccessors(), 1
     log = logging.getLogger("test")
-    assert await announce(cast("Context", {"ti": ti, "outlet_events": events}), workspace, stored, log) == NewControl()
+    assert (
+        await announce(cast("Context", {"ti": ti, "outlet_events": events}), DEFAULT, workspace, stored, log)
+        == NewControl()
+    )
     assert extra() == {name: value for name, value in known.items() if name != "former_control"}
+
+    # A DAG that is scheduled on the control of production is not run by a promotion in staging.
+    for conn_id in ("aks_prod", "aks_staging"):
+        events = OutletEventAccessors()
+        await announce(cast("Context", {"ti": ti, "outlet_events": events}), conn_id, workspace, stored, log)
+        updated = [
+            (event.dest_asset_key.uri, event.extra["workspace"]) for event in events[NEW_CONTROL].asset_alias_events
+        ]
+        assert updated == [(control_asset("digits").uri, conn_id), (control_asset("digits", conn_id).uri, conn_id)]
 
 
 def test_approval_that_would_not_be_looked_for_is_refused() -> None:
