@@ -29,10 +29,12 @@ class ImportedEndpoint:
     Attributes:
         endpoint: The endpoint; its versions have no image yet.
         left_out: What has no counterpart here, a sentence for each field.
+        notes: What is other than it was, or other by commands than by the file, a sentence each.
     """
 
     endpoint: Endpoint
     left_out: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the endpoint as JSON values, without what is a default."""
@@ -244,6 +246,7 @@ class _Reading:
 
     problems: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def read(self, path: str, value: Any, reader: Reader) -> Any:
         """Return a field's value as `reader` takes it; None, after a note, for one that it refuses."""
@@ -306,11 +309,11 @@ def read_aks_endpoint(document: Any, *, endpoint: str | None = None, version: st
     default = imported.default
     if default is not None and not default.is_control:
         control = f"{imported.control.name!r} is control" if imported.control else "no version is control"
-        reading.left_out.append(
+        reading.notes.append(
             f"{control}, and the default is {default.name!r}: the commands make the default the control, because the "
             "first version of an endpoint is both"
         )
-    return ImportedEndpoint(imported, tuple(reading.left_out))
+    return ImportedEndpoint(imported, tuple(reading.left_out), tuple(reading.notes))
 
 
 def _endpoint(values: Mapping[str, Any], versions: Mapping[str, Mapping[str, Any]]) -> Endpoint:
@@ -349,6 +352,7 @@ def _one_version(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
 def _endpoint_values(fields: Mapping[str, Any], reading: _Reading) -> dict[str, Any]:
     """Return the arguments of `Endpoint` that a document gives."""
     values: dict[str, Any] = {}
+    only_in_file: list[str] = []
     keys, tokens = (
         None if fields.get(name) is None else reading.read(name, fields[name], _boolean)
         for name in ("authEnabled", "aadAuthEnabled")
@@ -359,7 +363,7 @@ def _endpoint_values(fields: Mapping[str, Any], reading: _Reading) -> dict[str, 
         )
     elif tokens:
         values["auth"] = Auth.TOKEN
-        reading.left_out.append(
+        reading.notes.append(
             "aadAuthEnabled = True: tokens are signed by the endpoint itself; for those of Entra ID give the fields of "
             "an issuer as `--auth`"
         )
@@ -376,9 +380,13 @@ def _endpoint_values(fields: Mapping[str, Any], reading: _Reading) -> dict[str, 
         if (value and ours not in ("name", "enable_app_insights")) or (
             ours == "enable_app_insights" and value is False
         ):
-            reading.left_out.append(f"{name}: only `deploy -f` sets it for an endpoint, the other commands do not")
+            only_in_file.append(ours)
+    if only_in_file:
+        reading.notes.append(
+            f"{', '.join(only_in_file)} of the endpoint: in this file; no option of a command sets that"
+        )
     if fields.get("appInsightsEnabled") is None:
-        reading.left_out.append("appInsightsEnabled is not set: it is on here, because a gate judges by it")
+        reading.notes.append("appInsightsEnabled is not set: it is on here, because a gate judges by it")
     return values
 
 

@@ -183,7 +183,7 @@ def deployment(options: argparse.Namespace, file: "EndpointFile | None") -> Depl
         "--conflict-timeout", options.conflict_timeout, rollout.get("conflict_timeout"), usual.conflict_timeout
     )
     return Deployment(
-        endpoint=chosen("ENDPOINT", endpoint, file.name if file else None),
+        endpoint=chosen(f"the endpoint {endpoint}", endpoint, file.name if file else None),
         version=version,
         image=None if image is None else str(ImageReference.parse(image)),
         build=build,
@@ -225,8 +225,8 @@ def steps_to_file(file: "EndpointFile", version: str, stored: Endpoint) -> list[
     subject = f"{stored.name} {version}"
     if (asked.is_default and not found.is_default) or (asked.is_control and not found.is_control):
         return [f"the file has {version} as default or control: `controlled-rollout promote {subject}` makes it both"]
-    percent = asked.traffic_percentile
-    if percent and not found.is_default and percent != found.traffic_percentile:
+    percent, is_named = asked.traffic_percentile, "traffic_percentile" in asked.model_fields_set
+    if is_named and not found.is_default and percent != found.traffic_percentile:
         return [f"the file has {version} at {percent:g} %: `controlled-rollout shift {subject} {percent:g}` sets that"]
     return []
 

@@ -142,7 +142,7 @@ def _rollout(options: argparse.Namespace) -> "RolloutSettings":
     from controlled_rollout.cli.endpoint_settings import RolloutSettings
     from controlled_rollout.cli.gate_file import read_gate
 
-    said = RolloutSettings()
+    said, overruled = RolloutSettings(), list[str]()
     if options.file is not None:
         file = read_endpoint_file(options.file)
         said = file.rollout
@@ -151,15 +151,19 @@ def _rollout(options: argparse.Namespace) -> "RolloutSettings":
         except ArgumentError as error:
             raise ArgumentError(f"{options.file}: {error}") from error
         options.version = entry.name
+        if options.endpoint != file.name:
+            overruled.append(f"the endpoint {options.endpoint}")
         if getattr(options, "image", "") is None:
             options.image = entry.image or None
+        elif hasattr(options, "image") and (entry.build or entry.image not in ("", options.image)):
+            overruled.append("--image")
     given = {name: getattr(options, name, None) for name in RolloutSettings.model_fields}
     given = {name: value for name, value in given.items() if value is not None}
     if options.gate is not None:
         given["gate"] = read_gate(options.gate)
-    if overruled := [name for name in given if name in said.model_fields_set and getattr(said, name) != given[name]]:
-        words = ", ".join(f"--{name.replace('_', '-')}" for name in overruled)
-        print_progress(f"as given here, and not as in {options.file}: {words}")
+    named = [name for name in given if name in said.model_fields_set and getattr(said, name) != given[name]]
+    if overruled := [*overruled, *(f"--{name.replace('_', '-')}" for name in named)]:
+        print_progress(f"as given here, and not as in {options.file}: {', '.join(overruled)}")
     return said.model_copy(update=given)
 
 

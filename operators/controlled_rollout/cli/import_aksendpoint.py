@@ -55,10 +55,12 @@ def _run_import(options: argparse.Namespace) -> int:
         *HEAD,
         *yaml_text(document).split("\n"),
         *(f"# left out: {text}" for sentence in imported.left_out for text in sentence.splitlines()),
+        *(f"# note: {text}" for sentence in imported.notes for text in sentence.splitlines()),
         "# with the images in it, this file is what `deploy` takes, a version at a time:",
         *(f"#   controlled-rollout deploy -f endpoint.yaml {name}" for name in document["versions"]),
         "# with the images in place of IMAGE-OF-…, these commands make it so without a file:",
         *(f"#   {command}" for command in commands),
     ]
-    show(options, {"endpoint": document, "left_out": list(imported.left_out), "commands": commands}, lines)
+    found = {"left_out": list(imported.left_out), "notes": list(imported.notes)}
+    show(options, {"endpoint": document, **found, "commands": commands}, lines)
     return ExitCode.DONE

@@ -98,7 +98,7 @@ def test_options_win_over_the_file_and_those_that_say_something_else_are_named(f
         "environment_variables": {"THRESHOLD": "0.8", "MODE": "fast", "TOKEN": {"secret": "digits", "key": "token"}},
     }  # fmt: skip
     assert set(both.overruled) == {
-        "ENDPOINT",
+        "the endpoint staging",
         "--image",
         "--set cpu_cores",
         "--env THRESHOLD",
@@ -175,6 +175,8 @@ def test_fields_of_the_endpoint_itself_are_taken_only_where_the_file_names_them(
         ("two", {"one": 80, "two": 20}, []),
         ("one", {"one": 100, "two": 0}, []),
         ("one", {"two": 100, "one": 0}, ["controlled-rollout promote digits one"]),
+        ("zero", {"one": 70, "zero": 30}, ["controlled-rollout shift digits zero 0"]),
+        ("unnamed", {"one": 70, "unnamed": 30}, []),
     ],
 )
 def test_what_is_left_to_do_until_a_version_is_as_in_the_file_is_said(
@@ -184,7 +186,8 @@ def test_what_is_left_to_do_until_a_version_is_as_in_the_file_is_said(
     for name, percent in shares.items():
         stored = stored.create_version(name, traffic_percentile=percent, is_control=not stored.versions)
 
-    sentences = steps_to_file(read_endpoint_file(Path(file(TWO))), version, stored)
+    text = TWO + "  zero: {traffic_percentile: 0}\n  unnamed: {}\n"
+    sentences = steps_to_file(read_endpoint_file(Path(file(text))), version, stored)
 
     assert len(sentences) == len(said)
     assert all(command in sentence for command, sentence in zip(said, sentences, strict=True))

@@ -17,6 +17,7 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.evaluation import next_action
 from controlled_rollout.evaluation.next_action import GateTerms, LookResult, NextAction
 from controlled_rollout.rollout import OnSilence
+from tests.unit.steps.memory_target import MemoryTarget
 
 IMAGE = "a@sha256:1"
 GATE = ["gate", "digits", "v2a"]
@@ -91,7 +92,7 @@ def test_a_gate_asks_for_what_the_endpoint_s_file_says_and_options_overrule_what
     gate.write_text("pass_ratio: 1.2\n")
     other.write_text("pass_ratio: 1.5\n")
     begin = "name: digits\nversions: {v1a: {}, v2a: {}}\nrollout: {bake: 5 min, bin_width: 10 s"
-    asked = looks(*[NextAction.GO_ON] * 3)
+    asked = looks(*[NextAction.GO_ON] * 4)
     command = ["gate", "-f", str(file), "v2a", "--root", str(tmp_path)]
 
     file.write_text(f"{begin}, gate: gate.yaml}}\n")
@@ -99,13 +100,17 @@ def test_a_gate_asks_for_what_the_endpoint_s_file_says_and_options_overrule_what
     assert capsys.readouterr().err == ""
     assert main([*command, "--gate", str(other), "--bake", "1 min", "--min-requests", "7"]) == ExitCode.DONE
     assert capsys.readouterr().err == f"as given here, and not as in {file}: --gate, --bake\n"
+    assert main(["gate", "-f", str(file), "staging", "v2a", "--root", str(tmp_path)]) == ExitCode.DONE
+    assert capsys.readouterr().err == f"as given here, and not as in {file}: the endpoint staging\n"
     file.write_text(f"{begin}}}\n")
     assert main([*command, "--gate", str(other)]) == ExitCode.DONE
     assert capsys.readouterr().err == "", "the file has no gate that an option could overrule"
 
-    assert [(terms.endpoint, terms.version) for terms in asked] == [("digits", "v2a")] * 3
+    assert [(terms.endpoint, terms.version) for terms in asked] == [
+        ("digits", "v2a"), ("digits", "v2a"), ("staging", "v2a"), ("digits", "v2a"),
+    ]  # fmt: skip
     assert [(terms.gate.pass_ratio, terms.bake.seconds, terms.min_requests) for terms in asked] == [
-        (1.2, 300, 0), (1.5, 60, 7), (1.5, 300, 0),
+        (1.2, 300, 0), (1.5, 60, 7), (1.2, 300, 0), (1.5, 300, 0),
     ]  # fmt: skip
     assert {terms.window.bin_width for terms in asked} == {timedelta(seconds=10)}
     assert main(["gate", "-f", str(file), "--root", str(tmp_path)]) == ExitCode.FAILED
@@ -184,3 +189,15 @@ def test_a_plan_says_what_would_be_created_or_why_it_could_not_begin() -> None:
 
 def _with_version(version: str) -> RolloutPlan:
     return replace(PLAN, version=version)
+
+
+def test_a_plan_says_which_of_the_file_it_does_not_follow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, image = tmp_path / "endpoint.yaml", f"models/digits@sha256:{'1' * 64}"
+    file.write_text("name: digits\nversions: {v2a: {build: {folder: code}}}\n")
+    monkeypatch.setattr("controlled_rollout.target.connect.connect", MemoryTarget().open)
+
+    main(["plan", "-f", str(file), "staging", "v2a", "--image", image, "--root", str(tmp_path)])
+
+    assert capsys.readouterr().err == f"as given here, and not as in {file}: the endpoint staging, --image\n"

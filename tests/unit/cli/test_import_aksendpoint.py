@@ -277,8 +277,23 @@ def test_its_commands_make_it_so_also_with_several_treatments() -> None:
     ],
 )
 def test_a_control_that_the_commands_do_not_make_is_said(versions: dict[str, Any], said: str) -> None:
-    left_out = read_aks_endpoint({"name": "digits", "appInsightsEnabled": True, "versions": versions}).left_out
-    assert [line[: len(said)] for line in left_out] == ([said] if said else [])
+    notes = read_aks_endpoint({"name": "digits", "appInsightsEnabled": True, "versions": versions}).notes
+    assert [line[: len(said)] for line in notes] == ([said] if said else [])
+
+
+def test_what_is_in_the_file_is_not_said_to_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "endpoint.json"
+    file.write_text(json.dumps(ENDPOINT | {"tags": {"team": "a"}, "description": "digits", "appInsightsEnabled": None}))
+
+    assert main(["import-aksendpoint", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+
+    assert not [line for line in lines if line.startswith(("# left out: tags", "# left out: appInsights"))]
+    assert (
+        "# note: description, tags, properties of the endpoint: in this file; no option of a command sets that" in lines
+    )
+    assert "tags:" in lines
+    assert [line for line in lines if line.startswith("# note: appInsightsEnabled is not set: it is on here")]
 
 
 VALUES = st.recursive(
