@@ -289,7 +289,10 @@ def _look_line(look: Decision) -> str:
         return f"gate: {outcome}: {look.reason}"
     texts = []
     for claim in claims:
-        needed = f" ({_needed(claim)} needed)" if claim["kind"] == "pass" and not claim["reached"] else ""
+        needed = ""
+        if claim["kind"] == "pass" and not claim["reached"]:
+            text = _needed(claim)
+            needed = f" ({text})" if claim["needed_requests"] is None else f" ({text} needed)"
         texts.append(f"{claim['name']} {evidence_text(claim)}{needed}")
     return f"gate: {outcome}: " + ", ".join(texts) + _other_reason(look)
 

@@ -165,6 +165,12 @@ def test_without_a_terminal_each_change_is_printed_once() -> None:
     assert then == ["rollout.promote: running"]
 
 
+def test_a_number_of_requests_that_is_not_known_is_said_so() -> None:
+    unknown = replace(SNAPSHOT, look=look("not_enough_evidence", [{**CLAIMS[-2], "needed_requests": None}]))
+
+    assert [line for line in lines(unknown)[0] if "errors are not worse 1.00 of 20.00 (requests not known)" in line]
+
+
 def test_every_line_has_the_time_in_front() -> None:
     output = io.StringIO()
     with View(Console(file=output, width=40)) as view:
