@@ -16,6 +16,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from controlled_rollout.errors import DamagedFileError
 from controlled_rollout.target.local import atomic_files
 from controlled_rollout.target.local.child_process import (
     RUNTIME_VARIABLE,
@@ -79,7 +80,9 @@ class SilenceWatch:
         self._environment = {**supervisor_environment(), **credentials, RUNTIME_VARIABLE: str(runtime)}
         self._log = LogFile(workspace.logs_folder / "silence.log")
         self._problems: dict[str, str] = {}
+        self._damaged: set[str] = set()
         self._listing_problem = ""
+        self._round_problem = ""
         self._roll_backs: dict[str, asyncio.Task[None]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -92,33 +95,56 @@ class SilenceWatch:
 
     async def stop(self) -> None:
         """Stop checking, and end the roll-backs that are under way: the next supervisor finds what is left to do."""
-        for task in [self._task, *self._roll_backs.values()]:
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        tasks = [task for task in (self._task, *self._roll_backs.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def warnings(self, name: str) -> tuple[str, ...]:
-        """Return what people have to know of an endpoint: that its treatment could not be taken back, and why."""
+        """Return what people have to know of an endpoint: that nobody can be seen to look, or why no try succeeds."""
         failed = self._checks.failed_tries(name)
-        return (failed.sentence,) if failed is not None else ()
+        unchecked = self._round_problem or ("" if name in self._checks.names else self._listing_problem)
+        if name not in self._damaged:  # that a file is damaged is said of the endpoint itself
+            unchecked = unchecked or self._problems.get(name, "")
+        sentence = (
+            "whether somebody looks after its rollout cannot be checked, so a treatment that nobody looks at keeps its "
+            f"traffic: {unchecked} (look into {self._log.path.with_name('supervisor.log')})"
+        )
+        return (*((failed.sentence,) if failed else ()), *((sentence,) if unchecked else ()))
 
     async def _keep_checking(self) -> None:
-        """Check all endpoints until cancelled; an endpoint that cannot be checked concerns itself only."""
+        """Check all endpoints until cancelled; whatever goes wrong in one round, the next one comes."""
         while True:
-            names = self._endpoints()
-            self._checks.begin_round(names)
-            for name in names:
-                problem = ""
-                try:
-                    self._check(name)
-                except Exception as error:  # such as a damaged file, or one that somebody removes meanwhile
-                    problem = str(error) or type(error).__name__
-                if problem and self._problems.get(name) != problem:
-                    log.error("whether somebody looks after endpoint %s cannot be checked: %s", name, problem)
-                self._problems[name] = problem
-            self._note_watched()
+            try:
+                self._check_all()
+            except Exception as error:  # such as a fault of the software: without rounds nobody takes anything back
+                problem = _describe(error)
+                if problem != self._round_problem:
+                    log.exception("whether somebody looks after the rollouts cannot be checked: %s", problem)
+                self._round_problem = problem
+            else:
+                self._round_problem = ""
             await asyncio.sleep(INTERVAL_S)
+
+    def _check_all(self) -> None:
+        """Check all endpoints; one that cannot be checked concerns itself only."""
+        names = self._endpoints()
+        self._checks.begin_round(names)
+        before, self._problems, self._damaged = self._problems, {}, set()
+        for name in names:
+            try:
+                self._check(name)
+            except Exception as error:  # such as a damaged file, or one that somebody removes meanwhile
+                problem = self._problems[name] = _describe(error)
+                is_damaged = isinstance(error, DamagedFileError)
+                if is_damaged:
+                    self._damaged.add(name)
+                if before.get(name) != problem:
+                    log.error(
+                        *("whether somebody looks after endpoint %s cannot be checked: %s", name, problem),
+                        exc_info=None if is_damaged else error,
+                    )
+        self._note_watched()
 
     def _note_watched(self) -> None:
         """Write down that somebody watches, while there is anything to watch."""
@@ -166,12 +192,14 @@ class SilenceWatch:
         try:
             process = await ChildProcess.start(command, environment=self._environment, log=output)
             code = await process.wait()
-        except OSError as error:
-            problem = f"its process could not be started: {error}"
+        except Exception as error:  # whatever it is: the next try waits, and people are told
+            problem = f"its process could not be started: {_describe(error)}"
         finally:
-            if process is not None:
-                await process.stop(STOP_GRACE_S)
-            del self._roll_backs[name]
+            try:
+                if process is not None:
+                    await process.stop(STOP_GRACE_S)
+            finally:
+                del self._roll_backs[name]
         if code:
             problem = f"{output.reason(name) or f'its process {describe_exit(code)}'} (look into {self._log.path})"
         self._note_end(order, problem)
@@ -181,6 +209,11 @@ class SilenceWatch:
         tries = self._checks.note_end(order, problem)
         if tries is not None:
             log.error("endpoint %s: %s", order.endpoint, tries.sentence)
+
+
+def _describe(error: Exception) -> str:
+    """Return what an error says, or its name if it says nothing."""
+    return str(error) or type(error).__name__
 
 
 class _RememberedLog(LogFile):

@@ -4,6 +4,7 @@ import errno
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -11,11 +12,14 @@ from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.target import silence
 from controlled_rollout.target.local import silence_watch
+from controlled_rollout.target.local.child_process import ChildProcess
 from controlled_rollout.target.local.revisions import RevisionStore
 from controlled_rollout.target.local.silence_watch import SilenceWatch
 from controlled_rollout.target.protocol import Change, Revision
 from controlled_rollout.workspace import Workspace
 from tests.polling import until
+
+Answer = TypeVar("Answer")
 
 
 class Unlisted(RevisionStore):
@@ -37,6 +41,8 @@ async def test_a_folder_that_cannot_be_listed_ends_neither_the_checks_nor_the_su
     watch.start()
 
     await until(lambda: revisions.asked > 2, "it checks again and again", timeout_s=60)
+    [sentence] = watch.warnings("digits")
+    assert "cannot be checked" in sentence and "too many open files" in sentence
     await watch.stop()
 
 
@@ -57,6 +63,46 @@ class Canary(RevisionStore):
 
     number = 2
     shifted = datetime.now(UTC) - timedelta(days=1)
+
+
+class Failing(Canary):
+    """The same endpoint, in a supervisor with a fault: its endpoints cannot be listed, or its revision not be read."""
+
+    fails: str | None = None
+    asked = 0
+
+    def endpoints(self) -> list[str]:
+        return self._answer("list", super().endpoints())
+
+    def newest(self, name: str) -> Revision:
+        return self._answer("read", super().newest(name))
+
+    def _answer(self, what: str, answer: Answer) -> Answer:
+        if self.fails == what:
+            self.asked += 1
+            raise RuntimeError(f"no idea how to {what}")
+        return answer
+
+
+@pytest.mark.parametrize("fault", ["list", "read"])
+async def test_a_fault_nobody_has_foreseen_ends_no_checks_and_is_in_the_log_once_and_in_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    monkeypatch.setattr(silence_watch, "INTERVAL_S", 0.01)
+    revisions = Failing(tmp_path)
+    revisions.fails = fault
+    watch = SilenceWatch(Workspace.local(tmp_path), revisions, runtime=tmp_path, credentials={})
+    watch.start()
+
+    await until(lambda: revisions.asked > 2, "it checks again and again", timeout_s=60)
+    [sentence] = watch.warnings("digits")
+    assert f"a treatment that nobody looks at keeps its traffic: no idea how to {fault} (look into" in sentence
+    [line] = [line for line in caplog.records if "cannot be checked" in line.message]
+    assert line.exc_info is not None, "with where it was found"
+    revisions.fails = None
+    await until(lambda: not watch.warnings("digits"), "it checks, and status has nothing to say", timeout_s=60)
+    assert watch._checks.names == ["digits"]
+    await watch.stop()
 
 
 async def test_a_supervisor_that_takes_over_goes_on_where_the_one_before_has_stopped(
@@ -80,6 +126,23 @@ async def test_a_supervisor_that_takes_over_goes_on_where_the_one_before_has_sto
     assert sinces[0][0] >= sinces[0][1]
     assert sinces[1][0] < sinces[1][1], "another one has watched until a moment ago"
     assert sinces[2][0] >= sinces[2][1]
+
+
+async def test_a_take_back_whose_process_fails_as_nobody_has_foreseen_waits_for_its_next_try_and_status_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(*_: object, **__: object) -> None:
+        raise RuntimeError("no loop")
+
+    monkeypatch.setattr(silence_watch, "INTERVAL_S", 0.01)
+    monkeypatch.setattr(silence, "GRACE", timedelta(0))
+    monkeypatch.setattr(ChildProcess, "start", start)
+    watch = SilenceWatch(Workspace.local(tmp_path), Canary(tmp_path), runtime=tmp_path, credentials={})
+    watch.start()
+    await until(lambda: bool(watch.warnings("digits")), "a try has failed", timeout_s=60)
+    [sentence] = watch.warnings("digits")
+    assert "taking it back has failed once" in sentence and "no loop" in sentence
+    await watch.stop()
 
 
 @pytest.mark.parametrize(
