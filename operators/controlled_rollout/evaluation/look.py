@@ -109,6 +109,7 @@ async def look(
     gate: Gate,
     who: str,
     owner: str | None = None,
+    gate_since: datetime | None = None,
     window: EvidenceWindow = DEFAULT_WINDOW,
     now: datetime | None = None,
     evaluate: NotEvaluated | None = None,
@@ -126,6 +127,7 @@ async def look(
         gate: What the treatment has to show.
         who: Who looks, for the record.
         owner: The run that should hold the endpoint; None does not check.
+        gate_since: Since when the gate waits whose look it is; None for the look of somebody else.
         window: How the evidence is read.
         now: The time of the look; None for the present.
         evaluate: What an earlier look has left to be evaluated; None evaluates nothing.
@@ -143,7 +145,7 @@ async def look(
     control = _control_of(document, version, gate)
     status = await target.status(endpoint, inspect=False)
     query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
-    decision = Decision.about(document, version, step="look", who=who, time=now)
+    decision = Decision.about(document, version, step="look", who=who, time=now, gate_since=gate_since)
     down = treatment_down(status, control=control, treatment=version, now=now)
     counts = _router_counts(status, (control, version), now)
     if workspace.prometheus_url:  # the evidence is these very counts, blurred by a scrape interval

@@ -397,6 +397,7 @@ async def _look_and_decide(
         gate=terms.gate,
         who=terms.who,
         owner=terms.owner,
+        gate_since=terms.waiting_since if acts and not terms.only_alarms else None,
         window=terms.window,
     )
     try:

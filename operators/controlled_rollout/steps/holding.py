@@ -1,19 +1,25 @@
 """The step that puts a rollout on hold by hand: its gate goes on looking, and a person decides."""
 
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Final
 
 from controlled_rollout import record
 from controlled_rollout.defaults import SERVED_TIMEOUT
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import ConflictError, ControlledRolloutError
+from controlled_rollout.errors import (
+    ConflictError,
+    ControlledRolloutError,
+    EndpointNotFoundError,
+    TargetUnavailableError,
+)
 from controlled_rollout.evaluation.judgements import record_answer
+from controlled_rollout.record import Decision
 from controlled_rollout.record.in_time import within_time
 from controlled_rollout.steps import edits
 from controlled_rollout.target.connect import connect
-from controlled_rollout.target.protocol import Change, Target
+from controlled_rollout.target.protocol import Change, Revision, Target
 from controlled_rollout.target.waiting import Progress, retry_until_available
 from controlled_rollout.workspace import Workspace
 
@@ -29,6 +35,7 @@ PREVIEW_S: Final = 3.0
 GATE_IS_DONE: Final = ("go_on", "approve")
 # After one of these it has not begun: a gate takes a hold from before its time for one that a person has ended.
 GATE_IS_TO_COME: Final = ("deploy", "shift")
+DONE_OR_TO_COME: Final = (*GATE_IS_DONE, *GATE_IS_TO_COME)
 
 
 async def hold(
@@ -63,9 +70,10 @@ async def hold(
     """
     change = change.with_default(f"{version} is on hold: a person decides")
     async with connect(workspace) as target:
-        present = await retry_until_available(lambda: target.endpoint(endpoint), timeout=timeout, progress=progress)
+        calls = _Calls(target, timeout, progress)
+        present = (await calls.history(endpoint))[-1].endpoint
         edits.hold(present, version, at=datetime.now(UTC))  # validate before anything is stored
-        stored = await _apply(workspace, target, endpoint, version, change)
+        stored = await _apply(workspace, calls, endpoint, version, change)
     await record_answer(
         workspace, endpoint, version, step="hold", who=change.who, reason=change.reason, progress=progress
     )
@@ -73,7 +81,28 @@ async def hold(
     return stored
 
 
-async def _apply(workspace: Workspace, target: Target, endpoint: str, version: str, change: Change) -> Endpoint:
+@dataclass(frozen=True)
+class _Calls:
+    """The target, whose calls are repeated while it does not answer."""
+
+    target: Target
+    timeout: timedelta
+    progress: Progress
+
+    async def history(self, name: str) -> Sequence[Revision]:
+        """Return an endpoint's revisions, oldest first; raise TargetUnavailableError if there is no answer in time."""
+        return await retry_until_available(
+            lambda: self.target.history(name), timeout=self.timeout, progress=self.progress
+        )
+
+    async def apply(self, endpoint: Endpoint, change: Change) -> Endpoint:
+        """Store a revision, once, and return it; raise TargetUnavailableError if there is no answer in time."""
+        return await retry_until_available(
+            lambda: self.target.apply(endpoint, change), timeout=self.timeout, progress=self.progress
+        )
+
+
+async def _apply(workspace: Workspace, target: _Calls, endpoint: str, version: str, change: Change) -> Endpoint:
     """Store the endpoint with its rollout on hold; try again if another writer was faster.
 
     A gate first records that it goes on, and then asks whether there is a hold. Here the hold is stored first, and then
@@ -82,15 +111,23 @@ async def _apply(workspace: Workspace, target: Target, endpoint: str, version: s
     Raises:
         ConflictError: No gate looks at the present share now, or it has let the rollout go on at the same moment; then
             the hold is taken off again, and an earlier one stays.
+        TargetUnavailableError: The target did not answer in time, also not to take the hold off again.
     """
     for attempt in range(TRIES):
-        newest = await target.endpoint(endpoint)
-        is_same = edits.hold(newest, version, at=datetime.now(UTC)) is newest and _is_from_just_now(newest)
-        looked = await _check_gate_looks(workspace, endpoint, version)
-        if is_same:
+        history = await target.history(endpoint)
+        newest = history[-1].endpoint
+        edits.hold(newest, version, at=datetime.now(UTC))
+        is_mine = held_by(history) == change.who
+        try:
+            looked = await _check_gate_looks(workspace, endpoint, version)
+        except ConflictError as error:
+            if is_mine:  # a try that was killed has stored it
+                await _take_off(target, newest, version, change, because=error)
+            raise
+        if is_mine and _is_from_just_now(newest):
             return newest
-        # Not before the gate's last look by the gate's own clock: it would take the hold for one that has ended.
-        at = max(filter(None, (datetime.now(UTC), looked)))
+        # Not before the gate's begin and last look by its own clock: it would take the hold for one that has ended.
+        at = max(datetime.now(UTC), looked)
         # A hold of before may have ended, because its gate was cleared, and the mark is still there.
         wanted = edits.hold(newest.without_hold(), version, at=at)
         try:
@@ -101,8 +138,9 @@ async def _apply(workspace: Workspace, target: Target, endpoint: str, version: s
             continue
         try:
             await _check_gate_looks(workspace, endpoint, version)
-        except ControlledRolloutError:
-            await _take_off(target, stored, version, change, earlier=newest.rollout.held if newest.rollout else None)
+        except ControlledRolloutError as error:
+            earlier = newest.rollout.held if newest.rollout else None
+            await _take_off(target, stored, version, change, because=error, earlier=earlier)
             raise
         return stored
     raise AssertionError
@@ -114,22 +152,74 @@ def _is_from_just_now(endpoint: Endpoint) -> bool:
     return held is not None and datetime.now(UTC) - held < SAME_HOLD
 
 
-async def _take_off(target: Target, held: Endpoint, version: str, change: Change, *, earlier: datetime | None) -> None:
-    """Store the endpoint without the hold that was stored a moment ago, unless somebody has ended it already.
+def held_by(history: Sequence[Revision]) -> str | None:
+    """Return who has put an endpoint's rollout on hold; None if it is not on hold. Pure.
 
-    An earlier hold that it has replaced is there again: nobody has ended that one.
+    Args:
+        history: The endpoint's revisions, oldest first.
     """
+    who, held = None, history[-1].endpoint.rollout and history[-1].endpoint.rollout.held
+    for revision in reversed(history):
+        rollout = revision.endpoint.rollout
+        if held is None or rollout is None or rollout.held != held:
+            break
+        who = revision.change.who
+    return who
+
+
+async def _take_off(
+    target: _Calls,
+    held: Endpoint,
+    version: str,
+    change: Change,
+    *,
+    because: ControlledRolloutError,
+    earlier: datetime | None = None,
+) -> None:
+    """Store the endpoint without a hold that was stored and is refused.
+
+    Args:
+        target: Where the endpoint is.
+        held: The endpoint with the hold.
+        version: The treatment.
+        change: Who had put it on hold.
+        because: Why it is refused.
+        earlier: Since when an earlier hold had been there, which it has replaced, and which nobody has ended.
+
+    Raises:
+        TargetUnavailableError: The hold is still there.
+    """
+    if problem := await _try_to_take_off(target, held, version, change, earlier):
+        raise TargetUnavailableError(
+            f"{because}. The endpoint still says that it is on hold ({problem}): until a next gate looks, nobody takes "
+            f"{version!r} back if nobody looks. Put it on hold once more, which takes that off, or roll it back"
+        ) from because
+
+
+async def _try_to_take_off(
+    target: _Calls, held: Endpoint, version: str, change: Change, earlier: datetime | None
+) -> str:
+    """Take a hold off unless somebody has ended it already; return why it is still there, or ""."""
     sentence = f"the new hold of {version} is taken off: its gate was faster, or the record cannot be read"
+    problem = ""
     for _ in range(TRIES):
-        newest = await target.endpoint(held.name)
-        if newest.rollout is None or held.rollout is None or newest.rollout.held != held.rollout.held:
-            return
-        wanted = newest.resume(version, owner=None, at=datetime.now(UTC))
-        if earlier is not None:
-            wanted = newest.without_hold().hold(version, owner=None, at=earlier)
-        with suppress(ConflictError):
+        try:
+            newest = (await target.history(held.name))[-1].endpoint
+            if newest.rollout is None or held.rollout is None or newest.rollout.held != held.rollout.held:
+                return ""
+            wanted = newest.resume(version, owner=None, at=datetime.now(UTC))
+            if earlier is not None:
+                wanted = newest.without_hold().hold(version, owner=None, at=earlier)
             await target.apply(wanted, Change(who=change.who, reason=sentence))
-            return
+        except EndpointNotFoundError:
+            return ""
+        except ConflictError as error:
+            problem = str(error)
+        except ControlledRolloutError as error:
+            return str(error)
+        else:
+            return ""
+    return problem
 
 
 async def hold_refusal(workspace: Workspace, endpoint: str, version: str) -> str | None:
@@ -151,8 +241,8 @@ async def hold_refusal(workspace: Workspace, endpoint: str, version: str) -> str
 
 async def _check_gate_looks(
     workspace: Workspace, endpoint: str, version: str, *, timeout_s: float | None = None
-) -> datetime | None:
-    """Return when the gate last looked; raise ConflictError if none looks at the present share now, or not yet.
+) -> datetime:
+    """Return the time from which on the gate heeds a hold; raise ConflictError if none looks at the present share now.
 
     Raises:
         ConflictError: Nothing would heed the hold.
@@ -160,19 +250,45 @@ async def _check_gate_looks(
     """
     newest = await within_time(
         record.storage_of(workspace, endpoint).name,
-        partial(record.last, workspace, endpoint, version),
+        lambda: sign_of_gate(record.read_newest_first(workspace, endpoint, version)),
         timeout_s=timeout_s,
     )
-    if newest is not None and newest.step in GATE_IS_DONE:
+    if newest is None:
+        raise ConflictError(
+            f"version {version!r} of endpoint {endpoint!r} cannot be put on hold now: the record has no look of a gate "
+            "that would heed it; try again once a gate has looked, or roll it back"
+        )
+    if newest.step in GATE_IS_DONE:
         raise ConflictError(
             f"version {version!r} of endpoint {endpoint!r} cannot be put on hold now: its gate has let it go on "
             f"({newest.step.replace('_', ' ')} at {newest.time:%H:%M:%S %Z}), and the next task is under way; try "
             "again once the next gate looks, or roll it back"
         )
-    if newest is not None and newest.step in GATE_IS_TO_COME:
+    if newest.step in GATE_IS_TO_COME:
         raise ConflictError(
             f"version {version!r} of endpoint {endpoint!r} cannot be put on hold now: no gate has looked at its "
             f"present share yet ({newest.step} at {newest.time:%H:%M:%S %Z}), and one that begins later does not heed "
             "a hold of before; try again once it has looked, or roll it back"
         )
-    return newest.time if newest is not None and newest.step == "look" else None
+    # The later one: if a clock was set back meanwhile, or the two are of two machines, the gate's begin may be later.
+    return max(newest.time, newest.gate_since or newest.time)
+
+
+def sign_of_gate(newest_first: Iterable[Decision]) -> Decision | None:
+    """Return the newest line that tells whether a gate looks now: its look, or a step after which it does not. Pure.
+
+    Others look, too: a person by `controlled-rollout gate`, a task before it raises a share, one that asks a person.
+    No hold keeps what comes after those from going on. Who rolls a version out by hand looks as its gate.
+
+    Args:
+        newest_first: The record's decisions about the version, newest first; read no further than is needed.
+    """
+    heeds = False
+    for decision in newest_first:
+        heeds = heeds or decision.step == "hold"
+        if heeds and decision.step in GATE_IS_DONE:
+            continue  # it was about to let it go on, and has heeded the hold
+        is_of_gate = decision.gate_since is not None or decision.who == decision.run
+        if decision.step in DONE_OR_TO_COME or (decision.step == "look" and is_of_gate):
+            return decision
+    return None

@@ -212,6 +212,14 @@ def test_hold_that_cannot_be_written_is_written_by_a_later_look(rollout: HeldRol
     assert rollout.held == NOW - 3 * DAY
 
 
+def test_the_record_tells_a_gates_look_from_one_that_heeds_no_hold(rollout: HeldRollout) -> None:
+    rollout.take()
+    rollout.take(only_alarms=True)
+    asyncio.run(take_look(rollout.workspace, rollout.terms, rollout.messages.append, acts=False))
+    looked = [line.gate_since for line in record.read(rollout.workspace, "digits", step="look")]
+    assert looked == [NOW - 8 * DAY, None, None]
+
+
 def test_looks_go_on_during_a_hold_and_an_alarm_ends_it(rollout: HeldRollout) -> None:
     assert rollout.take().action is NextAction.WAIT
     rollout.source = Source(errors=900)

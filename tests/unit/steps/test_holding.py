@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from controlled_rollout import record, steps
-from controlled_rollout.errors import ConflictError, EndpointError, RecordUnavailableError
+from controlled_rollout.errors import ConflictError, EndpointError, RecordUnavailableError, TargetUnavailableError
 from controlled_rollout.record import Decision
 from controlled_rollout.rollout import OnSilence
 from controlled_rollout.steps import Change, holding
@@ -48,9 +48,15 @@ async def target(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> Memor
     return target
 
 
-def gate_looks(workspace: Workspace, target: MemoryTarget, version: str = "new") -> None:
+def gate_looks(workspace: Workspace, target: MemoryTarget, version: str = "new", **fields: datetime) -> None:
     """Append a look of the gate to the record."""
-    look = Decision.about(target.newest("digits"), version, step="look", who=f"{RUN}/gate", outcome="pass")
+    since = fields.pop("gate_since", datetime.now(UTC))
+    looks(workspace, target, f"{RUN}/gate", version, gate_since=since, **fields)
+
+
+def looks(workspace: Workspace, target: MemoryTarget, who: str, version: str = "new", **fields: datetime) -> None:
+    """Append somebody's look to the record; that of a gate has its begin."""
+    look = Decision.about(target.newest("digits"), version, step="look", who=who, outcome="pass", **fields)
     record.append(workspace, look)
 
 
@@ -191,7 +197,7 @@ async def test_a_second_hold_that_cannot_be_checked_leaves_the_first_one(
             raise RecordUnavailableError("the record does not answer")
 
         del target.before["apply"]
-        monkeypatch.setattr(record, "last", unreadable)
+        monkeypatch.setattr(record, "read_newest_first", unreadable)
 
     target.before["apply"] = record_is_away
     with pytest.raises(RecordUnavailableError):
@@ -208,7 +214,23 @@ async def test_a_try_that_was_killed_before_it_had_asked_the_gate_asks_it_when_i
     record.append(workspace, Decision.about(newest, "new", step="go_on", who=f"{RUN}/gate"))
     with pytest.raises(ConflictError, match="its gate has let it go on"):
         await hold(workspace)
+    rollout = target.newest("digits").rollout
+    assert rollout is not None and rollout.held is None, "or nobody would take it back any more if nobody looks"
     assert lines(workspace) == []
+
+
+async def test_a_hold_of_somebody_else_that_the_gate_may_be_about_to_heed_is_not_taken_off(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    newest = target.newest("digits")
+    held = target.store(newest.hold("new", owner=None, at=datetime.now(UTC)), StoredChange(who="Bob"))
+    record.append(workspace, Decision.about(newest, "new", step="go_on", who=f"{RUN}/gate"))
+    with pytest.raises(ConflictError, match="its gate has let it go on"):
+        await hold(workspace)
+    assert target.newest("digits") == held
+    # Now the gate has heeded it.
+    record.append(workspace, Decision.about(held, "new", step="hold", who=f"{RUN}/gate"))
+    await hold(workspace)
 
 
 async def test_a_shift_that_is_faster_than_the_hold_refuses_it(workspace: Workspace, target: MemoryTarget) -> None:
@@ -232,11 +254,108 @@ async def test_a_hold_by_a_clock_that_is_behind_the_gates_is_one_for_the_gate(
 ) -> None:
     """A gate takes a hold from before its own begin for one that a person has ended."""
     later = datetime.now(UTC) + timedelta(hours=1)
-    newest = target.newest("digits")
-    record.append(workspace, Decision.about(newest, "new", step="look", who=f"{RUN}/gate", outcome="pass", time=later))
+    gate_looks(workspace, target, time=later)
     await hold(workspace)
     rollout = target.newest("digits").rollout
     assert rollout is not None and rollout.held == later
+
+
+async def test_a_hold_after_airflows_clock_was_set_back_is_one_for_the_gate_that_began_before_that(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    began = datetime.now(UTC) + timedelta(hours=1)
+    gate_looks(workspace, target, gate_since=began)
+    await hold(workspace)
+    rollout = target.newest("digits").rollout
+    assert rollout is not None and rollout.held == began
+
+
+async def test_looks_of_others_than_the_gate_heed_no_hold(workspace: Workspace, target: MemoryTarget) -> None:
+    await steps.shift(workspace, "digits", "new", percentile=5, change=Change(who="Ada"), owner=RUN, progress=quiet)
+    looks(workspace, target, "Ada")  # as by `controlled-rollout gate`
+    with pytest.raises(ConflictError, match="no gate has looked at its present share yet"):
+        await hold(workspace)
+    gate_looks(workspace, target)
+    record.append(workspace, Decision.about(target.newest("digits"), "new", step="go_on", who=f"{RUN}/gate"))
+    looks(workspace, target, f"{RUN}/shift_50")  # the last look before the share is raised
+    with pytest.raises(ConflictError, match="its gate has let it go on"):
+        await hold(workspace)
+    gate_looks(workspace, target)  # somebody has cleared the gate
+    looks(workspace, target, "Ada")
+    await hold(workspace)
+    assert len(lines(workspace)) == 1
+
+
+async def test_without_a_line_about_its_gate_in_the_record_a_hold_is_refused(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    for file in workspace.records_folder.iterdir():
+        file.unlink()
+    looks(workspace, target, "Ada")
+    with pytest.raises(ConflictError, match="the record has no look of a gate"):
+        await hold(workspace)
+
+
+async def test_who_rolls_a_version_out_by_hand_looks_as_its_gate(workspace: Workspace, target: MemoryTarget) -> None:
+    ada = Change(who="Ada")
+    await steps.roll_back(workspace, "digits", "new", change=ada, progress=quiet)
+    await steps.deploy(workspace, "digits", "third", image="a@sha256:3", owner="Ada", change=ada, progress=quiet)
+    await steps.shift(workspace, "digits", "third", percentile=10, change=ada, progress=quiet)
+    looks(workspace, target, "Bob", "third")
+    with pytest.raises(ConflictError, match="no gate has looked at its present share yet"):
+        await hold(workspace, "third")
+    looks(workspace, target, "Ada", "third")
+    await hold(workspace, "third")
+
+
+async def test_a_target_that_is_away_for_a_moment_keeps_no_hold_from_being_taken_off(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    """The hold would stay in an endpoint whose gate goes on: then nobody takes the treatment back any more."""
+
+    def gate_goes_on_and_the_target_is_away() -> None:
+        del target.before["apply"]
+        record.append(workspace, Decision.about(target.newest("digits"), "new", step="go_on", who=f"{RUN}/gate"))
+        target.before["history"] = away
+
+    def away() -> None:
+        del target.before["history"]
+        raise TargetUnavailableError("it does not answer")
+
+    target.before["apply"] = gate_goes_on_and_the_target_is_away
+    with pytest.raises(ConflictError, match="its gate has let it go on"):
+        await hold(workspace)
+    rollout = target.newest("digits").rollout
+    assert rollout is not None and rollout.held is None
+
+
+async def test_a_hold_that_cannot_be_taken_off_again_is_said_to_be_there_still(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    def away() -> None:
+        raise TargetUnavailableError("it does not answer")
+
+    def gate_goes_on_and_the_target_is_away() -> None:
+        record.append(workspace, Decision.about(target.newest("digits"), "new", step="go_on", who=f"{RUN}/gate"))
+        target.before = {"history": away}
+
+    target.before["apply"] = gate_goes_on_and_the_target_is_away
+    with pytest.raises(TargetUnavailableError) as refused:
+        await steps.hold(workspace, "digits", "new", change=PERSON, timeout=timedelta(0), progress=quiet)
+    assert "its gate has let it go on" in str(refused.value)
+    assert "still says that it is on hold (it does not answer)" in str(refused.value)
+
+
+async def test_a_target_that_is_away_for_a_moment_does_not_fail_a_hold(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    def away() -> None:
+        del target.before["apply"]
+        raise TargetUnavailableError("it does not answer")
+
+    target.before["apply"] = away
+    await hold(workspace)
+    assert len(lines(workspace)) == 1
 
 
 async def test_a_hold_after_the_gate_was_cleared_is_a_new_one_although_the_mark_of_the_last_is_still_there(
