@@ -135,15 +135,36 @@ async def recorded_hold(workspace: Workspace, terms: "GateTerms") -> datetime | 
 
     def find(decisions: Iterator[Decision]) -> datetime | None:
         """Read the record back to the hold, or to a look from before this task."""
-        for decision in decisions:
-            if decision.step == "hold" and decision.who == terms.who and decision.time >= terms.waiting_since:
-                return decision.time
-            if decision.step == "look" and decision.time < terms.waiting_since:
-                break
-        return None
+        return hold_of(decisions, terms)
 
     # Without the record people are told once more.
     return await _read(workspace, terms, find)
+
+
+def hold_of(newest_first: Iterable[Decision], terms: "GateTerms") -> datetime | None:
+    """Return when this task recorded that the rollout is on hold since it began to wait; None if it has not. Pure.
+
+    Also if its clock was set back behind its begin since then: its looks carry that begin.
+
+    Args:
+        newest_first: The record's decisions about the version, newest first; read no further than is needed.
+        terms: The gate's terms.
+    """
+    earlier_by_clock = False
+    for decision in newest_first:
+        if decision.who != terms.who:
+            continue
+        is_of_task = (decision.gate_since or decision.time) >= terms.waiting_since
+        if decision.step == "look":
+            if not is_of_task:
+                break
+            if earlier_by_clock:
+                return terms.waiting_since
+        if decision.step == "hold":
+            if is_of_task:
+                return decision.time
+            earlier_by_clock = True
+    return None
 
 
 async def last_look(workspace: Workspace, terms: "GateTerms") -> datetime | None:

@@ -147,9 +147,7 @@ async def look(
     query = _evidence_query(history, status, control=control, treatment=version, gate=gate, window=window, now=now)
     decision = Decision.about(document, version, step="look", who=who, time=now, gate_since=gate_since)
     down = treatment_down(status, control=control, treatment=version, now=now)
-    counts = _router_counts(status, (control, version), now)
-    if workspace.prometheus_url:  # the evidence is these very counts, blurred by a scrape interval
-        counts = replace(counts, routers={})
+    counts = _router_counts(status, (control, version), now, are_scraped=bool(workspace.prometheus_url))
     evidence, verdict, else_says = await _judge_and_record(workspace, query, decision, counts, down, history, evaluated)
     at_share = seen_at_share(evidence, query.splits, warm_up=gate.warm_up)
     return Look(
@@ -257,14 +255,17 @@ def _collections(endpoint: Endpoint, versions: Iterable[str]) -> dict[str, Colle
     return {name: collected for name in versions if (collected := endpoint.version(name).collected) is not None}
 
 
-def _router_counts(status: EndpointStatus, versions: Iterable[str], now: datetime) -> RouterCounts:
+def _router_counts(
+    status: EndpointStatus, versions: Iterable[str], now: datetime, *, are_scraped: bool
+) -> RouterCounts:
     """Return the requests that the router has counted for these versions at the time of the look."""
     known = {name: status.versions[name] for name in versions if name in status.versions}
     return RouterCounts(
         at=now,
         requests={name: version.requests for name, version in known.items()},
         unsent={name: version.unsent for name, version in known.items()},
-        routers=status.routers,
+        # Scraped, they are the evidence itself, blurred by a scrape interval: nothing to compare it with.
+        routers={} if are_scraped else status.routers,
         served=status.served_revision,
     )
 

@@ -78,6 +78,7 @@ class GateTerms(BaseModel):
         window: How the evidence is read.
         waiting_since: When the task began to wait.
         held: Since when this task has put the rollout on hold; None if it has not, or was cleared since then.
+        forgets_hold: Whether each look is a process of its own, which finds its own hold in the record.
         unseen_timeout: On hold, how long no look may see the evidence before the treatment is rolled back; None: for
             ever.
         only_alarms: Whether only an alarm, or the end of the rollout, decides: while a person is asked, before a step.
@@ -99,6 +100,7 @@ class GateTerms(BaseModel):
     window: EvidenceWindow = EvidenceWindow()
     waiting_since: AwareDatetime
     held: AwareDatetime | None = None
+    forgets_hold: bool = False
     unseen_timeout: timedelta | None = None
     only_alarms: bool = False
 
@@ -412,6 +414,11 @@ async def _look_and_decide(
     now = datetime.now(UTC)
     unseen_for = await hold.unseen_for(workspace, look, terms, now=now)
     result = decide(look, terms, now=now, table=table, unseen_for=unseen_for)
+    may_forget = terms.forgets_hold and result.action in (NextAction.GO_ON, NextAction.HOLD)
+    if may_forget and (held := await hold.recorded_hold(workspace, terms)) is not None:
+        # It could not be written into the endpoint when it began; this look writes it there.
+        terms = terms.model_copy(update={"held": held})
+        result = decide(look, terms, now=now, table=table)
     if not acts:
         result = decide_for_person(look, terms, now=now, table=table)
     if acts and result.action is NextAction.GO_ON:

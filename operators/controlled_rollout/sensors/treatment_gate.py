@@ -29,7 +29,7 @@ from controlled_rollout.links.task_links import LINKS
 from controlled_rollout.notifications.event import Event, call_each, notifiers_of, with_event
 from controlled_rollout.operators.approval import ApproveRolloutOperator
 from controlled_rollout.operators.base import EngineCalls, run_of, task_of
-from controlled_rollout.triggers.treatment_gate import TreatmentGateTrigger
+from controlled_rollout.triggers.treatment_gate import FIRST_LOOK_AFTER_S, TreatmentGateTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -175,6 +175,10 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
     def poke(self, context: "Context") -> PokeReturnValue:
         """Look at the evidence once; return done with the decision, or not done to be called again."""
         self._terms = self._terms or self._own_terms(context)
+        if self.reschedule and self._began(context) is None:
+            # Airflow knows only of later looks since when the task waits: to them, a hold of this one would be older.
+            self.poke_interval = min(self._terms.interval.total_seconds(), FIRST_LOOK_AFTER_S)
+            return PokeReturnValue(is_done=False)
         result = self._look(self._terms)
         if result.action is NextAction.HOLD:
             self._terms = self._hold(context, result, self._terms)
@@ -210,7 +214,8 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
         """Say wherever people look that the rollout is on hold; return the terms of the looks that go on meanwhile."""
         from controlled_rollout.evaluation.hold import put_on_hold, recorded_hold
 
-        held = terms.model_copy(update={"held": datetime.now(UTC)})
+        # Not before its begin, should the clock have been set back: that would be a hold that has ended.
+        held = terms.model_copy(update={"held": max(datetime.now(UTC), terms.waiting_since)})
         if self.reschedule:  # every look is a new process, which has not told anybody yet
             with suppress(Exception):
                 known = asyncio.run(self._run_cancellable(recorded_hold(self.workspace(), terms)))
@@ -263,9 +268,13 @@ class TreatmentGateSensor(EngineCalls, BaseSensorOperator):
                 )
         except ArgumentError as error:
             self.fail(context, str(error))
-        # A task that is rescheduled began when it looked first: a hold since then is its own.
-        began = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
-        return terms.model_copy(update={"waiting_since": began or terms.waiting_since})
+        began = self._began(context) or terms.waiting_since
+        return terms.model_copy(update={"waiting_since": began, "forgets_hold": self.reschedule})
+
+    def _began(self, context: "Context") -> datetime | None:
+        """Return when a task that is rescheduled was so first: a hold since then is its own; None if it was not yet."""
+        began: datetime | None = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
+        return began
 
     def _return_or_raise(self, context: "Context", result: LookResult) -> dict[str, Any]:
         """Return the gate's XCom value if the rollout goes on or a person is asked; otherwise skip or fail the task."""

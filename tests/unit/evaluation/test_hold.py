@@ -212,6 +212,54 @@ def test_hold_that_cannot_be_written_is_written_by_a_later_look(rollout: HeldRol
     assert rollout.held == NOW - 3 * DAY
 
 
+def test_a_hold_that_only_the_record_has_is_one_for_a_gate_whose_looks_are_processes_of_their_own(
+    rollout: HeldRollout,
+) -> None:
+    """Its target was away when it was put on hold; then the evidence would let it go on."""
+    rollout.terms = terms(require_pass=False, forgets_hold=True)
+    line = {"endpoint": "digits", "version": "v2a", "who": "dag/run/gate"}
+    record.append(rollout.workspace, Decision.model_validate({"step": "hold", "time": NOW - DAY, **line}))
+    result = rollout.take()
+    assert (result.action, rollout.held) == (NextAction.WAIT, NOW - DAY)
+    assert "a person decides; the gate would go on now" in result.reason
+
+
+def line(step: str, ago: timedelta, **fields: Any) -> Decision:
+    """A line of the record."""
+    known = {"endpoint": "digits", "version": "v2a", "who": "dag/run/gate", "time": NOW - ago, "step": step}
+    return Decision.model_validate({**known, **fields})
+
+
+BEGIN = NOW - 8 * DAY
+
+
+@pytest.mark.parametrize(
+    ("newest_first", "held"),
+    [
+        ([line("look", HOUR, gate_since=BEGIN), line("hold", DAY)], NOW - DAY),
+        ([line("look", HOUR, gate_since=BEGIN), line("hold", DAY, who="Ada")], None),
+        ([line("look", HOUR, gate_since=BEGIN), line("hold", 9 * DAY)], None),
+        # Before it was cleared.
+        (
+            [line("look", HOUR, gate_since=BEGIN), line("look", 9 * DAY, gate_since=BEGIN - DAY), line("hold", DAY)],
+            None,
+        ),
+        (
+            [
+                line("look", HOUR, gate_since=BEGIN),
+                line("hold", 9 * DAY),
+                line("look", 9 * DAY, gate_since=BEGIN - DAY),
+            ],
+            None,
+        ),
+        # Its clock was set back behind its begin.
+        ([line("look", 9 * DAY, gate_since=BEGIN), line("hold", 9 * DAY), line("look", DAY, gate_since=BEGIN)], BEGIN),
+    ],
+)
+def test_a_task_finds_its_own_hold_in_the_record(newest_first: list[Decision], held: datetime | None) -> None:
+    assert hold.hold_of(newest_first, terms()) == held
+
+
 def test_the_record_tells_a_gates_look_from_one_that_heeds_no_hold(rollout: HeldRollout) -> None:
     rollout.take()
     rollout.take(only_alarms=True)

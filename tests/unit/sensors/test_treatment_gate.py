@@ -177,6 +177,25 @@ def test_rescheduled_gate_knows_since_when_it_waits(context: Context, monkeypatc
     )
 
 
+def test_a_gate_looks_first_once_airflow_knows_since_when_it_waits(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow dates its begin at the end of its first process: a hold of that one would have ended for the next."""
+    looked: list[GateTerms] = []
+
+    async def take_look(workspace: Workspace, terms: GateTerms, log: object) -> LookResult:
+        looked.append(terms)
+        return HOLD
+
+    monkeypatch.setattr(treatment_gate, "take_look", take_look)
+    task = gate(mode="reschedule", deferrable=False, interval="1 min")
+    assert not task.poke(context)
+    assert (looked, task.poke_interval) == ([], 6)
+    began = context["ti"].rescheduled = datetime.now(UTC)  # type: ignore[attr-defined] # the test's own
+    assert not gate(mode="reschedule", deferrable=False).poke(context)
+    assert [(terms.waiting_since, terms.forgets_hold) for terms in looked] == [(began, True)]
+
+
 def test_rescheduled_gate_tells_people_once(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     async def take_look(workspace: Workspace, terms: GateTerms, log: object) -> LookResult:
         return HOLD
