@@ -1,34 +1,56 @@
-"""What a supervisor leaves behind that was killed together with its reaper: processes, sockets, its state file."""
+"""What a supervisor leaves behind that was killed together with its reaper, or hangs without its lock.
 
+Processes, sockets, its state file; and the supervisor itself, if somebody has deleted its lock and it does not answer.
+"""
+
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Final
 
+from controlled_rollout.polling import block_until
 from controlled_rollout.target.local import reaper
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE
+from controlled_rollout.target.local.process_identity import ProcessIdentity
 from controlled_rollout.target.local.process_status import ProcessStatus
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.workspace import Workspace
 
-__all__ = ["RUNTIME_PREFIX", "end_remains", "remaining_processes"]
+__all__ = ["RUNTIME_PREFIX", "end_remains", "remaining_processes", "supervisor_without_lock"]
 
 RUNTIME_PREFIX: Final = "cr-"
 COMMAND_LENGTH: Final = 80
+KILL_TIMEOUT_S: Final = 10.0
 
 
 def end_remains(workspace: Workspace, lock: FolderLock) -> int:
-    """Kill what an earlier supervisor has left, and remove its files; return the number of processes.
+    """Kill what an earlier supervisor has left, and itself, and remove its files; return the number of processes.
 
     Args:
         workspace: The workspace.
         lock: Its lock, which the caller holds: no supervisor runs.
     """
     ended = 0
+    # First: a supervisor that goes on would start its children again.
+    if (stray := supervisor_without_lock(workspace)) is not None and stray.send_signal(signal.SIGKILL):
+        ended += block_until(lambda: not stray.is_running(), KILL_TIMEOUT_S)
     for runtime in _runtime_folders(workspace, lock):
         ended += reaper.kill_marked(_mark_variable(runtime))
         shutil.rmtree(runtime, ignore_errors=True)
     workspace.state_file.unlink(missing_ok=True)
     return ended
+
+
+def supervisor_without_lock(workspace: Workspace) -> ProcessIdentity | None:
+    """Return the supervisor that the state file names and that runs; None if none does.
+
+    Args:
+        workspace: The workspace, whose lock the caller holds: somebody has deleted that of the supervisor.
+    """
+    state = SupervisorState.read(workspace)
+    process = state.process if state else None
+    return process if process and process.pid != os.getpid() and process.is_running() else None
 
 
 def remaining_processes(workspace: Workspace) -> list[ProcessStatus]:

@@ -19,7 +19,7 @@ from controlled_rollout.target.local.child_process import supervisor_environment
 from controlled_rollout.target.local.client import LocalTarget
 from controlled_rollout.target.local.collector_process import storage_credentials
 from controlled_rollout.target.local.log_file import LogFile
-from controlled_rollout.target.local.remains import end_remains
+from controlled_rollout.target.local.remains import end_remains, supervisor_without_lock
 from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.target.local.workspace_folder import prepare_folder
 from controlled_rollout.workspace import Workspace, is_url
@@ -175,7 +175,8 @@ def stop_workspace(workspace: Workspace) -> int:
     """Stop a local workspace once open requests are answered; endpoints, keys and telemetry stay on disk.
 
     A supervisor that hangs is killed. What a killed supervisor has left is ended. Only the very process that holds the
-    workspace's lock gets a signal, and its children, which its runtime folder marks.
+    workspace's lock gets a signal, or, if that lock was deleted, that its state file names; and its children, which its
+    runtime folder marks.
 
     Returns:
         The exit code: 0 nothing runs any more, 1 it could not be ended.
@@ -191,10 +192,21 @@ def stop_workspace(workspace: Workspace) -> int:
         lock.release()
         block_until(lambda: not _can_be_taken(lock), LOCK_KEPT_S, interval_s=POLL_S)
         return _end_supervisor(workspace, lock)
+    stray = supervisor_without_lock(workspace)
+    if stray is not None and not stray.is_suspended():
+        lock.release()
+        if block_until(lambda: not _can_be_taken(lock), LOCK_KEPT_S, interval_s=POLL_S) or not lock.take():
+            return _end_supervisor(workspace, lock)  # it was only slow
     ended = end_remains(workspace, lock)
     lock.release()
     killed = f": its supervisor had been killed; ended {ended} processes that it had left" if ended else ""
-    _print(f"not running (workspace {workspace.root}){killed}")
+    if stray is None:
+        _print(f"not running (workspace {workspace.root}){killed}")
+    elif stray.is_running():
+        _print_error(f"the supervisor in {workspace.root} (process {stray.pid}) could not be killed")
+        return FAILED
+    else:
+        _print(f"killed, because the supervisor hung, and its lock was deleted (workspace {workspace.root})")
     return OK
 
 

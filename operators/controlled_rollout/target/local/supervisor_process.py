@@ -26,6 +26,7 @@ from controlled_rollout.target.local.issuer_keys import IssuerKeys
 from controlled_rollout.target.local.load_meter import LoadMeter
 from controlled_rollout.target.local.log_file import LogFile
 from controlled_rollout.target.local.operations import Operations
+from controlled_rollout.target.local.process_identity import ProcessIdentity
 from controlled_rollout.target.local.reconciler import Reconciler
 from controlled_rollout.target.local.remains import end_remains
 from controlled_rollout.target.local.replica_numbers import ReplicaNumbers
@@ -219,6 +220,7 @@ class _SupervisorProcess:
         )
         autoscaler = Autoscaler(self._reconciler.running, replica_numbers)
         self._collector = _collector(workspace, runtime, credentials)
+        self._process = ProcessIdentity.of(os.getpid())
         self._silence = SilenceWatch(workspace, self._revisions, runtime=runtime, credentials=credentials)
         self._load_meter = LoadMeter(self._envoy.counters, on_counters=autoscaler.follow)
         self._api_server = _ApiServer.of(create_app(self._api_operations(autoscaler), shut_down=self._end.set))
@@ -304,6 +306,7 @@ class _SupervisorProcess:
             telemetry_workspace_id=self._telemetry.workspace_id,
             telemetry_token_file=self._telemetry.token_file,
             envoy_admin=self._envoy.files.admin_socket,
+            process=self._process,
         )
 
     async def _start_parts(self) -> str | None:

@@ -36,6 +36,7 @@ class SupervisorState(BaseModel):
         telemetry_workspace_id: The workspace that queries name; None until the store has answered once.
         telemetry_token_file: Holds the bearer token that queries must bring.
         envoy_admin: The unix socket of the router's administration interface.
+        process: The supervisor by more than its number; None if it is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -49,6 +50,7 @@ class SupervisorState(BaseModel):
     telemetry_workspace_id: str | None
     telemetry_token_file: Path
     envoy_admin: Path
+    process: ProcessIdentity | None = None
 
     @classmethod
     def read(cls, workspace: Workspace) -> Self | None:

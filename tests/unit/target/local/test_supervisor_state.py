@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import signal
 import socket
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +13,10 @@ import pytest
 
 from controlled_rollout.errors import WorkspaceError
 from controlled_rollout.target.local import ports, supervisor, supervisor_process, supervisor_state
-from controlled_rollout.target.local.supervisor_state import FolderLock
+from controlled_rollout.target.local.process_identity import ProcessIdentity
+from controlled_rollout.target.local.supervisor_state import FolderLock, SupervisorState
 from controlled_rollout.workspace import Workspace
+from tests.polling import wait_until
 
 
 def test_one_process_owns_a_folder(tmp_path: Path) -> None:
@@ -147,6 +151,41 @@ def test_down_ends_a_supervisor_whose_lock_was_deleted_and_not_its_children_alon
 
     assert asked == [True]
     assert "stopped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suspended", [True, False])
+def test_down_kills_a_supervisor_that_hangs_and_whose_lock_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, suspended: bool
+) -> None:
+    """It would start its children again once it goes on."""
+    workspace = Workspace.local(tmp_path)
+    monkeypatch.setattr(supervisor, "LOCK_KEPT_S", 0.05)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            wait_until(lambda: "sleep" in _command_of(process.pid), "it runs its program", timeout_s=20)
+            identity = ProcessIdentity.of(process.pid)
+            state = SupervisorState(
+                pid=process.pid, process=identity, runtime=tmp_path / "cr-1", socket=tmp_path / "cr-1" / "socket",
+                router_url="", telemetry_url="", telemetry_workspace_id=None, telemetry_token_file=tmp_path,
+                envoy_admin=tmp_path,
+            )  # fmt: skip
+            state.write(workspace)
+            if suspended:
+                process.send_signal(signal.SIGSTOP)
+
+            assert supervisor.stop_workspace(workspace) == 0
+
+            assert process.wait(10) == -signal.SIGKILL
+        finally:
+            process.kill()
+    assert "killed, because the supervisor hung" in capsys.readouterr().out
+    assert not workspace.state_file.exists()
+
+
+def _command_of(pid: int) -> str:
+    """Return the command line of a process."""
+    identity = ProcessIdentity.of(pid)
+    return identity.command if identity else ""
 
 
 def test_half_a_lock_file_has_no_owner_and_still_locks(tmp_path: Path) -> None:
