@@ -132,13 +132,8 @@ async def recorded_hold(workspace: Workspace, terms: "GateTerms") -> datetime | 
         workspace: Where the record is.
         terms: The gate's terms.
     """
-
-    def find(decisions: Iterator[Decision]) -> datetime | None:
-        """Read the record back to the hold, or to a look from before this task."""
-        return hold_of(decisions, terms)
-
     # Without the record people are told once more.
-    return await _read(workspace, terms, find)
+    return await _read(workspace, terms, lambda decisions: hold_of(decisions, terms))
 
 
 def hold_of(newest_first: Iterable[Decision], terms: "GateTerms") -> datetime | None:
