@@ -143,8 +143,11 @@ def shift(
         )
     shifted = endpoint.shift(version, percentile)
     rollout = endpoint.rollout
-    if owner is not None or rollout is None or shifted is endpoint:
+    if rollout is None or shifted is endpoint:
         return shifted
+    if owner is not None:
+        # Its gate has let it go on. What is left of a hold that was refused would keep everybody from taking it back.
+        return shifted.without_hold()
     if who == rollout.owner and at is not None:
         return shifted.resume(version, owner=who, at=at)
     if rollout.is_of(who):

@@ -149,6 +149,14 @@ def test_a_shift_needs_the_rollout_of_its_run() -> None:
         edits.shift(ROLLING, "new", percentile=10, owner=OTHER)
 
 
+def test_a_runs_shift_to_another_share_leaves_no_mark_of_a_hold_behind() -> None:
+    held = SHIFTED.hold("new", owner=None, at=NOW)
+    share = SHIFTED.version("new").traffic_percentile
+    shifted = edits.shift(held, "new", percentile=share + 1, owner=RUN)
+    assert shifted.rollout == SHIFTED.rollout
+    assert edits.shift(held, "new", percentile=share, owner=RUN) is held, "the gate of this share may be on hold"
+
+
 def test_a_run_has_nothing_to_shift_to_a_version_that_is_control_already() -> None:
     with pytest.raises(NothingToDoError, match="first version, nothing to compare with"):
         edits.shift(FIRST, "old", percentile=10, owner=RUN)
