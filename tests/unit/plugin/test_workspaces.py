@@ -10,6 +10,7 @@ import pytest
 
 from controlled_rollout import record, steps
 from controlled_rollout.errors import EndpointNotFoundError, TargetUnavailableError, WorkspaceError
+from controlled_rollout.record import Decision
 from controlled_rollout.steps import Change, holding
 from controlled_rollout.target import connect as connect_module
 from controlled_rollout.target.protocol import Target
@@ -100,11 +101,12 @@ async def silent_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asyn
     await steps.shift(workspace, "digits", "v2a", percentile=10, owner=run, change=change)
     begun = list[str]()
 
-    def last(_: Workspace, endpoint: str, version: str) -> None:
+    def read_newest_first(_: Workspace, endpoint: str, version: str) -> Iterator[Decision]:
         begun.append(version)
         answers.wait(DEADLINE_S)
+        return iter(())
 
-    monkeypatch.setattr(record, "last", last)
+    monkeypatch.setattr(record, "read_newest_first", read_newest_first)
     yield begun
     answers.set()
 
