@@ -110,6 +110,11 @@ def test_what_needs_a_person_comes_first_and_a_workspace_that_is_away_last_seen(
         expect(page.get_by_text("4 endpoints: 1 needs a person, 1 on hold, 1 rolling out, 1 steady")).to_be_visible()
         expect(page.get_by_text("Workspace away does not answer: no answer in 2 s")).to_be_visible()
 
+        api.overview = overview()
+        pass_time(page, 6)
+        expect(page.get_by_text("The first run of a DAG with a rollout makes an endpoint")).to_be_visible()
+        expect(page).to_have_title("Rollouts - Airflow")
+
 
 def test_a_page_left_open_over_thousands_of_changes_keeps_its_memory(here: Rollouts) -> None:
     with stopped(here, ENDPOINT) as (page, api):
@@ -147,7 +152,7 @@ def test_keyboard_alone_opens_an_endpoint_reads_the_verdict_and_closes_the_dialo
         press_until(page, "Promote…")
         page.keyboard.press("Enter")
         expect(page.get_by_role("dialog")).to_contain_text("Traffic before and after")
-        assert page.evaluate("document.querySelector('[role=dialog]').contains(document.activeElement)")
+        expect(page.get_by_role("dialog").get_by_label("Action")).to_be_focused()
         page.keyboard.press("Escape")
         expect(page.get_by_role("dialog")).to_have_count(0)
         expect(page.get_by_role("button", name="Promote…")).to_be_focused()

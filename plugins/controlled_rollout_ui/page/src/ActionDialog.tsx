@@ -16,7 +16,7 @@ import {
 import { type FormEvent, useState } from "react";
 
 import { paths, RequestError, send } from "./api";
-import { Notice } from "./Parts";
+import { Notice, RowHeader } from "./Parts";
 import type { StartedRun } from "./StartedRun";
 import { newRunId, startOnce } from "./startOnce";
 import type { ActionPreview, EndpointOverview } from "./types";
@@ -54,9 +54,6 @@ export const ActionDialog = ({ overview, version, action: firstAction, onClose, 
             <Dialog.Header>
               <Dialog.Title wordBreak="break-word">{title}</Dialog.Title>
             </Dialog.Header>
-            <Dialog.CloseTrigger asChild>
-              <CloseButton aria-label="Close" />
-            </Dialog.CloseTrigger>
             <Dialog.Body>
               <Choice
                 action={action}
@@ -65,7 +62,11 @@ export const ActionDialog = ({ overview, version, action: firstAction, onClose, 
                 onAction={setAction}
                 onPercentile={setPercentile}
               />
-              {previews.error && <Notice status="error">{previews.error}</Notice>}
+              {previews.error && (
+                <Notice status="error" isAnnounced>
+                  {previews.error}
+                </Notice>
+              )}
               {!previews.preview && !previews.error && <Spinner aria-label="Loading" />}
               {previews.preview && (
                 <Confirmation
@@ -80,6 +81,10 @@ export const ActionDialog = ({ overview, version, action: firstAction, onClose, 
                 />
               )}
             </Dialog.Body>
+            {/* Last, although it is above: the first field has the focus when the dialog opens. */}
+            <Dialog.CloseTrigger asChild>
+              <CloseButton aria-label="Close" />
+            </Dialog.CloseTrigger>
           </Dialog.Content>
         </Dialog.Positioner>
       </Portal>
@@ -166,11 +171,19 @@ const Confirmation = (props: ConfirmationProps) => {
   return (
     <form onSubmit={start}>
       <Text mb={2}>{preview.summary}</Text>
-      {preview.refusal && <Notice status="error">Not possible now: {preview.refusal}</Notice>}
+      {preview.refusal && (
+        <Notice status="error" isAnnounced>
+          Not possible now: {preview.refusal}
+        </Notice>
+      )}
       {preview.ends_rollout_of && <Notice status="warning">This ends the rollout of {preview.ends_rollout_of}.</Notice>}
       <BeforeAndAfter preview={preview} />
-      {previews.dagProblem && <Notice status="error">{previews.dagProblem}</Notice>}
-      {previews.isPaused && (
+      {previews.dagProblem && (
+        <Notice status="error" isAnnounced>
+          {previews.dagProblem}
+        </Notice>
+      )}
+      {previews.isPaused && preview.allowed && (
         <Checkbox.Root my={2} checked={unpause} onCheckedChange={({ checked }) => setUnpause(checked === true)}>
           <Checkbox.HiddenInput />
           <Checkbox.Control />
@@ -189,7 +202,11 @@ const Confirmation = (props: ConfirmationProps) => {
         />
         <Field.HelperText>It is kept in the endpoint's history, with your name.</Field.HelperText>
       </Field.Root>
-      {error && <Notice status="error">{error}</Notice>}
+      {error && (
+        <Notice status="error" isAnnounced>
+          {error}
+        </Notice>
+      )}
       <Box display="flex" gap={3} justifyContent="flex-end" mb={2}>
         <Button variant="outline" onClick={onClose} disabled={isSending}>
           Cancel
@@ -215,7 +232,7 @@ const BeforeAndAfter = ({ preview }: { preview: ActionPreview }) => (
     <Table.Body>
       {Object.keys({ ...preview.before, ...preview.after }).map((name) => (
         <Table.Row key={name}>
-          <Table.Cell>{name}</Table.Cell>
+          <RowHeader fontWeight="normal">{name}</RowHeader>
           <Table.Cell>{percent(preview.before[name])}</Table.Cell>
           <Table.Cell>{preview.after ? percent(preview.after[name]) : "as now"}</Table.Cell>
         </Table.Row>

@@ -13,6 +13,7 @@ import { type StartedRun, StartedRunNotice } from "./StartedRun";
 import { TrafficBar } from "./TrafficBar";
 import type { EndpointDetail, EndpointOverview, RolloutOverview } from "./types";
 import { usePolled } from "./usePolled";
+import { useTitle } from "./useTitle";
 import { Verdict } from "./Verdict";
 import { VersionsTable } from "./VersionsTable";
 import { ACTIONS, type ActionName } from "./words";
@@ -21,6 +22,7 @@ const isLoading = (detail: EndpointDetail) => detail.loading;
 
 /** One endpoint's page. */
 export const Endpoint = ({ workspace, name }: { workspace: string; name: string }) => {
+  useTitle(`${name} - Rollouts`);
   const { data, error } = usePolled<EndpointDetail>(paths.endpoint(workspace, name), { isLoading });
   return (
     <Box p={{ base: 2, md: 4 }}>

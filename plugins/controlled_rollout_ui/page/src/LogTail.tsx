@@ -37,7 +37,11 @@ export const LogTail = ({ workspace, endpoint, version, onClose }: Props) => {
           Close
         </Button>
       </HStack>
-      {error && <Notice status="error">{error}</Notice>}
+      {error && (
+        <Notice status="error" isAnnounced>
+          {error}
+        </Notice>
+      )}
       {!log && !error && <Spinner aria-label="Reading the log" />}
       {log?.cut && <Text fontSize="sm">Older lines are left out.</Text>}
       {log && <Preformatted name={`Last lines of ${version}`} text={log.text || "The log is empty."} />}

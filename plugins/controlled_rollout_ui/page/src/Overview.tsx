@@ -7,6 +7,7 @@ import { endpointAddress } from "./routes";
 import { TrafficBar } from "./TrafficBar";
 import type { EndpointOverview, Overview as OverviewAnswer, WorkspaceOverview } from "./types";
 import { usePolled } from "./usePolled";
+import { useTitle } from "./useTitle";
 import { STATES } from "./words";
 
 const FILTER_FROM = 8;
@@ -15,6 +16,7 @@ const isLoading = (overview: OverviewAnswer) => overview.workspaces.some((worksp
 /** Every endpoint of every workspace, those first that need a person. */
 export const Overview = () => {
   const { data, error } = usePolled<OverviewAnswer>(paths.overview, { isLoading });
+  useTitle("Rollouts");
   const [wanted, setWanted] = useState("");
   const all = (data?.workspaces ?? []).flatMap((workspace) => workspace.endpoints);
   const endpoints = all
@@ -45,6 +47,7 @@ export const Overview = () => {
           mb={3}
         />
       )}
+      {data && endpoints.length === 0 && <Nothing data={data} wanted={wanted} />}
       <SimpleGrid columns={{ base: 1, lg: 2 }} gap={3}>
         {endpoints.map((endpoint) => (
           <EndpointCard key={`${endpoint.workspace}/${endpoint.name}`} endpoint={endpoint} />
@@ -63,6 +66,14 @@ export function summaryOf(endpoints: readonly EndpointOverview[]): string {
   const total = `${endpoints.length} ${endpoints.length === 1 ? "endpoint" : "endpoints"}`;
   return counts.length ? `${total}: ${counts.join(", ")}` : total;
 }
+
+/** What to do where no endpoint is shown. */
+const Nothing = ({ data, wanted }: { data: OverviewAnswer; wanted: string }) => {
+  if (wanted.trim() !== "") return <Text role="status">No endpoint has “{wanted.trim()}” in its name.</Text>;
+  // A workspace that is being read or does not answer says so by itself.
+  if (data.workspaces.some((workspace) => workspace.loading || workspace.problem)) return null;
+  return <Text>The first run of a DAG with a rollout makes an endpoint, and so does controlled-rollout deploy.</Text>;
+};
 
 const WorkspaceNotice = ({ workspace }: { workspace: WorkspaceOverview }) => {
   if (workspace.problem) {

@@ -1,13 +1,20 @@
-import { Alert, Badge, Box, Button, Link } from "@chakra-ui/react";
+import { Alert, Badge, Box, Button, Link, Table } from "@chakra-ui/react";
 import { type ReactNode, useState } from "react";
 import { Link as RouterLink } from "react-router-dom";
 
 import type { EndpointOverview, RunReference } from "./types";
 import { localTime, STATES } from "./words";
 
-/** A sentence that a person should read. */
-export const Notice = ({ status, children }: { status: "error" | "warning" | "info"; children: ReactNode }) => (
-  <Alert.Root status={status} size="sm" my={2}>
+type NoticeProps = { status: "error" | "warning" | "info"; isAnnounced?: boolean; children: ReactNode };
+
+/** A sentence that a person should read; one that answers what they have just done is also read out. */
+export const Notice = ({ status, isAnnounced = false, children }: NoticeProps) => (
+  <Alert.Root
+    status={status}
+    size="sm"
+    my={2}
+    {...(isAnnounced ? { role: status === "error" ? "alert" : "status" } : {})}
+  >
     <Alert.Indicator />
     <Alert.Title fontWeight="normal" wordBreak="break-word">
       {children}
@@ -36,6 +43,13 @@ export const Scrollable = ({ name, children }: { name: string; children: ReactNo
   <Box as="section" overflowX="auto" tabIndex={0} aria-label={name} maxW="100%" position="relative">
     {children}
   </Box>
+);
+
+/** The cell that says what its row is about: screen readers read it with each cell of the row. */
+export const RowHeader = ({ fontWeight = "semibold", children }: { fontWeight?: string; children: ReactNode }) => (
+  <Table.Cell asChild fontWeight={fontWeight} textAlign="start">
+    <th scope="row">{children}</th>
+  </Table.Cell>
 );
 
 export const Time = ({ at }: { at: string | number }) => {

@@ -17,24 +17,24 @@ export const StartedRunNotice = ({ run }: { run: StartedRun }) => {
   const link = <PageLink to={runAddress(run.dagId, run.runId)}>its run</PageLink>;
   if (error)
     return (
-      <Notice status="warning">
+      <Notice status="warning" isAnnounced>
         {run.title}: {link} was started, and its state is not known: {error.message}
       </Notice>
     );
   if (state === "failed")
     return (
-      <Notice status="error">
+      <Notice status="error" isAnnounced>
         {run.title}: {link} has failed. Its log says why.
       </Notice>
     );
   if (state === "success")
     return (
-      <Notice status="info">
+      <Notice status="info" isAnnounced>
         {run.title}: {link} has succeeded.
       </Notice>
     );
   return (
-    <Notice status="info">
+    <Notice status="info" isAnnounced>
       {run.title}: {link} is {state}.
     </Notice>
   );

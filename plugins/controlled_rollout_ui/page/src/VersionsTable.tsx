@@ -1,6 +1,6 @@
 import { Button, Code, HStack, Table, Text } from "@chakra-ui/react";
 
-import { Scrollable, Time, Who } from "./Parts";
+import { RowHeader, Scrollable, Time, Who } from "./Parts";
 import type { VersionOverview } from "./types";
 import { count, healthOf, percent } from "./words";
 
@@ -26,13 +26,13 @@ export const VersionsTable = ({ versions, onAct, onLog }: Props) => (
       <Table.Body>
         {versions.map((version) => (
           <Table.Row key={version.name}>
-            <Table.Cell fontWeight="semibold">
+            <RowHeader>
               {version.name}
               <Text fontSize="xs" fontWeight="normal">
                 {version.role}
                 {version.is_default ? ", default" : ""}
               </Text>
-            </Table.Cell>
+            </RowHeader>
             <Table.Cell>{percent(version.traffic.percentile)}</Table.Cell>
             <Table.Cell>{percent(version.traffic.effective)}</Table.Cell>
             <Table.Cell>{percent(version.traffic.served)}</Table.Cell>
