@@ -1,4 +1,7 @@
-"""What a person does on the page: refused, not permitted, and clicked through to its end on real rollouts."""
+"""What a person does on the page: refused, not permitted, and clicked through to its end on real rollouts.
+
+The last test of this file ends the rollouts that all tests of the folder share, so it is the last of the folder, too.
+"""
 
 from datetime import timedelta
 from typing import Any
@@ -33,7 +36,8 @@ def test_refused_action_shows_its_reason_and_cannot_be_started(here: Rollouts) -
         Api(page)
         page.goto(f"{here.airflow.server.url}{PAGE}/{WORKSPACE}/digits")
         dialog = open_dialog(page, "Hold")
-        expect(dialog).to_contain_text("Not possible now: the rollout is on hold already")
+        expect(dialog.get_by_role("alert")).to_have_text("Not possible now: the rollout is on hold already")
+        expect(dialog.get_by_text("Un-pause")).to_have_count(0)
         expect(dialog.get_by_role("button", name="Hold")).to_be_disabled()
 
         dialog.get_by_label("Action").select_option("shift")
@@ -69,20 +73,41 @@ def test_nothing_else_can_be_chosen_while_an_action_is_being_started(here: Rollo
 
 
 def test_viewer_sees_what_an_action_would_do_and_may_not_start_it(here: Rollouts) -> None:
-    with here.airflow.page(f"{PAGE}/{WORKSPACE}/{ENDPOINTS[1]}", user="viewer") as page:
+    before = runs_of(here, "roll_back")
+    with here.airflow.page(user="viewer") as page:
+        Api(page)
+        page.goto(f"{here.airflow.server.url}{PAGE}/{WORKSPACE}/digits")
         dialog = open_dialog(page, "Roll back")
-        expect(dialog.get_by_role("row", name="first")).to_contain_text("100 %")
-        expect(dialog).to_contain_text("gets no traffic any more")
+        expect(dialog.get_by_role("row", name="v1")).to_contain_text("100 %")
+        expect(dialog).to_contain_text("What roll_back does to v2.")
         dialog.get_by_role("textbox", name="Reason").fill("to see whether I may")
         dialog.get_by_role("button", name="Roll back").click()
-        expect(dialog).to_contain_text("You may not start the DAG roll_back")
+        expect(dialog.get_by_role("alert")).to_contain_text("You may not start the DAG roll_back")
         expect(dialog.get_by_role("button", name="Roll back")).to_be_enabled()
-    assert 10.0 in here.traffic(ENDPOINTS[1]).values()
-    assert runs_of(here, "roll_back") == []
+    assert runs_of(here, "roll_back") == before
 
 
-def test_a_hold_whose_answers_are_lost_is_started_once(here: Rollouts) -> None:
-    with here.airflow.page(f"{PAGE}/{WORKSPACE}/{ENDPOINTS[1]}") as page:
+@pytest.mark.timeout(1_800)
+def test_people_hold_promote_shift_and_roll_back_and_a_page_left_open_shows_each_change_at_once(here: Rollouts) -> None:
+    """One test of several steps: each goes on from the one before, and only two rollouts are made for all of them."""
+    promoted, held = ENDPOINTS
+    hold_although_the_answer_is_lost(here, held)
+    promote_on_a_phone(here, promoted)
+    # A gate whose rollout has ended looks no more.
+    here.left_open.wait_for_looks(10)
+    with here.airflow.page(f"{PAGE}/{WORKSPACE}/{promoted}") as page:
+        shift(page)
+        # Its run takes a while: meanwhile the other one.
+        roll_back_by_keyboard(here, held)
+        wait_until(lambda: here.traffic(promoted)["first"] == 25, "the shift", timeout_s=DEADLINE_S)
+        expect(page.get_by_role("region", name="History")).to_contain_text("compare once more", timeout=30_000)
+        expect(page.get_by_text("has succeeded")).to_be_visible()
+    check_page_left_open(here, held)
+
+
+def hold_although_the_answer_is_lost(here: Rollouts, endpoint: str) -> None:
+    """Put a rollout on hold; the answer of the request is lost, and its run is started once."""
+    with here.airflow.page(f"{PAGE}/{WORKSPACE}/{endpoint}") as page:
         lost = list[int]()
 
         def lose(route: Route) -> None:
@@ -106,8 +131,8 @@ def test_a_hold_whose_answers_are_lost_is_started_once(here: Rollouts) -> None:
     assert run["conf"]["reason"] == "I want to look at it first"
 
 
-def test_promote_is_clicked_through_to_the_end_on_a_phone(here: Rollouts) -> None:
-    endpoint = ENDPOINTS[0]
+def promote_on_a_phone(here: Rollouts, endpoint: str) -> None:
+    """Promote a treatment, to the end of its run."""
     with here.airflow.page(f"{PAGE}/{WORKSPACE}/{endpoint}", width=NARROW) as page:
         dialog = open_dialog(page, "Promote")
         expect(dialog.get_by_role("button", name="Promote")).to_be_disabled()
@@ -122,22 +147,16 @@ def test_promote_is_clicked_through_to_the_end_on_a_phone(here: Rollouts) -> Non
         expect(page.get_by_role("region", name="History").get_by_role("link", name="promote/").first).to_be_visible()
 
 
-def test_shift_is_clicked_through_to_the_end_and_a_held_rollout_is_rolled_back_by_keyboard(here: Rollouts) -> None:
-    shifted, held = ENDPOINTS
-    with here.airflow.page(f"{PAGE}/{WORKSPACE}/{shifted}") as page:
-        page.get_by_role("button", name="Act on first").click()
-        dialog = page.get_by_role("dialog")
-        dialog.get_by_label("Action").select_option("shift")
-        dialog.get_by_label("Per cent of the traffic").fill("25")
-        expect(dialog.get_by_role("row", name="first")).to_contain_text("25 %")
-        dialog.get_by_role("textbox", name="Reason").fill("compare once more")
-        dialog.get_by_role("button", name="Shift traffic").click()
-        expect(dialog).to_have_count(0)
-        # Its run takes a while: meanwhile the other one.
-        roll_back_by_keyboard(here, held)
-        wait_until(lambda: here.traffic(shifted)["first"] == 25, "the shift", timeout_s=DEADLINE_S)
-        expect(page.get_by_role("region", name="History")).to_contain_text("compare once more", timeout=30_000)
-        expect(page.get_by_text("has succeeded")).to_be_visible()
+def shift(page: Page) -> None:
+    """Shift traffic back to the former control, and do not wait for its run."""
+    page.get_by_role("button", name="Act on first").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Action").select_option("shift")
+    dialog.get_by_label("Per cent of the traffic").fill("25")
+    expect(dialog.get_by_role("row", name="first")).to_contain_text("25 %")
+    dialog.get_by_role("textbox", name="Reason").fill("compare once more")
+    dialog.get_by_role("button", name="Shift traffic").click()
+    expect(dialog).to_have_count(0)
 
 
 def roll_back_by_keyboard(here: Rollouts, endpoint: str) -> None:
@@ -159,15 +178,15 @@ def roll_back_by_keyboard(here: Rollouts, endpoint: str) -> None:
         expect(page.get_by_text("has succeeded")).to_be_visible()
 
 
-def test_a_page_left_open_over_a_whole_rollout_shows_each_change_at_once_and_keeps_its_memory(here: Rollouts) -> None:
-    endpoint, left_open = ENDPOINTS[1], here.left_open
+def check_page_left_open(here: Rollouts, endpoint: str) -> None:
+    """Check that a page left open over the whole rollout has shown each change at once, and has kept its memory."""
+    left_open = here.left_open
     changes = [one for one in here.history(endpoint) if one.created > left_open.opened]
     newest = left_open.page.get_by_role("region", name="History").get_by_role("row").nth(1)
     expect(newest.get_by_role("cell").first).to_have_text(str(changes[-1].number))
     shown = left_open.revisions()
-    # The version, its share and, where the tests before this one have run, the hold and the roll-back.
-    assert len(changes) >= 2
-    left_open.wait_for_looks(10)
+    # The version, its share, the hold and the roll-back.
+    assert len(changes) >= 4
     late = {one.number: shown[one.number].asked - one.created for one in changes}
     assert max(late.values()) <= SHOWN_WITHIN, late
     # At most once in 5 s, and twice more while it was opened; a busy machine sends some late and the next in time.
