@@ -208,7 +208,7 @@ const Confirmation = (props: ConfirmationProps) => {
         </Notice>
       )}
       <Box display="flex" gap={3} justifyContent="flex-end" mb={2}>
-        <Button variant="outline" onClick={onClose} disabled={isSending}>
+        <Button variant="outline" borderColor="border.emphasized" onClick={onClose} disabled={isSending}>
           Cancel
         </Button>
         <Button type="submit" disabled={!mayStart} loading={isSending}>

@@ -113,7 +113,7 @@ const Claims = ({ claims }: { claims: readonly ClaimSeries[] }) =>
           <Table.Body>
             {claims.map((claim) => (
               <Table.Row key={claim.name}>
-                <Table.Cell>{claim.name}</Table.Cell>
+                <Table.Cell minW="10em">{claim.name}</Table.Cell>
                 <Table.Cell>{lastOf(claim.e_values)?.toPrecision(3) ?? "–"}</Table.Cell>
                 <Table.Cell>{claim.threshold.toPrecision(3)}</Table.Cell>
                 <Table.Cell>{claim.reached ? "yes" : "no"}</Table.Cell>

@@ -127,7 +127,7 @@ const actionsOn = ({ held }: RolloutOverview): ActionName[] =>
   (Object.keys(ACTIONS) as ActionName[]).filter((action) => action !== "hold" || held === null);
 
 const Rollout = ({ rollout, onAct }: { rollout: RolloutOverview; onAct: (acting: Acting) => void }) => (
-  <Box as="section" aria-label="Rollout" borderWidth={1} borderRadius="md" p={3} my={3}>
+  <Box as="section" aria-label="Rollout" borderWidth={1} borderColor="border.emphasized" borderRadius="md" p={3} my={3}>
     <Text>
       Rollout of <b>{rollout.version}</b> by <Who who={rollout.owner} run={rollout.run} /> since{" "}
       <Time at={rollout.started} />, at{" "}
@@ -143,6 +143,7 @@ const Rollout = ({ rollout, onAct }: { rollout: RolloutOverview; onAct: (acting:
           key={action}
           size={{ base: "md", md: "sm" }}
           variant="outline"
+          borderColor="border.emphasized"
           onClick={() => onAct({ version: rollout.version, action })}
         >
           {ACTIONS[action]}…

@@ -36,7 +36,7 @@ export const Looks = ({ comparison }: { comparison: Comparison }) => (
           <Table.Cell whiteSpace="nowrap">
             <Time at={look.time} />
           </Table.Cell>
-          <Table.Cell>{OUTCOMES[look.outcome]}</Table.Cell>
+          <Table.Cell minW="10em">{OUTCOMES[look.outcome]}</Table.Cell>
           <Table.Cell>{percent(look.share)}</Table.Cell>
           <Table.Cell>
             {count(look.treatment_requests)}, {count(look.control_requests)}

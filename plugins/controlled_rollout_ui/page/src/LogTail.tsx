@@ -30,10 +30,10 @@ export const LogTail = ({ workspace, endpoint, version, onClose }: Props) => {
         <Heading as="h2" size="md">
           Log of {version}
         </Heading>
-        <Button size="xs" variant="outline" onClick={() => setReadings(readings + 1)}>
+        <Button size="xs" variant="outline" borderColor="border.emphasized" onClick={() => setReadings(readings + 1)}>
           Read again
         </Button>
-        <Button size="xs" variant="outline" onClick={onClose}>
+        <Button size="xs" variant="outline" borderColor="border.emphasized" onClick={onClose}>
           Close
         </Button>
       </HStack>

@@ -98,7 +98,15 @@ const EndpointCard = ({ endpoint }: { endpoint: EndpointOverview }) => {
   const { rollout } = endpoint;
   const attention = endpoint.attention ?? endpoint.trouble;
   return (
-    <Box as="article" aria-label={`Endpoint ${endpoint.name}`} borderWidth={1} borderRadius="md" p={3} minW={0}>
+    <Box
+      as="article"
+      aria-label={`Endpoint ${endpoint.name}`}
+      borderWidth={1}
+      borderColor="border.emphasized"
+      borderRadius="md"
+      p={3}
+      minW={0}
+    >
       <Flex gap={2} alignItems="center" flexWrap="wrap">
         <Heading as="h2" size="md">
           <PageLink to={endpointAddress(endpoint.workspace, endpoint.name)}>{endpoint.name}</PageLink>

@@ -89,7 +89,7 @@ export const Copyable = ({ name, text }: { name: string; text: string }) => {
     <Box my={2}>
       <Box display="flex" gap={2} alignItems="center">
         <Box fontSize="sm">{name}</Box>
-        <Button size="xs" variant="outline" onClick={copy} aria-label={`Copy: ${name}`}>
+        <Button size="xs" variant="outline" borderColor="border.emphasized" onClick={copy} aria-label={`Copy: ${name}`}>
           Copy
         </Button>
         <Box as="span" role="status" fontSize="sm">

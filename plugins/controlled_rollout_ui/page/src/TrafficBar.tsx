@@ -32,14 +32,11 @@ export const TrafficBar = ({ versions }: { versions: readonly VersionOverview[] 
       </Flex>
       <Box as="ul" listStyleType="none" mt={1} fontSize="sm">
         {versions.map((version) => (
-          <Box as="li" key={version.name} display="flex" gap={2} alignItems="baseline" flexWrap="wrap">
-            <Box as="span" aria-hidden="true" width={2} height={2} bg={`${palette[version.name]}.solid`} />
-            <Box as="span" fontWeight="semibold">
-              {version.name}
+          <Box as="li" key={version.name} display="flex" gap={2} alignItems="baseline">
+            <Box as="span" aria-hidden="true" flexShrink={0} boxSize={2} bg={`${palette[version.name]}.solid`} />
+            <Box as="span" minW={0} wordBreak="break-word">
+              <b>{version.name}</b> {version.role}, {percent(shareOf(version))}, {healthOf(version)}
             </Box>
-            <span>
-              {version.role}, {percent(shareOf(version))}, {healthOf(version)}
-            </span>
           </Box>
         ))}
       </Box>

@@ -6,7 +6,7 @@ import { OUTCOMES } from "./words";
 
 /** The newest verdict in a sentence, and what it means a click away. */
 export const Verdict = ({ verdict }: { verdict: VerdictExplanation }) => (
-  <Box as="section" aria-label="Verdict" borderWidth={1} borderRadius="md" p={3} my={3}>
+  <Box as="section" aria-label="Verdict" borderWidth={1} borderColor="border.emphasized" borderRadius="md" p={3} my={3}>
     <Text fontWeight="semibold">
       {OUTCOMES[verdict.outcome]}: {verdict.sentence}
     </Text>

@@ -61,6 +61,7 @@ export const VersionsTable = ({ versions, onAct, onLog }: Props) => (
                 <Button
                   size="xs"
                   variant="outline"
+                  borderColor="border.emphasized"
                   onClick={() => onAct(version.name)}
                   aria-label={`Act on ${version.name}`}
                 >
@@ -69,6 +70,7 @@ export const VersionsTable = ({ versions, onAct, onLog }: Props) => (
                 <Button
                   size="xs"
                   variant="outline"
+                  borderColor="border.emphasized"
                   onClick={() => onLog(version.name)}
                   aria-label={`Log of ${version.name}`}
                 >
