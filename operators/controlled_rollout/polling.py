@@ -1,11 +1,12 @@
-"""Wait for a condition, in bounded time."""
+"""Wait for a condition, in bounded time, and for asyncio tasks to end."""
 
 import asyncio
+import contextlib
 import inspect
 import time
 from collections.abc import Callable
 
-__all__ = ["block_until", "until"]
+__all__ = ["block_until", "cancel", "until"]
 
 INTERVAL_S = 0.02
 
@@ -38,3 +39,12 @@ def block_until(condition: Callable[[], object], timeout_s: float, *, interval_s
             return False
         time.sleep(interval_s)
     return True
+
+
+async def cancel(*tasks: "asyncio.Task[None] | None") -> None:
+    """Cancel asyncio tasks, one after the other, and wait until each has ended; None is a task that never started."""
+    for task in tasks:
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task

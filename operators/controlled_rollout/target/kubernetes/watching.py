@@ -10,6 +10,7 @@ from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import DEPLOYMENT, HTTP_ROUTE, POD, SECURITY_POLICY, Kind
 from controlled_rollout.endpoint import Endpoint
 from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.polling import cancel
 from controlled_rollout.target.kubernetes import envoy_stats, revisions
 from controlled_rollout.target.kubernetes.envoy_stats import GatewayStats
 from controlled_rollout.target.kubernetes.names import endpoint_labels, replica_selector, selector
@@ -60,9 +61,7 @@ async def watch_views(
     # The watches begin only now: the first state is often enough.
     async with contextlib.AsyncExitStack() as stack:
         for source, version in versions.items():
-            stack.push_async_callback(
-                _cancel_and_wait, asyncio.create_task(_queue_events(api, source, version, events))
-            )
+            stack.push_async_callback(cancel, asyncio.create_task(_queue_events(api, source, version, events)))
         while True:
             if view.whole_split_is_served and not view.compared and view.contradiction is None:
                 view = await _compare_with_counters(api, workspace, view)
@@ -194,13 +193,6 @@ async def _queue_events(
             events.put_nowait(error)
     except Exception as error:
         events.put_nowait(error)
-
-
-async def _cancel_and_wait(task: "asyncio.Task[None]") -> None:
-    """Cancel an asyncio task and wait until it has ended."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 def _with_event(view: EndpointView, source: _Source, event: Object) -> EndpointView:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from controlled_rollout.errors import WorkspaceError
+from controlled_rollout.polling import cancel
 from controlled_rollout.target.local.child_process import RUNTIME_VARIABLE, inherited_environment
 from controlled_rollout.target.local.liveness import LivenessCheck
 from controlled_rollout.target.local.log_file import LogFile
@@ -117,10 +118,7 @@ class CollectorProcess:
 
     async def stop(self) -> None:
         """Let the collector ship what is there, in bounded time, and end it."""
-        if self._watching:
-            self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
+        await cancel(self._watching)
         await self._process.stop(STOP_GRACE_S)
 
     async def _start_or_end_collector(self) -> None:

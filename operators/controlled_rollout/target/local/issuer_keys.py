@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from controlled_rollout.addresses import transport_for
 from controlled_rollout.errors import ControlledRolloutError
+from controlled_rollout.polling import cancel
 from controlled_rollout.target.local import atomic_files
 from controlled_rollout.text_file import read_regular_file
 from controlled_rollout.tokens import MAX_KEY_SET_BYTES, accepted_keys, no_keys
@@ -90,10 +91,7 @@ class IssuerKeys:
 
     async def stop(self) -> None:
         """Stop reading."""
-        if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await cancel(self._task)
 
     def key_set(self, uri: str) -> str:
         """Return the keys of an issuer that are accepted now; while none are known, a set that no token fits."""

@@ -1,7 +1,6 @@
 """Measures the load of every version: reads the router's counters once a second and keeps the last ten seconds."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
@@ -9,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from controlled_rollout.errors import TargetUnavailableError
+from controlled_rollout.polling import cancel
 from controlled_rollout.sizing import Load
 from controlled_rollout.target.counters import Counters, loads_between
 
@@ -53,10 +53,7 @@ class LoadMeter:
 
     async def stop(self) -> None:
         """Stop reading the counters."""
-        if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await cancel(self._task)
 
     def loads(self) -> dict[str, Load]:
         """Return the load of every cluster over the last seconds; empty before there are two samples.

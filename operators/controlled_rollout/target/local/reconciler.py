@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.polling import until
+from controlled_rollout.polling import cancel, until
 from controlled_rollout.sticky import StickyKey, UserRange, arranged
 from controlled_rollout.target.local.envoy_config import ClusterSpec, cluster_names
 from controlled_rollout.target.local.envoy_process import EnvoyProcess, PublishState
@@ -109,11 +109,7 @@ class Reconciler:
 
     async def stop(self) -> None:
         """Stop reconciling, then end all replicas."""
-        for task in [*self._retirements.values(), self._task]:
-            if task:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        await cancel(*self._retirements.values(), self._task)
         await asyncio.gather(*(running.stop() for running in self.running.values()))
 
     async def _keep_reconciling(self) -> None:
