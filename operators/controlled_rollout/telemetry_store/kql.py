@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import duckdb  # noqa: TID253 - runs only inside the store's own process
 import duckdb_kql
-from duckdb_kql.types import kusto_type
 from pydantic import TypeAdapter
 
 from controlled_rollout.telemetry_store.schema import TABLES
@@ -219,11 +218,6 @@ def _read_and_defined_tables(document: object) -> tuple[set[str], set[str]]:
             if called not in TABLE_FUNCTIONS:
                 raise QueryRefusedError("NotSupportedError", f"function {called!r} is not allowed", code="NotSupported")
     return names, defined
-
-
-def column_type(duckdb_type: object) -> str:
-    """Return the name of KQL's type for a DuckDB type."""
-    return kusto_type(duckdb_type)
 
 
 def parse_timespan(text: str | None, now: datetime) -> tuple[datetime | None, datetime | None]:

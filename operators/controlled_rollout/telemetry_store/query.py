@@ -10,9 +10,10 @@ from decimal import Decimal
 from typing import Any, Final
 
 import duckdb  # noqa: TID253 - runs only inside the store's own process
+from duckdb_kql.types import kusto_type
 
 from controlled_rollout.telemetry_store.database import Database
-from controlled_rollout.telemetry_store.kql import QueryRefusedError, column_type, parse_timespan, translate
+from controlled_rollout.telemetry_store.kql import QueryRefusedError, parse_timespan, translate
 from controlled_rollout.telemetry_store.query_limits import QueryLimits
 from controlled_rollout.telemetry_store.responses import ApiResponse, error_response, low_memory_response
 
@@ -92,7 +93,7 @@ def _encode_result(
 ) -> ApiResponse:
     """Fetch the rows of a query and return the response; cut at the limits and marked as a partial error if too big."""
     description = cursor.description or []
-    types = [column_type(column[1]) for column in description]
+    types = [kusto_type(column[1]) for column in description]
     columns = [{"name": column[0], "type": name} for column, name in zip(description, types, strict=True)]
     encoders = [_ENCODERS.get(name, _as_text) for name in types]
     parts: list[bytes] = []
