@@ -1,7 +1,8 @@
 """The kinds of objects that are read or written, their paths on the API server, and the label of our own objects."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 __all__ = [
     "BACKEND_TRAFFIC_POLICY",
@@ -51,6 +52,10 @@ class Kind:
         root = f"/apis/{self.version}" if "/" in self.version else f"/api/{self.version}"
         parts = [root, "namespaces", namespace, self.plural, name, subresource]
         return "/".join(part for part in parts if part)
+
+    def path_of(self, given: Mapping[str, Any]) -> str:
+        """Return the API server's path of an object of this kind that the API server has given."""
+        return self.path(given["metadata"]["namespace"], given["metadata"]["name"])
 
 
 CONFIG_MAP: Final = Kind("ConfigMap", "v1", "configmaps")

@@ -72,12 +72,12 @@ async def regenerate(api: Api, namespace: str, endpoint: str, which: Literal["pr
             return None
         if copy is not None and which in (copy.get("data") or {}):
             # First: nothing may bring a key back that was replaced.
-            await api.merge_patch(_path(copy), {"data": {which: None}})
+            await api.merge_patch(SECRET.path_of(copy), {"data": {which: None}})
         changed = await _write_keys(api, secret, {which: getattr(Keys(**present).renewed(which), which)})
         if changed is not None:
             keys = Keys(**_decode_keys(changed))
             if copy is not None:
-                await api.merge_patch(_path(copy), {"stringData": keys.model_dump()})
+                await api.merge_patch(SECRET.path_of(copy), {"stringData": keys.model_dump()})
             return keys
     raise ConflictError(
         f"the {which} key of endpoint {endpoint!r} was to be replaced, and others changed the keys at each of "
@@ -87,7 +87,7 @@ async def regenerate(api: Api, namespace: str, endpoint: str, which: Literal["pr
 
 async def _write_keys(api: Api, secret: Object, keys: dict[str, str]) -> Object | None:
     """Write keys into the Secret; return it, or None if somebody else has changed it since it was read."""
-    return await api.merge_if_unchanged(_path(secret), secret, {"stringData": keys})
+    return await api.merge_if_unchanged(SECRET.path_of(secret), secret, {"stringData": keys})
 
 
 async def _write_copy(api: Api, namespace: str, endpoint: str, copy: Object | None, keys: Keys, owner: Object) -> None:
@@ -96,7 +96,7 @@ async def _write_copy(api: Api, namespace: str, endpoint: str, copy: Object | No
         manifest = manifests.keys_secret(endpoint, keys, namespace=namespace, owner=owner, part="keys-copy")
         await api.create(SECRET.path(namespace), manifest)
     elif _decode_keys(copy) != keys.model_dump():
-        await api.merge_patch(_path(copy), {"stringData": keys.model_dump()})
+        await api.merge_patch(SECRET.path_of(copy), {"stringData": keys.model_dump()})
 
 
 def _missing_keys(endpoint: str, secret: Object | None, new: list[str]) -> Drift:
@@ -108,11 +108,6 @@ def _missing_keys(endpoint: str, secret: Object | None, new: list[str]) -> Drift
     else:
         remedy = "every step restores the keys from their copy; callers keep theirs"
     return Drift(f"{SECRET.name} {name}", found, remedy)
-
-
-def _path(secret: Object) -> str:
-    """Return a Secret's path on the API server."""
-    return SECRET.path(secret["metadata"]["namespace"], secret["metadata"]["name"])
 
 
 def _decode_keys(secret: Object | None) -> dict[str, str]:

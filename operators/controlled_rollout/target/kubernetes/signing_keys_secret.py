@@ -54,7 +54,7 @@ async def restore(
         manifest = manifests.signing_keys_secret(endpoint, new, namespace=namespace, owner=owner)
         created = await api.create(SECRET.path(namespace), manifest)
     else:
-        created = await api.merge_if_unchanged(_path(secret), secret, {"stringData": new.model_dump()})
+        created = await api.merge_if_unchanged(SECRET.path_of(secret), secret, {"stringData": new.model_dump()})
     if created is None:
         # Another writer has made them in this moment. Without keys no step may go on: it would make no policy, and the
         # route would be open to everybody.
@@ -81,7 +81,8 @@ async def rotate(api: Api, namespace: str, endpoint: str, before: SigningKeys) -
     rotated = before.rotated()
     secret = await _find(api, namespace, endpoint)
     if secret is not None and _decode_keys(secret) == before:
-        if await api.merge_if_unchanged(_path(secret), secret, {"stringData": rotated.model_dump()}) is not None:
+        change = {"stringData": rotated.model_dump()}
+        if await api.merge_if_unchanged(SECRET.path_of(secret), secret, change) is not None:
             return rotated
     raise ConflictError(
         f"the signing keys of endpoint {endpoint!r} were to be rotated, and somebody else changed them meanwhile: if "
@@ -92,11 +93,6 @@ async def rotate(api: Api, namespace: str, endpoint: str, before: SigningKeys) -
 async def _find(api: Api, namespace: str, endpoint: str) -> Object | None:
     """Return the Secret of an endpoint's signing keys; None if there is none."""
     return await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, PART)))
-
-
-def _path(secret: Object) -> str:
-    """Return a Secret's path on the API server."""
-    return SECRET.path(secret["metadata"]["namespace"], secret["metadata"]["name"])
 
 
 def _decode_keys(secret: Object | None) -> SigningKeys | None:
