@@ -1,10 +1,11 @@
 """Files that are written in one step and that only their owner can read."""
 
+import json
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["sync_file", "write_atomically"]
+__all__ = ["sync_file", "write_atomically", "write_json"]
 
 # How the names of files end that are being written; who lists a storage leaves them out.
 UNFINISHED: Final = ".unfinished"
@@ -36,6 +37,11 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
         raise
     if durable:
         sync_file(path.parent)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file like `write_atomically`; it need not be on disk when this returns."""
+    write_atomically(path, json.dumps(content).encode(), durable=False)
 
 
 def sync_file(path: Path) -> None:

@@ -2,16 +2,15 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from controlled_rollout_collector.atomic_files import write_atomically
+from controlled_rollout_collector.atomic_files import write_json
 from controlled_rollout_collector.ended_replicas import keep_state
 from controlled_rollout_collector.settings import SETTINGS_FILE, SpoolSettingError, SpoolSettings
 from controlled_rollout_collector.shipping import SpoolShipper, SpoolState
@@ -183,9 +182,4 @@ class Collector:
         ]
         status = {"updated": time.time(), "storage": str(self.storage), "problem": problem, "faults": faults}
         with contextlib.suppress(OSError):
-            _write_json(self.folder / STATUS_FILE, {**status, "spools": spools})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file."""
-    write_atomically(path, json.dumps(content).encode(), durable=False)
+            write_json(self.folder / STATUS_FILE, {**status, "spools": spools})

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from controlled_rollout_collector.atomic_files import write_atomically
+from controlled_rollout_collector.atomic_files import write_json
 from controlled_rollout_collector.shipping import SpoolState
 
 __all__ = ["SUM_FILE", "keep_state"]
@@ -28,7 +28,7 @@ def keep_state(spool: Path, state: SpoolState) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    _write_json(spool.with_name(f"{spool.name}.json"), dataclasses.asdict(state))
+    write_json(spool.with_name(f"{spool.name}.json"), dataclasses.asdict(state))
     files = [path for path in spool.parent.glob("*.json") if path.name != SUM_FILE and not path.name.startswith(".")]
     if len(files) > MOST_FILES:
         _add_to_sum(spool.parent, files)
@@ -48,7 +48,7 @@ def _add_to_sum(folder: Path, files: list[Path]) -> None:
         state = _read_json(path) if path.stem not in added else {}
         for name in COUNTED:
             total[name] = _number(total.get(name)) + _number(state.get(name))
-    _write_json(folder / SUM_FILE, {**total, "replicas": [path.stem for path in ended]})
+    write_json(folder / SUM_FILE, {**total, "replicas": [path.stem for path in ended]})
     for path in ended:
         path.unlink(missing_ok=True)
 
@@ -65,8 +65,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _number(value: Any) -> int:
     """Return a number of a file; 0 for anything else."""
     return value if isinstance(value, int) else 0
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file."""
-    write_atomically(path, json.dumps(content).encode(), durable=False)
