@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 VERSION = "3.35.0"
 DEADLINE_S = 60.0
+# The container that the tests of one account share.
+CONTAINER = "rollouts"
 # The account that every Azurite has, with the key that its documentation names.
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="

@@ -17,6 +17,7 @@ import httpx
 from controlled_rollout import steps
 from tests.benchmarks import load
 from tests.benchmarks.local_workspace import BODY, ENDPOINT, Bench, bench, deploy, silent
+from tests.ports import free_port
 
 FILTERS = "type.googleapis.com/envoy.extensions.filters"
 SCORE = f"/api/v1/service/{ENDPOINT}/score"
@@ -62,13 +63,6 @@ def static_configuration(upstream: str, port: int) -> dict[str, Any]:
             ],
         }
     }
-
-
-def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def listens(port: int) -> bool:

@@ -20,7 +20,8 @@ import envoy
 
 from tests.benchmarks import load
 from tests.benchmarks.local_workspace import BODY, Bench, bench
-from tests.benchmarks.router import SCORE, free_port, listens, replica_socket, static_configuration
+from tests.benchmarks.router import SCORE, listens, replica_socket, static_configuration
+from tests.ports import free_port
 
 # What a variant does to the documents of the router's configuration, by file name.
 Change = Callable[[str, Any], None]

@@ -9,12 +9,12 @@ from pathlib import Path
 from tests.benchmarks import load
 from tests.local.scoring_environment import (
     environment_python,
-    free_port,
     refuses_connections,
     runtime_environment,
     start_replica,
 )
 from tests.polling import wait_until
+from tests.ports import free_port
 
 SCRIPT = "def init():\n    pass\n\ndef run(data):\n    return {'length': len(data)}\n"
 BODY = '{"data": [[5.1, 3.5, 1.4, 0.2]]}'

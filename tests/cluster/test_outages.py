@@ -20,7 +20,6 @@ from tests.local.local_target_lab import steady_load
 
 RATE = 50.0
 OUTAGE_S = 30.0
-OURS = "configmaps,secrets,controllerrevisions,httproutes,securitypolicies,services,deployments"
 
 
 @pytest.mark.breaks_lab

@@ -6,7 +6,6 @@ Without a scheduler a run that is triggered stays queued, so nothing happens to 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import httpx
 from tests.airflow_database import create_database
 from tests.airflow_home import DAGS
 from tests.polling import wait_until
+from tests.ports import free_port
 
 __all__ = ["PASSWORDS", "AirflowApiServer", "airflow_api_server"]
 
@@ -53,13 +53,6 @@ class AirflowApiServer:
         sign_in = {"username": user, "password": PASSWORDS[user]}
         answer = httpx.post(f"{self.url}auth/token", json=sign_in, timeout=60, trust_env=False)
         return str(answer.raise_for_status().json()["access_token"])
-
-
-def free_port() -> int:
-    """Return a port that nobody listens at."""
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        return int(chosen.getsockname()[1])
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from controlled_rollout.checks import connectivity
 from controlled_rollout.cli import main
 from controlled_rollout.target.local import supervisor
 from controlled_rollout.workspace import Workspace
+from tests.ports import closed_port
 
 DEADLINE_S = 60.0
 
@@ -29,12 +30,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert supervisor.stop_workspace(workspace) == 0
 
 
-@pytest.fixture
-def closed_port() -> Iterator[int]:
-    """A port that is bound and does not listen."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
+@pytest.fixture(name="closed_port")
+def refusing() -> Iterator[int]:
+    with closed_port() as port:
+        yield port
 
 
 def test_table_says_what_works_and_what_to_do_and_the_exit_code_whether_all_does(

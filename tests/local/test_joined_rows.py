@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,10 @@ from controlled_rollout_collector.entries import read_entries
 from controlled_rollout_collector.layouts import ParquetLayout
 from controlled_rollout_collector.parts import Replica, make_parts
 from controlled_rollout_collector.selection import Selection
-from tests.azurite import signed_in_to_blobs
+from tests.azurite import CONTAINER, signed_in_to_blobs
 
-CONTAINER = "rollouts"
 T0 = datetime(2026, 3, 1, 23, 30, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-Ship = Callable[..., None]
 
 
 @pytest.fixture(scope="module")

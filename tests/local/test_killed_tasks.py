@@ -15,11 +15,6 @@ from tests.polling import wait_until
 SETTINGS = {"num_replicas": 1}
 
 
-@pytest.fixture
-def connection(lab: Lab) -> str:
-    return json.dumps({"conn_type": "controlled_rollout", "extra": {"root": str(lab.workspace.root)}})
-
-
 def image(lab: Lab, note: str, script: str | None = None) -> str:
     return asyncio.run(lab.image(note, script))
 

@@ -18,6 +18,7 @@ import pytest
 from controlled_rollout.checks import probe as program
 from controlled_rollout.checks.probe import Destination, probe, probe_all
 from tests.certificates import Authority
+from tests.ports import closed_port
 from tests.unit.checks.server import OK, read_head, say, say_nothing, serving
 
 # Longer than any answer of this machine takes, however busy it is.
@@ -143,9 +144,8 @@ def test_connection_that_is_closed_in_the_handshake_is_no_untrusted_certificate(
 
 
 def test_closed_port_unknown_name_and_server_error_are_told_apart() -> None:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        closed = probe(to(held.getsockname()[1]), SECONDS)
+    with closed_port() as port:
+        closed = probe(to(port), SECONDS)
     with serving(say(b"HTTP/1.1 503 Busy\r\n\r\n")) as port:
         busy = probe(to(port, "http"), SECONDS)
     name = probe(to(443, host="no-such-host.invalid"), SECONDS)
@@ -243,9 +243,8 @@ def test_proxy_of_the_environment_is_used_said_and_told_apart(
         502: ("proxy", "cannot reach the host"),
     }
 
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{held.getsockname()[1]}")
+    with closed_port() as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
         gone = probe(to(443, host="far.example"), SECONDS)
     assert (gone.failed, gone.cause) == ("proxy", "refused")
 

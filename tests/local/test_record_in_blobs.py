@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,16 +15,8 @@ from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.record import Decision, blob_storage, storage, tail
 from controlled_rollout.view.followed_record import FollowedRecord
 from controlled_rollout.workspace import Workspace
-from tests.azurite import ACCOUNT, signed_in_to_blobs
+from tests.azurite import ACCOUNT, CONTAINER
 from tests.unit.record_lines import append, bins
-
-CONTAINER = "rollouts"
-
-
-@pytest.fixture(scope="module")
-def blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServiceClient]:
-    with signed_in_to_blobs(tmp_path_factory.mktemp("blobs"), CONTAINER) as client:
-        yield client
 
 
 @pytest.fixture

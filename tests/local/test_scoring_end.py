@@ -17,13 +17,13 @@ from tests.local.scoring_environment import (
     HOLD,
     Replica,
     environment_python,
-    free_port,
     refuses_connections,
     runtime_environment,
     start_held_request,
     start_replica,
 )
 from tests.polling import wait_until
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from tests.local.scoring_environment import (
     HOLD,
     environment_python,
     fetch,
-    free_port,
     start_held_request,
     start_replica,
 )
 from tests.polling import wait_until
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")

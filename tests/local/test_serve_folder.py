@@ -15,8 +15,9 @@ import pytest
 from controlled_rollout.errors import ImageError, WorkspaceError
 from controlled_rollout.target.local.serve_folder import serve_folder
 from controlled_rollout.workspace import user_cache
-from tests.local.scoring_environment import free_port, refuses_connections
+from tests.local.scoring_environment import refuses_connections
 from tests.polling import wait_until
+from tests.ports import free_port
 
 SCRIPT = """
 import os

@@ -1,7 +1,6 @@
 """Airflow is killed in the middle of a bad canary: the supervisor takes it back, and a run that returns ends."""
 
 import asyncio
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -35,11 +34,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         damaged.mkdir(parents=True)
         (damaged / "00000001.json").write_text("{")
         yield lab
-
-
-@pytest.fixture
-def connection(lab: Lab) -> str:
-    return json.dumps({"conn_type": "controlled_rollout", "extra": {"root": str(lab.workspace.root)}})
 
 
 def task(operator: str, task_id: str, endpoint: str, **arguments: object) -> Task:

@@ -3,7 +3,7 @@
 import json
 import os
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,17 +19,9 @@ from controlled_rollout.record import Decision
 from controlled_rollout.storage import Storage, hand_over_model, open_storage, storage_at
 from controlled_rollout.workspace import Workspace, user_cache
 from tests.airflow_home import DAGS
-from tests.azurite import ACCOUNT, signed_in_to_blobs
+from tests.azurite import ACCOUNT, CONTAINER
 from tests.local.local_target_lab import ENVIRONMENT
 from tests.local.task_lab import CONNECTION, TaskInstance, context
-
-CONTAINER = "rollouts"
-
-
-@pytest.fixture(scope="module")
-def blobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BlobServiceClient]:
-    with signed_in_to_blobs(tmp_path_factory.mktemp("blobs"), CONTAINER) as client:
-        yield client
 
 
 @pytest.fixture(params=["folder", "blobs"])

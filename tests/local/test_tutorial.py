@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.airflow_api_server import free_port
 from tests.pages import REPOSITORY, Block, read_blocks
+from tests.ports import free_port
 
 PAGE = REPOSITORY / "docs" / "tutorial.md"
 BLOCKS = read_blocks(PAGE)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.needs import skip
+from tests.ports import free_port
 
 DEADLINE_S = 60.0
 
@@ -23,12 +23,6 @@ def require_program() -> None:
     """Skip the test where Prometheus is not installed."""
     if not shutil.which("prometheus"):
         skip("Prometheus is not installed: run `make lab` (on Debian, as root)")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from controlled_rollout.image.oci.registry_client import RegistryClient, Reposit
 from controlled_rollout.image.scan.bill_of_materials import CYCLONEDX, attach_bill_of_materials
 from controlled_rollout.image.scan.installed_packages import InstalledPackages, packages_of_image
 from tests.cluster.lab.programs import program
+from tests.ports import free_port
 from tests.registry.attachments import attached
 from tests.registry.conftest import Built
 from tests.registry.real_registry import RunningRegistry
@@ -113,9 +114,7 @@ async def test_documents_that_are_attached_one_after_the_other_are_all_listed(
 @pytest.fixture
 def listing(tmp_path: Path) -> Iterator[str]:
     """The address of an empty registry with the referrers API."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     process = subprocess.Popen([program("referrers-registry", of="referrers-registry"), address])
     try:
         end = time.monotonic() + 30

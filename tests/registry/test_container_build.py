@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -31,6 +30,7 @@ from controlled_rollout.image import (
 from controlled_rollout.image.container_image import ENVIRONMENTS
 from controlled_rollout.workspace import Workspace
 from tests.archives import read_file
+from tests.ports import closed_port, free_port
 from tests.registry.conftest import Built, write_source
 from tests.registry.real_registry import RunningRegistry
 
@@ -126,10 +126,8 @@ async def test_image_serves_from_a_read_only_root_as_an_unprivileged_user(
     bundle.mkdir()
     subprocess.run(["runc", "spec"], cwd=bundle, check=True)
     spec = json.loads((bundle / "config.json").read_text())
-    with unpacked(reference, tmp_path / "storage") as (root, config), socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-        held.close()
+    with unpacked(reference, tmp_path / "storage") as (root, config):
+        port = free_port()
         spec["root"] = {"path": str(root), "readonly": True}
         user = int(str(config["User"]).partition(":")[0])
         spec["process"] |= {"terminal": False, "user": {"uid": user, "gid": user}, "cwd": config["WorkingDir"]}
@@ -422,9 +420,8 @@ async def test_missing_base_image_is_an_error_that_names_the_setting(built: Buil
 
 
 async def test_a_registry_that_is_down_is_unavailable(built: Built, registry: RunningRegistry, tmp_path: Path) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    with closed_port() as port:
+        address = f"127.0.0.1:{port}"
 
         with pytest.raises(
             RegistryUnavailableError, match=rf"registry {address} does not answer .*: check that it runs"

@@ -1,12 +1,12 @@
-import socket
 from collections.abc import Iterator
 
 import pytest
 
+from tests.ports import closed_port
 
-@pytest.fixture
-def closed_port() -> Iterator[int]:
-    """Return a port that is bound and does not listen: connections are refused, and no other process can use it."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
+
+@pytest.fixture(name="closed_port")
+def refusing() -> Iterator[int]:
+    """Return a port at which connections are refused."""
+    with closed_port() as port:
+        yield port

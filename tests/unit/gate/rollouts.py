@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from controlled_rollout.gate import Bin, Counts
+from controlled_rollout.gate import Bin, Claim, Counts, Verdict
 from controlled_rollout.gate.odds import Margins
 
 BEGIN = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -34,6 +34,11 @@ def binomial(rng: random.Random, n: int, p: float) -> int:
     if n * p > 200 and n * (1 - p) > 200:
         return min(n, max(0, round(rng.gauss(n * p, (n * p * (1 - p)) ** 0.5))))
     return sum(rng.random() < p for _ in range(n))
+
+
+def claim(verdict: Verdict, name: str) -> Claim:
+    """Return the claim of a verdict that has a name."""
+    return next(result for result in verdict.claims if result.name == name)
 
 
 def minute(

@@ -8,16 +8,12 @@ from datetime import timedelta
 
 import pytest
 
-from controlled_rollout.gate import Bin, Claim, Gate, MaxLatency, Verdict, judge
-from tests.unit.gate.rollouts import BEGIN, MINUTE, minute, simulated
+from controlled_rollout.gate import Bin, Gate, MaxLatency, judge
+from tests.unit.gate.rollouts import BEGIN, MINUTE, claim, minute, simulated
 
 GATE = Gate(latency_quantiles=())
 QUANTILES = Gate(latency_quantiles=(0.5, 0.9))
 BEFORE = [minute(-1 - index, (0, 0), (300, index % 3)) for index in range(60)]
-
-
-def claim(verdict: Verdict, name: str) -> Claim:
-    return next(result for result in verdict.claims if result.name == name)
 
 
 def one_after_the_other(*parts: Sequence[Bin]) -> list[Bin]:

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import nchypergeom_fisher, norm
 
-from controlled_rollout.gate import Bin, Claim, Counts, Gate, Outcome, Verdict, judge
+from controlled_rollout.gate import Bin, Counts, Gate, Outcome, judge
 from tests.examples import examples
 from tests.unit.gate.rollouts import (
     BEGIN,
     MINUTE,
     assert_never_falls,
     binomial,
+    claim,
     log_normalisers,
     minute,
     odds_times,
@@ -30,10 +31,6 @@ arms = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda pair: (max(p
 rollouts = st.lists(st.tuples(arms, arms), max_size=25).map(
     lambda rows: [minute(index, treatment, control) for index, (treatment, control) in enumerate(rows)]
 )
-
-
-def claim(verdict: Verdict, name: str) -> Claim:
-    return next(result for result in verdict.claims if result.name == name)
 
 
 # The alarms' odds ratios and the tilts of the scores, with their weights.

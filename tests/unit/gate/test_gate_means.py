@@ -10,9 +10,9 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from controlled_rollout.errors import EvidenceError
-from controlled_rollout.gate import Bin, Category, Claim, Counts, Gate, Mean, Moments, Verdict, judge
+from controlled_rollout.gate import Bin, Category, Counts, Gate, Mean, Moments, judge
 from controlled_rollout.gate.means import log_mixture
-from tests.unit.gate.rollouts import BEGIN, MINUTE, assert_never_falls
+from tests.unit.gate.rollouts import BEGIN, MINUTE, assert_never_falls, claim
 
 REVENUE = Gate(means={"revenue": Mean(worse="lower", margin=0.1, pass_margin=1.0)})
 
@@ -43,10 +43,6 @@ def rollout(
             )
         )
     return result
-
-
-def claim(verdict: Verdict, name: str) -> Claim:
-    return next(result for result in verdict.claims if result.name == name)
 
 
 @pytest.mark.parametrize(("total", "variance"), [(0.0, 1.0), (12.0, 9.0), (-4.0, 3.0), (60.0, 40.0)])

@@ -10,19 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from controlled_rollout.gate import Bin, Category, Claim, Gate, Mean, Moments, Verdict, judge
+from controlled_rollout.gate import Bin, Category, Gate, Mean, Moments, judge
 from controlled_rollout.gate.columns import columns
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS, OddsRatio
 from controlled_rollout.gate.restarts import Process, alarm_evidence, at_present_share, process_starts, process_weight
-from tests.unit.gate.rollouts import BEGIN, MINUTE, minute, simulated
+from tests.unit.gate.rollouts import BEGIN, MINUTE, claim, minute, simulated
 
 Floats = NDArray[np.float64]
 
 GATE = Gate(latency_quantiles=())
-
-
-def claim(verdict: Verdict, name: str) -> Claim:
-    return next(result for result in verdict.claims if result.name == name)
 
 
 def at_shares(*shares: float | None, requests: tuple[int, int] = (10, 90)) -> list[Bin]:

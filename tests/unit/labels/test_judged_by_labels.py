@@ -16,7 +16,6 @@ from controlled_rollout.gate import Outcome, describe, judge
 from controlled_rollout.labels import LabelRow, Labels, LabelSource
 from tests.unit.labels.labelled_rollout import ACCURACY, HOUR, T0, UNTIL, LabelledRollout, Rows, S, answered_requests
 
-FEW = ACCURACY.model_copy(update={"max_labels": 10})
 EVEN = (SplitChange(T0 - HOUR, 0.5),)
 
 

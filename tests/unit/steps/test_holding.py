@@ -1,7 +1,6 @@
 """A hold by hand: the gate that looks heeds it, the record has it, and where no gate would heed it, it is refused."""
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -23,11 +22,6 @@ PERSON = Change(who="hold/manual/hold", reason="I want to look at it first")
 
 def quiet(sentence: str) -> None:
     """Take a progress message."""
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.local(tmp_path)
 
 
 @pytest.fixture

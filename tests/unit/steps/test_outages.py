@@ -1,7 +1,6 @@
 """A run's step that gives a version more traffic outlasts an outage: its failure would roll a good version back."""
 
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -16,11 +15,6 @@ RUN = "weekly/run-1"
 CHANGE = Change(who=f"{RUN}/shift_10", reason="")
 IMAGE = "local/digits@sha256:" + "0" * 64
 NO_TIME = timedelta(0)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.local(tmp_path)
 
 
 @pytest.fixture

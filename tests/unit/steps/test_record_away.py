@@ -2,7 +2,6 @@
 
 import threading
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -18,11 +17,6 @@ from tests.unit.steps.memory_target import MemoryTarget
 RUN = "weekly/run-2"
 CHANGE = Change(who=f"{RUN}/task")
 SHORT = timedelta(seconds=0.05)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.local(tmp_path)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import json
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -29,11 +28,6 @@ PERSON = Change(who="Ada", reason="I know better")
 
 def quiet(sentence: str) -> None:
     """Take a progress message."""
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.local(tmp_path)
 
 
 @pytest.fixture

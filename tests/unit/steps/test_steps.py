@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -29,11 +28,6 @@ RUN, OTHER = "weekly/run-2", "weekly/run-1"
 CHANGE = Change(who=f"{RUN}/task")
 BY_OTHER = Change(who=f"{OTHER}/task", reason="of its own")
 SHORT = timedelta(seconds=0.05)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.local(tmp_path)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ IMAGE = "registry.example/models/digits@sha256:" + "a" * 64
 BUILT = datetime(2026, 3, 1, tzinfo=UTC)
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=12)
-NOISE = st.dictionaries(st.sampled_from(["Layer", "CVSS", "Title", "locations", "extra"]), st.none() | WORDS)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

@@ -183,7 +183,7 @@ async def test_the_end_is_announced_30_days_before_and_said_when_it_has_come(ben
     await certificate.start()
     assert not certificate.warnings()
 
-    bench.clock.now += timedelta(days=11)
+    bench.clock.now += timedelta(days=11, minutes=1)
     [warning] = certificate.warnings()
     assert "in 28 days: replace" in warning
     assert not certificate.problems()
