@@ -78,7 +78,10 @@ class TargetUnavailableError(ControlledRolloutError):
 
 
 class DamagedFileError(ControlledRolloutError):
-    """A file of the local workspace cannot be read: the endpoint that it belongs to is closed, all others go on."""
+    """What is stored of an endpoint cannot be read, or somebody has deleted it: no step changes it, all others go on.
+
+    In the local workspace that is a file, and the endpoint is closed. On a cluster it serves as before.
+    """
 
 
 class AccessError(ControlledRolloutError):

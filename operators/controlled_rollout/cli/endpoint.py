@@ -318,7 +318,8 @@ def _run_delete(options: argparse.Namespace) -> int:
         change = Change(who=author, reason=reason)
         async with _connect_target(options) as target:
             existed = options.endpoint in await target.endpoints()
-            rollout = (await target.endpoint(options.endpoint)).rollout if existed else None
+            endpoint = await readable_endpoint(target, options.endpoint) if existed else None
+            rollout = endpoint.rollout if endpoint is not None else None
             if rollout is not None:
                 warn(f"warning: this ends the rollout of {rollout.version!r} by {rollout.owner}")
             # Also if not: what an interrupted deletion has left goes now.

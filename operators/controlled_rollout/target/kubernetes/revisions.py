@@ -6,15 +6,29 @@ from datetime import datetime
 from typing import Final
 
 from controlled_rollout.cluster.api import Api, ApiError, Object
-from controlled_rollout.cluster.kinds import CONTROLLER_REVISION, MANAGED_BY
+from controlled_rollout.cluster.kinds import CONFIG_MAP, CONTROLLER_REVISION, DEPLOYMENT, MANAGED_BY
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import AccessError, TargetUnavailableError
+from controlled_rollout.errors import AccessError, DamagedFileError, EndpointError, TargetUnavailableError
 from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes.manifests import owner_reference
-from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, endpoint_object_name, selector
+from controlled_rollout.target.kubernetes.names import (
+    ENDPOINT_LABEL,
+    VERSION_LABEL,
+    endpoint_labels,
+    endpoint_object_name,
+    selector,
+)
 from controlled_rollout.target.protocol import Change, Revision
 
-__all__ = ["endpoints_of", "existing_history", "history", "revision_from_object", "store_revision", "time_of"]
+__all__ = [
+    "check_not_lost",
+    "endpoints_of",
+    "existing_history",
+    "history",
+    "revision_from_object",
+    "store_revision",
+    "time_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +51,54 @@ async def existing_history(api: Api, namespace: str, endpoint: str) -> list[Revi
     """Return all kept revisions of an endpoint, oldest first.
 
     Raises:
+        DamagedFileError: The endpoint is there, and somebody has deleted all its revisions.
         EndpointNotFoundError: There is no such endpoint.
     """
     if revisions := await history(api, namespace, endpoint):
         return revisions
+    await check_not_lost(api, namespace, endpoint)
     raise refusals.not_found_error(endpoint, await endpoints_of(api, namespace))
 
 
+async def check_not_lost(api: Api, namespace: str, endpoint: str) -> None:
+    """Raise DamagedFileError if an endpoint without revisions has versions: it would be taken for a new one."""
+    deployments = await api.items(DEPLOYMENT.path(namespace), labelSelector=selector(endpoint_labels(endpoint)))
+    versions = sorted(_served_versions(deployments).get(endpoint, ()))
+    if not versions or not await _has_root(api, namespace, endpoint):
+        return
+    raise DamagedFileError(
+        f"endpoint {endpoint!r} has versions ({', '.join(versions)}), and somebody has deleted all its "
+        f"ControllerRevisions in namespace {namespace}, which say what it is to be: it serves as before, and no step "
+        "can change it; restore the newest of them from a backup of the cluster; or delete the endpoint and its keys "
+        f"with `controlled-rollout delete {endpoint} --yes`, which ends its service, and deploy it again"
+    )
+
+
+def _served_versions(deployments: Sequence[Object]) -> dict[str, set[str]]:
+    """Return the versions that have a Deployment which nobody is deleting, by endpoint."""
+    found: dict[str, set[str]] = {}
+    for deployment in deployments:
+        labels = deployment["metadata"].get("labels") or {}
+        endpoint, version = labels.get(ENDPOINT_LABEL), labels.get(VERSION_LABEL)
+        if endpoint and version and "deletionTimestamp" not in deployment["metadata"]:
+            found.setdefault(endpoint, set()).add(version)
+    return found
+
+
+async def _has_root(api: Api, namespace: str, endpoint: str) -> bool:
+    """Return whether an endpoint has its root object, and nobody is deleting it with all that it owns."""
+    root = await api.find(CONFIG_MAP.path(namespace, endpoint_object_name(endpoint)))
+    return root is not None and "deletionTimestamp" not in root["metadata"]
+
+
 async def endpoints_of(api: Api, namespace: str) -> list[str]:
-    """Return the names of all endpoints, sorted."""
-    stored = await api.items(CONTROLLER_REVISION.path(namespace), labelSelector=selector(MANAGED_BY))
-    return sorted({revision["metadata"]["labels"][ENDPOINT_LABEL] for revision in stored})
+    """Return the names of all endpoints, sorted; also of those whose revisions somebody has deleted."""
+    labels = selector(MANAGED_BY)
+    stored = await api.items(CONTROLLER_REVISION.path(namespace), labelSelector=labels)
+    known = {str(name) for revision in stored if (name := revision["metadata"]["labels"].get(ENDPOINT_LABEL))}
+    deployments = await api.items(DEPLOYMENT.path(namespace), labelSelector=labels)
+    lost = [name for name in _served_versions(deployments).keys() - known if await _has_root(api, namespace, name)]
+    return sorted({*known, *lost})
 
 
 async def store_revision(
@@ -113,13 +164,24 @@ def _revision_object(revision: Revision, namespace: str, owner: Object) -> Objec
 
 
 def revision_from_object(resource: Object) -> Revision:
-    """Return the revision that a ControllerRevision stores."""
+    """Return the revision that a ControllerRevision stores.
+
+    Raises:
+        EndpointError: It cannot be read, as when a newer release has written it.
+    """
     metadata = resource["metadata"]
+    try:
+        endpoint = Endpoint.model_validate(resource["data"])
+    except EndpointError as error:
+        raise EndpointError(
+            f"ControllerRevision {metadata['name']} cannot be read: {error}; if a newer release of controlled-rollout "
+            "has written it, use that release here, too"
+        ) from error
     # Somebody may have removed or edited an annotation: who and why are lost, and the endpoint goes on.
     annotations = {WHO: "unknown", REASON: ""} | (metadata.get("annotations") or {})
     return Revision(
         number=resource["revision"],
-        endpoint=Endpoint.model_validate(resource["data"]),
+        endpoint=endpoint,
         change=Change(who=annotations[WHO], reason=annotations[REASON]),
         created=time_of(annotations.get(CREATED)) or datetime.fromisoformat(metadata["creationTimestamp"]),
     )

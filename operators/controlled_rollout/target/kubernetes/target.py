@@ -16,7 +16,7 @@ from controlled_rollout.autoscaling import Floor
 from controlled_rollout.cluster.api import Api, ApiError, Object
 from controlled_rollout.cluster.kinds import CONFIG_MAP, HTTP_ROUTE
 from controlled_rollout.endpoint import Endpoint, EndpointError
-from controlled_rollout.errors import AccessError, ConflictError, TargetUnavailableError
+from controlled_rollout.errors import AccessError, ConflictError, DamagedFileError, TargetUnavailableError
 from controlled_rollout.polling import until
 from controlled_rollout.sizing import Load
 from controlled_rollout.target import refusals, transition
@@ -97,6 +97,8 @@ class KubernetesTarget:
         check_endpoint(endpoint, self._workspace)
         history = await revisions.history(self._api, self._namespace, endpoint.name)
         newest = history[-1].endpoint if history else None
+        if newest is None:
+            await revisions.check_not_lost(self._api, self._namespace, endpoint.name)
         stored = refusals.already_stored(endpoint, history[-1] if history else None)
         former = history[:-1] if stored else history
         is_forward = not former or transition.sends_more(former[-1].endpoint, endpoint)
@@ -121,7 +123,11 @@ class KubernetesTarget:
 
     async def status(self, name: str, *, inspect: bool = True) -> EndpointStatus:
         """Return the state of an endpoint and its versions; see `Target.status`."""
-        newest = (await self.history(name))[-1]
+        try:
+            newest = (await self.history(name))[-1]
+        except DamagedFileError as error:
+            url = f"{await self._base_url()}/api/v1/service/{name}/score"
+            return EndpointStatus(name=name, url=url, revision=0, served_revision=0, trouble=str(error))
         view = await read_view(self._api, self._workspace, newest.endpoint)
         if inspect:
             view = await self._with_drift(view, newest)

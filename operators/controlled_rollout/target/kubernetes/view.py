@@ -326,6 +326,11 @@ class EndpointView:
         others = [*self._other_replicas(), *self._not_scaled()]
         kept = (self.not_taken_back,) if self.not_taken_back else ()
         sentences = [*kept, *map(str, self.drift), *others, *taken, *((moved,) if moved else ())]
+        if self.served_revision > self.endpoint.revision:
+            sentences.append(
+                f"the router serves revision {self.served_revision}, and somebody has deleted its ControllerRevision: "
+                f"the newest that is left is {self.endpoint.revision}, and the next step begins from it"
+            )
         if self.idle_since and self.served_revision < self.endpoint.revision:
             sentences.append(
                 f"revision {self.endpoint.revision}, by {self.changed_by}, is not served yet, and no step has been at "

@@ -7,7 +7,7 @@ import pytest
 
 from controlled_rollout.cluster.api import Api, Object
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import AccessError
+from controlled_rollout.errors import AccessError, DamagedFileError, EndpointError, EndpointNotFoundError
 from controlled_rollout.target.kubernetes import revisions
 from controlled_rollout.target.protocol import Change
 
@@ -84,3 +84,52 @@ async def test_a_revision_is_stored_also_by_who_may_not_delete_the_oldest_ones(m
 
     assert revision.number == 3
     assert len(cluster.asked) == 1 and cluster.asked[0].endswith("00000001")
+
+
+class Left:
+    """An API server with a version's Deployment of an endpoint, and perhaps the object that owns all of it."""
+
+    def __init__(self, root: Object | None, *stored: Object) -> None:
+        self._root = root
+        self._stored = list(stored)
+
+    async def items(self, path: str, **query: str) -> list[Object]:
+        if path.endswith("/controllerrevisions"):
+            return self._stored
+        labels = {"controlled-rollout/endpoint": "digits", "controlled-rollout/version": "one"}
+        foreign = {"app.kubernetes.io/managed-by": "controlled-rollout"}
+        return [{"metadata": {"labels": labels}}, {"metadata": {"labels": foreign}}, {"metadata": {}}]
+
+    async def find(self, path: str) -> Object | None:
+        return self._root
+
+
+ROOT: dict[str, Any] = {"metadata": {"name": "controlled-rollout-digits"}}
+
+
+async def test_an_endpoint_that_serves_and_has_lost_all_revisions_is_listed_and_not_taken_for_a_new_one() -> None:
+    cluster = cast("Api", Left(ROOT))
+
+    assert await revisions.endpoints_of(cluster, "models") == ["digits"]
+    with pytest.raises(DamagedFileError, match=r"digits.*one.*deleted all its ControllerRevisions in namespace models"):
+        await revisions.existing_history(cluster, "models", "digits")
+
+
+LEAVING: dict[str, Any] = {"metadata": {**ROOT["metadata"], "deletionTimestamp": "2026-01-05T12:00:00Z"}}
+
+
+@pytest.mark.parametrize("root", [None, LEAVING])
+async def test_what_a_deletion_has_not_deleted_yet_is_no_endpoint(root: Object | None) -> None:
+    cluster = cast("Api", Left(root))
+
+    assert await revisions.endpoints_of(cluster, "models") == []
+    with pytest.raises(EndpointNotFoundError, match="there is no endpoint 'digits'"):
+        await revisions.existing_history(cluster, "models", "digits")
+
+
+async def test_a_revision_of_a_newer_release_is_refused_with_its_name_and_what_to_do() -> None:
+    newer = stored(7, None)
+    newer["data"]["mirrored"] = True
+
+    with pytest.raises(EndpointError, match=r"cr-digits-00000007 cannot be read: .*mirrored.* use that release here"):
+        await revisions.history(cast("Api", Cluster(newer)), "models", "digits")

@@ -236,6 +236,15 @@ def test_a_revision_that_nobody_is_at_work_on_is_said_with_who_stored_it_and_sin
     assert replace(settled(endpoint("one"), "one"), idle_since=NOW).status("http://gateway", NOW).warnings == ()
 
 
+def test_a_served_revision_that_somebody_has_deleted_is_said_with_the_one_that_counts_now() -> None:
+    view = replace(settled(endpoint("one", revision=2), "one"), endpoint=endpoint("one", revision=1))
+
+    assert view.status("http://gateway", NOW).warnings == (
+        "the router serves revision 2, and somebody has deleted its ControllerRevision: the newest that is left is 1, "
+        "and the next step begins from it",
+    )
+
+
 def test_nobody_is_at_work_a_minute_after_the_last_step_that_waited_and_after_the_revision_was_stored() -> None:
     revision = Revision(number=1, endpoint=endpoint("one"), change=Change(who="somebody"), created=NOW)
     later, at = NOW + timedelta(minutes=5), NOW + timedelta(minutes=4, seconds=30)
