@@ -49,11 +49,13 @@ async def test_drift_is_repaired_and_half_done_changes_are_ended_while_no_step_w
                 "httproute": sandbox.endpoint,
                 "deployment": of_one,
             }
-            for kind, of in lost.items():
-                await kubectl(sandbox, "delete", kind, of)
+            objects = [f"{kind}/{of}" for kind, of in lost.items()]
+            await kubectl(sandbox, "delete", *objects)
 
             async def is_whole() -> bool:
-                return not any([await _is_gone(sandbox, kind, of) for kind, of in lost.items()])
+                # One call, because each takes a tenth of a second of a processor.
+                found = await kubectl(sandbox, "get", *objects, "--ignore-not-found", "-o=name")
+                return len(found.split()) == len(objects)
 
             await until(is_whole, "all is made again", timeout_s=LONG_S, interval_s=1.0)
             newest = await sandbox.target.endpoint(sandbox.endpoint)
