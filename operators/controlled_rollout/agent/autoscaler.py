@@ -52,7 +52,7 @@ class Autoscaler:
     async def run(self) -> None:
         """Scale each second until this is cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._look_for_others())
+            tasks.create_task(self._watch_foreign_autoscalers())
             while True:
                 begun_s = time.monotonic()
                 await self.step()
@@ -133,8 +133,8 @@ class Autoscaler:
         if self._state.deployments.get(before.name) is before:
             self._state.deployments[before.name] = after
 
-    async def _look_for_others(self) -> None:
-        """Look for the autoscalers of others from time to time."""
+    async def _watch_foreign_autoscalers(self) -> None:
+        """Read the autoscalers of others at intervals."""
         while True:
             try:
                 self._state.autoscalers = await self._foreign_autoscalers()

@@ -78,7 +78,7 @@ class Repair:
                 self._running = {name: task for name, task in self._running.items() if not task.done()}
                 for name in self._due_endpoints(time.monotonic()):
                     if len(self._running) < AT_ONCE:
-                        self._running[name] = tasks.create_task(self._look_after(name))
+                        self._running[name] = tasks.create_task(self._repair_and_schedule(name))
                 await asyncio.sleep(INTERVAL_S)
 
     def _due_endpoints(self, now_s: float) -> list[str]:
@@ -97,8 +97,8 @@ class Repair:
                 due[name] = looked.at_s
         return sorted(due, key=due.__getitem__)
 
-    async def _look_after(self, name: str) -> None:
-        """Look at an endpoint once, and watch it as a waiting step does if there is something to do."""
+    async def _repair_and_schedule(self, name: str) -> None:
+        """Repair an endpoint once, and note when it is due again."""
         self._changed.discard(name)
         if (newest := self._state.revisions.get(name)) is None:
             return
@@ -107,10 +107,10 @@ class Repair:
         try:
             is_settled_now = await self._repair(name)
         except (ControlledRolloutError, TimeoutError) as error:
-            log.warning("endpoint %s could not be looked after: %s", name, error)
+            log.warning("endpoint %s could not be repaired: %s", name, error)
             is_settled_now = False
         except Exception:  # whatever it is: it must not keep the agent from the other endpoints
-            log.exception("endpoint %s could not be looked after", name)
+            log.exception("endpoint %s could not be repaired", name)
             is_settled_now = False
         if is_settled_now:
             pause_s = PAUSE_S

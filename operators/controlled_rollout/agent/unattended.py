@@ -57,11 +57,11 @@ class UnattendedRollouts:
                 self._checks.begin_round(unattended)
                 for name, revision in unattended.items():
                     if name not in self._running:
-                        self._running[name] = tasks.create_task(self._look_after(name, revision))
+                        self._running[name] = tasks.create_task(self._take_back_if_due(name, revision))
                 await asyncio.sleep(INTERVAL_S)
 
-    async def _look_after(self, name: str, newest: Revision) -> None:
-        """Look at one endpoint, and take its treatment back if that is due."""
+    async def _take_back_if_due(self, name: str, newest: Revision) -> None:
+        """Check one endpoint, and take its treatment back if that is due."""
         before = self._checks.failed_tries(name)
         try:
             await self._silence_watch().look_after(self._target, newest, progress=log.info)

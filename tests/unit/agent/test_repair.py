@@ -118,7 +118,7 @@ async def test_work_on_an_endpoint_a_moment_ago_does_not_make_what_is_in_vain_be
     looks._due_endpoints(time.monotonic())
     looks._looked["aaa"] = _Looked(time.monotonic(), 8 * PAUSE_S, revision=3)
 
-    await looks._look_after("aaa")
+    await looks._repair_and_schedule("aaa")
 
     assert looks._looked["aaa"].pause_s == 8 * PAUSE_S, "the agent's own last try is work, too"
 

@@ -93,5 +93,5 @@ async def test_each_try_that_failed_is_written_down_once_where_status_sees_it(
     rollouts = UnattendedRollouts(cast(Api, None), WORKSPACE, NamespaceState(), datetime.now(UTC))
     monkeypatch.setattr(rollouts, "_watch", Watch())
     for _ in range(3):  # the second and third check wait for the next try
-        await rollouts._look_after("digits", newest)
+        await rollouts._take_back_if_due("digits", newest)
     assert [tries.problem for tries in noted] == ["forbidden"]
