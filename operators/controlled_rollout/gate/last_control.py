@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from controlled_rollout.gate.claims import ClaimResult, alarm_from, alarm_threshold
 from controlled_rollout.gate.columns import Columns, Metric
-from controlled_rollout.gate.mixture import follow
+from controlled_rollout.gate.mixture import log_evidence_paths
 from controlled_rollout.gate.model import Gate
 from controlled_rollout.gate.rate import rate_of_odds, upper_bound
 from controlled_rollout.gate.ratio import ABOVE, ABOVE_WEIGHTS
@@ -146,7 +146,7 @@ class _RateTest:
             cost = math.log1p(rate * (ratio - 1))
             return (self.hits[:n_bins] * math.log(ratio) - self.requests[:n_bins] * cost) / self.burst
 
-        return follow(ABOVE, bins, gain)
+        return log_evidence_paths(ABOVE, bins, gain)
 
     def text(self) -> str:
         """Return the treatment's rate where it has all the traffic, and control's last one, as text."""

@@ -17,7 +17,7 @@ __all__ = [
     "CEILING",
     "STAGES",
     "MixtureResult",
-    "follow",
+    "log_evidence_paths",
     "log_sum_exp",
     "mix",
     "mixture_path",
@@ -79,7 +79,7 @@ def relevant_bins(path: Floats) -> int:
     return int(relevant[-1]) + 1 if len(relevant) else 0
 
 
-def follow(
+def log_evidence_paths(
     ratios: Sequence[float],
     bins: int,
     gain: Callable[[float, int], Floats],

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate.columns import Columns, Metric
-from controlled_rollout.gate.mixture import follow, relevant_bins
+from controlled_rollout.gate.mixture import log_evidence_paths, relevant_bins
 from controlled_rollout.gate.odds import Margins
 
 __all__ = [
@@ -80,7 +80,7 @@ class OddsRatio:
             bins: How many bins, from the first.
         """
         bound = self._relevant_bins_bound if null == 1 else None
-        return follow(ratios, bins, lambda ratio, n_bins: self.gains(null, ratio, n_bins), bound)
+        return log_evidence_paths(ratios, bins, lambda ratio, n_bins: self.gains(null, ratio, n_bins), bound)
 
     def gains(self, null: float, ratio: float, bins: int) -> Floats:
         """Return each bin's log likelihood ratio of odds `null * ratio` to `null`, divided for bursts or capped.

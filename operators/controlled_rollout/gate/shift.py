@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate.columns import Metric
-from controlled_rollout.gate.mixture import follow
+from controlled_rollout.gate.mixture import log_evidence_paths
 from controlled_rollout.gate.odds import FEW_EVENTS, binomials, saddle_point_value
 from controlled_rollout.gate.rate import log_gamma
 
@@ -72,7 +72,7 @@ class Shift:
     def paths(self, bins: int, tilts: Sequence[float] = TILTS) -> list[Floats]:
         """Return a path per tilt: the log of the evidence that the treatment's values are higher, after each bin."""
         # `follow` takes ratios, of which 1 is no difference; here that is a tilt of 0.
-        return follow(
+        return log_evidence_paths(
             [math.exp(tilt) for tilt in tilts], bins, lambda ratio, n_bins: self.gains(math.log(ratio), n_bins)
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlled_rollout.gate.columns import Columns
-from controlled_rollout.gate.mixture import follow, mixture_path
+from controlled_rollout.gate.mixture import log_evidence_paths, mixture_path
 from controlled_rollout.gate.ratio import BOTH_SIDES
 
 __all__ = ["SplitCheck", "check_split", "split_served"]
@@ -119,7 +119,7 @@ def _evidence_path(share: Floats, treated: Floats, total: Floats) -> Floats:
             return treated[:bins] * math.log(ratio) - total[:bins] * np.log1p(share[:bins] * (ratio - 1))
         return treated[:bins] * _treated_gain(share[:bins], ratio) - total[:bins] * _request_cost(share[:bins], ratio)
 
-    paths = follow(BOTH_SIDES, len(total), gain)
+    paths = log_evidence_paths(BOTH_SIDES, len(total), gain)
     return mixture_path(paths, [1 / len(BOTH_SIDES)] * len(BOTH_SIDES), len(total))[0]
 
 
