@@ -165,14 +165,14 @@ class KubernetesTarget:
             if (now := datetime.now(UTC)) - noted > reconciling.WORKED_INTERVAL:
                 noted = now
                 await reconciling.note_work(self._api, self._workspace, name, now)
-                await self._look_at_objects(name)
+                await self._repair_drift(name)
             return await reconciling.reconcile_view(self._api, self._workspace, view)
 
         url = await self._base_url()
         newest = await self.endpoint(name)
         if reconcile:
             # Before anything is waited for: what somebody has deleted may be what would be waited for.
-            await self._look_at_objects(name)
+            await self._repair_drift(name)
         latest: EndpointStatus | None = None
         async with aclosing(watch_views(self._api, self._workspace, newest, reconcile_if_asked)) as views:
             async for view in views:
@@ -300,8 +300,8 @@ class KubernetesTarget:
         """Return the URL at which callers reach the Gateway now."""
         return base_url(await find_gateway(self._api, self._workspace), self._workspace)
 
-    async def _look_at_objects(self, name: str) -> None:
-        """Look at all objects of an endpoint while a step waits, and remake what others have deleted or edited."""
+    async def _repair_drift(self, name: str) -> None:
+        """Remake what others have deleted or edited among the objects of an endpoint; while a step waits."""
         newest = await self.endpoint(name)
         owner = await provisioning.apply_root(self._api, self._workspace, name)
         # Somebody may be deleting the endpoint: its objects are not to come back.

@@ -101,14 +101,14 @@ class RouterCertificate:
             WorkspaceError: The pair cannot be used.
         """
         try:
-            await self._take_over()
+            await self._give_to_router()
         except WorkspaceError as error:
             raise WorkspaceError(self._problem_sentence(str(error))) from error
 
-    async def look(self) -> None:
+    async def renew_or_reload(self) -> None:
         """Renew the workspace's own certificate if it ends soon; give the router the pair if its files have changed."""
         try:
-            await self._take_over()
+            await self._give_to_router()
         except WorkspaceError as error:
             if str(error) != self._problem:
                 log.warning("%s", self._problem_sentence(str(error)))
@@ -142,7 +142,7 @@ class RouterCertificate:
             )
         return found
 
-    async def _take_over(self) -> None:
+    async def _give_to_router(self) -> None:
         """Give the router the pair in the files, if it has another; raise WorkspaceError if it cannot be used."""
         if self._own:
             try:

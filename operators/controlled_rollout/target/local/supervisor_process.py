@@ -357,7 +357,7 @@ class _SupervisorProcess:
             if self._telemetry.workspace_id is None:
                 await self._telemetry.wait_until_healthy(STATE_INTERVAL_S)
             if self._certificate:
-                await self._certificate.look()
+                await self._certificate.renew_or_reload()
             found: SupervisorState | None = None
             with contextlib.suppress(TargetUnavailableError):
                 found = SupervisorState.read(self._workspace)

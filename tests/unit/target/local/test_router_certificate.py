@@ -116,7 +116,7 @@ async def test_a_wrong_new_pair_is_named_and_the_one_of_before_stays(
     await certificate.start()
     damage(bench)
 
-    await certificate.look()
+    await certificate.renew_or_reload()
 
     [problem] = certificate.problems()
     assert message in problem
@@ -126,7 +126,7 @@ async def test_a_wrong_new_pair_is_named_and_the_one_of_before_stays(
 
     bench.write(AUTHORITY.pair())
     (bench.folder / "tls.key").chmod(0o600)
-    await certificate.look()
+    await certificate.renew_or_reload()
     assert not certificate.warnings()
     assert len(bench.router.given) == 2
 
@@ -136,7 +136,7 @@ async def test_a_pair_is_given_to_the_router_once(bench: Bench) -> None:
     certificate = bench.of_files()
     await certificate.start()
 
-    await certificate.look()
+    await certificate.renew_or_reload()
 
     assert len(bench.router.given) == 1
 
@@ -168,11 +168,11 @@ async def test_a_pair_that_the_router_has_not_taken_over_is_tried_again(
     bench.write(AUTHORITY.pair())
     bench.router.takes, bench.router.disk_is_full = trouble.takes, trouble.disk_is_full
 
-    await certificate.look()
+    await certificate.renew_or_reload()
     assert message in certificate.problems()[0]
 
     bench.router.takes, bench.router.disk_is_full = True, False
-    await certificate.look()
+    await certificate.renew_or_reload()
     assert not certificate.problems()
     assert len(bench.router.given) == 2
 
@@ -199,7 +199,7 @@ async def test_an_own_certificate_is_renewed_long_before_it_would_be_announced(b
 
     for _ in range(20):
         bench.clock.now += timedelta(days=10)
-        await certificate.look()
+        await certificate.renew_or_reload()
         assert not certificate.warnings()
 
     assert len(bench.router.given) > 2
@@ -217,7 +217,7 @@ async def test_an_own_certificate_that_cannot_be_renewed_is_announced_7_days_bef
 
     monkeypatch.setattr("controlled_rollout.target.local.own_certificate.atomic_files.write_atomically", disk_full)
     bench.clock.now += timedelta(days=84)
-    await certificate.look()
+    await certificate.renew_or_reload()
 
     first, second = certificate.warnings()
     assert "No space left on device" in first
