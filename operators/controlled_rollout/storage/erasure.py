@@ -81,7 +81,7 @@ def find_rows(storage: Storage, identity: str, now: datetime) -> Iterator[Erased
     if not identity:
         raise StorageError("an empty id names nobody: give a correlation id or a request id")
     ids = {identity, identity[:LONGEST_ID]}
-    readers = {".parquet": _without_in_parquet, ".csv": _without_in_csv, ".jsonl": _without_in_json_lines}
+    readers = {".parquet": _split_parquet, ".csv": _split_csv, ".jsonl": _split_json_lines}
     for part in chain.from_iterable(map(storage.list, FOLDERS)):
         suffix = f".{part.name.rsplit('.', 1)[-1]}"
         if suffix not in readers:
@@ -138,8 +138,8 @@ def _is_new(part: StoredFile, now: datetime) -> bool:
     return now - part.modified < STILL_WRITTEN
 
 
-def _without_in_parquet(content: bytes, ids: set[str]) -> Found:
-    """Return what of a Parquet part has one of the ids."""
+def _split_parquet(content: bytes, ids: set[str]) -> Found:
+    """Return the number of rows with one of the ids in a Parquet part, their request ids, and the file without them."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -157,8 +157,8 @@ def _without_in_parquet(content: bytes, ids: set[str]) -> Found:
     return len(found), requests, written.getvalue().to_pybytes()
 
 
-def _without_in_csv(content: bytes, ids: set[str]) -> Found:
-    """Return what of a CSV file has one of the ids."""
+def _split_csv(content: bytes, ids: set[str]) -> Found:
+    """Return the number of rows with one of the ids in a CSV file, their request ids, and the file without them."""
     header, *lines = csv.reader(io.StringIO(content.decode(), newline=""))
     # From the right: a caller's own column may have the same name.
     places = [len(header) - 1 - header[::-1].index(name) for name in CSV_IDS]
@@ -176,8 +176,8 @@ def _csv_line(fields: list[str]) -> str:
     return line.getvalue()[:-2] + "\n"
 
 
-def _without_in_json_lines(content: bytes, ids: set[str]) -> Found:
-    """Return what of a file of CloudEvents has one of the ids."""
+def _split_json_lines(content: bytes, ids: set[str]) -> Found:
+    """Return the number of events with one of the ids, their request ids, and the file of CloudEvents without them."""
     kept, requests, lines = [], set(), content.splitlines(keepends=True)
     for line in lines:
         event = json.loads(line)
