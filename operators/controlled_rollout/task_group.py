@@ -278,9 +278,9 @@ class ControlledRollout(TaskGroup):
                 on_promoted=notifiers_of("on_promoted", on_promoted),
                 on_rolled_back=notifiers_of("on_rolled_back", on_rolled_back),
             )
-        self._tell_from_others()
+        self._add_group_names()
 
-    def _tell_from_others(self) -> None:
+    def _add_group_names(self) -> None:
         """Give the tasks of all groups that roll out the same version on the same endpoint their group's name.
 
         Else they would be one owner, and what fails in one group would roll back what another one has rolled out.

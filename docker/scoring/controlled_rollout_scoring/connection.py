@@ -317,7 +317,7 @@ class Connection(asyncio.Protocol):
         """Read nothing more; the connection ends after the last answer."""
         self._ended = True
         if self._reading is not self._current:
-            self._forget(self._reading)
+            self._release_request(self._reading)
             self._reading = None
 
     # Writing: each of these is called for an exchange, which may be over
@@ -403,11 +403,11 @@ class Connection(asyncio.Protocol):
     def _give_up(self) -> None:
         """Forget all requests of this connection."""
         for incoming in {self._current, self._reading, *self._waiting}:
-            self._forget(incoming)
+            self._release_request(incoming)
         self._current = self._reading = None
         self._waiting.clear()
 
-    def _forget(self, incoming: Incoming | None) -> None:
+    def _release_request(self, incoming: Incoming | None) -> None:
         if incoming is not None and incoming.exchange is not None:
             self._release_body(incoming)
             if not incoming.is_read:

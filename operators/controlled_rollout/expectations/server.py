@@ -104,7 +104,7 @@ def _load_library() -> None:
 
 def _answer(connection: socket.socket) -> None:
     """Read a request, and send its answer."""
-    timed = TimedRequest.model_validate_json(_all_of(connection))
+    timed = TimedRequest.model_validate_json(_read_to_end(connection))
     # Whoever asks has given up by then; a regular expression can take for ever, and nothing else ends it.
     signal.alarm(timed.seconds)
     # The library draws its progress, whatever it is told.
@@ -128,7 +128,7 @@ def _answer_to(request: ValidationRequest) -> Answer:
         return Answer(fault=" ".join(last.split())[-LAST_CHARACTERS:])
 
 
-def _all_of(connection: socket.socket) -> bytes:
+def _read_to_end(connection: socket.socket) -> bytes:
     """Return everything that is sent until the other side has nothing more to send."""
     received = bytearray()
     while chunk := connection.recv(65_536):

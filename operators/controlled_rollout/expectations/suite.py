@@ -154,7 +154,7 @@ class Expectation(BaseModel):
         mostly = self.kwargs.get("mostly", 1.0)
         if isinstance(mostly, bool) or not isinstance(mostly, int | float) or not 0 <= mostly <= 1:
             raise ValueError(f"mostly = {mostly!r:.100} is not the part of the rows that has to be expected, 0 to 1")
-        for name, value in _all_of(self.kwargs):
+        for name, value in _named_values(self.kwargs):
             if name == "$PARAMETER" or (name in REFERENCES and not str(value).startswith("#")):
                 raise ValueError(f"{name} = {value!r:.100} refers to something outside of the suite: write it out")
             if isinstance(value, float) and not isfinite(value):
@@ -358,8 +358,8 @@ def _column_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def _all_of(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield each value within an argument, with the name that it has, or that its list has."""
+def _named_values(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each value in an argument, however deep, with its key; a value in a list has the list's key."""
     left = [("", value)]
     while left:
         name, one = left.pop()

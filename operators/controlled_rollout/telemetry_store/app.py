@@ -144,7 +144,7 @@ class _Endpoints:
     async def _take_upload(self, request: Request, decode: Callable[[bytes], T]) -> T:
         """Read and decode an upload; the router's come first where an upload token tells them from others."""
         is_routers = None if self._upload_token is None else self._may_upload_requests(request)
-        return await self._intake.take(request, decode, is_routers=is_routers)
+        return await self._intake.read_upload(request, decode, is_routers=is_routers)
 
     async def traces(self, request: Request) -> Response:
         """Handle `POST /v1/traces`: store the spans of an OTLP export, which is protobuf or JSON."""

@@ -58,7 +58,7 @@ class Intake:
         self._others = _Line("other uploads", MAX_WAITING_OTHERS)
         self._large = asyncio.Semaphore(MAX_LARGE_BODIES)
 
-    async def take(self, request: Request, decode: Callable[[bytes], T], *, is_routers: bool | None) -> T:
+    async def read_upload(self, request: Request, decode: Callable[[bytes], T], *, is_routers: bool | None) -> T:
         """Read the body of an upload, unpack it, and decode it beside the event loop.
 
         Args:

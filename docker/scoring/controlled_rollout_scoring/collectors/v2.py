@@ -71,7 +71,7 @@ class Collector:
         if not name:
             self._fail(Exception("collection name is not provided"))
         elif self._capture is None:
-            self._say_not_enabled()
+            self._report_not_enabled()
 
     def collect(self, data: Any, correlation_context: CorrelationContext | None = None) -> CorrelationContext:
         """Keep the rows of a frame; return the context, which can be given for rows that belong to the same request."""
@@ -79,7 +79,7 @@ class Collector:
         if not self.name:
             self._fail(Exception("collection name is not provided"))
         elif self._capture is None:
-            self._say_not_enabled()
+            self._report_not_enabled()
         elif not is_frame(data):
             kind = type(data).__name__
             self._fail(TypeError(f"data type ({kind}) not supported, supported types: pandas.DataFrame"))
@@ -103,7 +103,7 @@ class Collector:
         }
         return head, frame.to_json(orient="records").encode()
 
-    def _say_not_enabled(self) -> None:
+    def _report_not_enabled(self) -> None:
         """Say that nothing is kept. Without `on_error` the real package would raise, and the script not be served."""
         if self._on_error is not None:
             self._on_error(Exception("custom logging is not enabled, drop the data"))
