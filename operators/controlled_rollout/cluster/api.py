@@ -425,7 +425,7 @@ class Api:
         if status == 401:
             return AccessError(f"{answer}: the token or certificate is not valid, or no longer: renew the connection's")
         if status == 403:
-            return AccessError(f"{answer}: give this identity the Role that docs/aks.md describes")
+            return AccessError(f"{answer}: {_advice_on_forbidden(message)}")
         if status == 429 or status >= 500:
             return TargetUnavailableError(answer)
         causes = (document.get("details") or {}).get("causes") or []
@@ -479,3 +479,16 @@ def _transport_errors() -> tuple[type[BaseException], ...]:
     import aiohttp
 
     return (aiohttp.ClientError, TimeoutError, OSError)
+
+
+def _advice_on_forbidden(message: str) -> str:
+    """Return what to do about an answer 403: only one of those who refuse requests is asked for a Role."""
+    if "because it is being terminated" in message:
+        return "somebody is deleting the namespace: wait until it is gone, create it again, then repeat the step"
+    is_by_admission = " is forbidden: " in message or "denied the request" in message
+    if is_by_admission and ' is forbidden: User "' not in message:
+        return (
+            "this identity may do that, and a rule of the cluster refuses it (a quota, a limit, an admission policy or "
+            "webhook): let that rule allow it"
+        )
+    return "give this identity the Role that docs/aks.md describes, or docs/agent.md if it is the agent's"

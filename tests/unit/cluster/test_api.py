@@ -38,6 +38,7 @@ class Cluster:
         self.accepted = "token-1"
         self.offered: str | None = None
         self.sign_ins = self.closed = 0
+        self.status = 200
         self.is_held = asyncio.Event()
         self.is_held.set()
         self.sign_in_fails = False
@@ -70,7 +71,7 @@ class Cluster:
             return web.json_response({"message": "Unauthorized", "reason": "Unauthorized"}, status=401)
         await self.is_held.wait()
         if self.body is not None:
-            return web.Response(text=self.body)
+            return web.Response(text=self.body, status=self.status)
         return web.json_response({"kind": "Anything"})
 
 
@@ -192,6 +193,33 @@ async def test_an_answer_that_is_no_object_is_as_good_as_none(cluster: Cluster, 
     async with Api.open(cluster.workspace) as api:
         with pytest.raises(TargetUnavailableError, match="something else than an API server answers"):
             await api.get("/api")
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        (
+            'leases.coordination.k8s.io "a" is forbidden: User "anna" cannot get resource "leases"',
+            "give this identity the Role that docs/aks.md describes, or docs/agent.md",
+        ),
+        ('deployments.apps "a" is forbidden: exceeded quota: small, requested: count/deployments.apps=1', "a quota"),
+        ('admission webhook "policy.example" denied the request: no label team', "a rule of the cluster refuses it"),
+        (
+            'deployments.apps "a" is forbidden: unable to create new content in namespace models because it is being '
+            "terminated",
+            "somebody is deleting the namespace",
+        ),
+        ("Forbidden", "give this identity the Role"),
+    ],
+)
+async def test_only_who_lacks_a_permission_is_told_to_get_a_role(cluster: Cluster, message: str, advice: str) -> None:
+    cluster.status, cluster.body = 403, json.dumps({"message": message, "reason": "Forbidden"})
+    async with Api.open(cluster.workspace) as api:
+        with pytest.raises(AccessError) as refused:
+            await api.create("/apis/apps/v1/namespaces/models/deployments", {})
+
+    assert advice in str(refused.value)
+    assert ("give this identity" in str(refused.value)) == ("give this identity" in advice)
 
 
 async def test_a_token_that_was_never_accepted_is_not_renewed(cluster: Cluster) -> None:
