@@ -431,7 +431,7 @@ async def _look_and_decide(
         await hold.mark(target, look.document, terms, log)
     log(
         f"{terms.version} at {look.share:g} % for {format_elapsed(look.since_shift)}, "
-        f"{format_elapsed(look.seen_at_share)} and {look.requests_at_share} requests of it seen: "
+        f"judged on {format_elapsed(look.seen_at_share)} and {look.requests_at_share} requests: "
         f"{look.verdict.outcome.value.replace('_', ' ')}\n{result.table}"
     )
     return result

@@ -64,7 +64,9 @@ def split_conda_dependency(specification: str) -> tuple[str, str]:
     channel, separator, rest = text.partition("::")
     if separator:
         if channel.strip() not in PUBLIC_CHANNELS:
-            raise _untranslatable_error(specification, f"a package of the channel {channel.strip()!r} may be another")
+            raise _untranslatable_error(
+                specification, f"the channel {channel.strip()!r} may have another package under that name"
+            )
         text = rest.strip()
     if "[" in text:
         raise _untranslatable_error(specification, "it names properties that the index does not have")

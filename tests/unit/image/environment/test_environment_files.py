@@ -90,7 +90,7 @@ def test_a_conda_file_may_include_a_requirements_file(write: Write) -> None:
         ),
         ("dependencies: [a]\nrequirements: [b]", "both dependencies and requirements"),
         ("dependencies: [python=3.11]\npython: '3.12'", "asks for Python both"),
-        ("dependencies: [acme::numpy]", "a package of the channel 'acme' may be another"),
+        ("dependencies: [acme::numpy]", "the channel 'acme' may have another package under that name"),
         ("dependencies: [numpy=1.26=py311_0]", "it names a build"),
         ("dependencies: [{npm: [a]}]", "only text and one list under `pip:`"),
         ("dependencies: [[a]]", "only text and one list under `pip:`"),
