@@ -16,6 +16,7 @@ ADVICE: Final = {
     "could not determine a constructor": "a tag (!name) is not read here: put a text that begins with ! into quotes",
     "found undefined tag handle": "a tag (!name) is not read here: put a text that begins with ! into quotes",
     "could not find expected ':'": "a name without `: ` behind it",
+    "found unexpected end of stream": "a quote that begins here is not closed",
     "but found another document": "a second document (---) in the file: give one",
 }
 
@@ -37,8 +38,8 @@ def yaml_fault(error: "yaml.YAMLError") -> str:
     problem, begin = error.problem or error.context or "", error.context_mark
     place = error.problem_mark or begin
     if advice := next((words for said, words in ADVICE.items() if problem.startswith(said)), ""):
-        # What is no name is found where the next one begins.
-        place = begin if begin and problem.startswith("could not find") else place
+        # What is no name is found where the next one begins, and a quote without an end at the end of the file.
+        place = begin if begin and problem.startswith(("could not find", "found unexpected end")) else place
     elif error.context and begin and place and begin.line != place.line:
         advice = f"{problem} ({error.context}, which begins in line {begin.line + 1})"
     said = advice or problem

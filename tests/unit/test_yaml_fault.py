@@ -20,7 +20,7 @@ from controlled_rollout.yaml_fault import yaml_fault
         ("a: 1\nhunter2\nb: 1", "line 2, column 1: a name without `: ` behind it"),
         ("a: 1\n---\nhunter2: 1", "line 2, column 1: a second document (---) in the file"),
         ("a: [\nhunter2", "expected ',' or ']', but got '<stream end>' (while parsing a flow sequence, which begins "),
-        ("a: 'hunter2", "found unexpected end of stream"),
+        ("a: 'hunter2", "line 1, column 4: a quote that begins here is not closed"),
         ("a: hunter2\x01", "it has the character U+0001, which YAML does not allow"),
     ],
 )  # fmt: skip

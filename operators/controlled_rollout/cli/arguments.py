@@ -30,6 +30,7 @@ __all__ = [
     "line_count",
     "model_name_and_path",
     "not_blank",
+    "percentile",
     "port",
     "positive_number",
     "workspace_of",
@@ -180,8 +181,26 @@ def duration(text: str) -> timedelta:
     """
     try:
         return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a length of time: give seconds, or a number with s, min, h or d, such as '5 min', or ISO "
+            "8601 such as PT5M; ten years at most"
+        ) from None
+
+
+def percentile(text: str) -> float:
+    """Parse an option's value as a per cent of the traffic, 0 to 100 (argparse type).
+
+    Raises:
+        argparse.ArgumentTypeError: The text is not such a number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a per cent of the requests: give a number, 0 to 100")
+    return value
 
 
 def not_blank(text: str) -> str:

@@ -322,7 +322,9 @@ def _field_and_value(text: str) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
     known = [field for field in Version.model_fields if field not in SET_BY_STEPS]
     if not separator or name not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE with one of the fields {', '.join(known)}")
+        # Not the value: it may be a secret.
+        given = f"{name}=…" if separator else name
+        raise argparse.ArgumentTypeError(f"{given!r} is not FIELD=VALUE with one of the fields {', '.join(known)}")
     try:
         return name, read_value(value)
     except ArgumentError as error:

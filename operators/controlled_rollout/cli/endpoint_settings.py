@@ -169,7 +169,10 @@ class EndpointFile(Value):
         """
         listed = ", ".join(self.versions)
         if name is None and len(self.versions) > 1:
-            raise ArgumentError(f"it has the versions {listed}: name the one to use after the file")
+            raise ArgumentError(
+                f"it has the versions {listed}: name the one to use after the file, such as `-f FILE "
+                f"{next(iter(self.versions))}`"
+            )
         found = next(iter(self.versions.values())) if name is None else self.versions.get(name)
         if found is None:
             raise ArgumentError(f"it has no version {name!r}: it has {listed}")

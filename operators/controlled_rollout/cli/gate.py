@@ -293,12 +293,16 @@ async def _endpoint(workspace: "Workspace", name: str) -> "Endpoint | None":
 def _steps(text: str) -> "Sequence[float]":
     """Parse the value of `--steps`, such as `10,50`, as ascending percentiles (argparse type)."""
     from controlled_rollout.checks.plan import check_steps
+    from controlled_rollout.endpoint import LEAST_SHARE
 
     try:
         steps = tuple(float(step) for step in text.split(","))
         check_steps(steps)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the per cent of each step: give numbers with commas between, ascending, above 0 and up "
+            f"to 100, {LEAST_SHARE:g} or more apart, such as 10,50"
+        ) from None
     return steps
 
 

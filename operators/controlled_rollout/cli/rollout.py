@@ -11,6 +11,7 @@ from controlled_rollout.cli.arguments import (
     add_step_options,
     add_subject,
     caller,
+    percentile,
     workspace_of,
 )
 from controlled_rollout.cli.output import is_table, show
@@ -34,7 +35,7 @@ def add_to(commands: Commands) -> None:
     shift = add_step_command(
         commands, "shift", _run_shift, "set a version's per cent of the traffic", timeout=SERVED_TIMEOUT
     )
-    shift.add_argument("percentile", type=float, help="per cent of the requests, 0 to 100")
+    shift.add_argument("percentile", type=percentile, help="per cent of the requests, 0 to 100")
     add_step_command(
         commands, "hold", _run_hold, "put a rollout on hold: its gate lets it go on no more, a person decides",
         timeout=SERVED_TIMEOUT, reason_required=True,

@@ -304,7 +304,9 @@ def test_what_may_be_a_secret_is_not_repeated(
     assert secret not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--auth={}", "--auth={{{}", "--set=environment_variables={{A: {}"])
+@pytest.mark.parametrize(
+    "option", ["--auth={}", "--auth={{{}", "--set=environment_variables={{A: {}", "--set=env.A={}"]
+)
 def test_a_secret_that_an_option_gives_in_a_wrong_place_is_not_repeated(
     option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
