@@ -59,7 +59,8 @@ class Rollout:
         patch.setattr(source, "evaluate_aggregates", self._evaluate)
 
     async def read(self, query: EvidenceQuery) -> Evidence:
-        starts = [query.started + minute * timedelta(minutes=1) for minute in range(200)]
+        minutes = (self.until - query.started) // timedelta(minutes=1)
+        starts = [query.started + minute * timedelta(minutes=1) for minute in range(minutes + 1)]
         shares = [[split.share for split in query.splits if split.at <= start][-1] for start in starts]
         bins = tuple(
             Bin(start, Counts(200, 1), Counts(200, self.errors), share=share)
@@ -177,8 +178,9 @@ def test_another_share_is_evaluated_anew_on_its_own_rows(rollout: Rollout) -> No
     assert rollout.look().action is NextAction.GO_ON
     _shift(rollout, at=NOW)
 
-    # The bins of the new share begin once a look has seen that the router serves it.
-    assert rollout.look(minutes=40).action is NextAction.GO_ON
+    # The bins of the new share begin once a look has seen that the router serves it; `NOW` may be long ago by then.
+    minutes_since = (datetime.now(UTC) - NOW) // timedelta(minutes=1)
+    assert rollout.look(minutes=40 + minutes_since).action is NextAction.GO_ON
     [_, (since, until)] = rollout.evaluated
     assert NOW < since <= datetime.now(UTC) + timedelta(minutes=1)
     assert until == rollout.until
