@@ -35,7 +35,9 @@ PREVIEW_S: Final = 3.0
 GATE_IS_DONE: Final = ("go_on", "approve")
 # After one of these it has not begun: a gate takes a hold from before its time for one that a person has ended.
 GATE_IS_TO_COME: Final = ("deploy", "shift")
-DONE_OR_TO_COME: Final = (*GATE_IS_DONE, *GATE_IS_TO_COME)
+# After it the gate has ended as well, and a person decides already: the answer is not bound by a hold.
+PERSON_IS_ASKED: Final = "ask"
+ENDS_SEARCH: Final = (*GATE_IS_DONE, *GATE_IS_TO_COME, PERSON_IS_ASKED)
 
 
 async def hold(
@@ -264,6 +266,12 @@ async def _check_gate_looks(
             f"({newest.step.replace('_', ' ')} at {newest.time:%H:%M:%S %Z}), and the next task is under way; try "
             "again once the next gate looks, or roll it back"
         )
+    if newest.step == PERSON_IS_ASKED:
+        raise ConflictError(
+            f"version {version!r} of endpoint {endpoint!r} cannot be put on hold now: a person is asked since "
+            f"{newest.time:%H:%M:%S %Z} whether it goes on, and it waits for the answer; give that answer, or roll it "
+            "back"
+        )
     if newest.step in GATE_IS_TO_COME:
         raise ConflictError(
             f"version {version!r} of endpoint {endpoint!r} cannot be put on hold now: no gate has looked at its "
@@ -289,6 +297,6 @@ def sign_of_gate(newest_first: Iterable[Decision]) -> Decision | None:
         if heeds and decision.step in GATE_IS_DONE:
             continue  # it was about to let it go on, and has heeded the hold
         is_of_gate = decision.gate_since is not None or decision.who == decision.run
-        if decision.step in DONE_OR_TO_COME or (decision.step == "look" and is_of_gate):
+        if decision.step in ENDS_SEARCH or (decision.step == "look" and is_of_gate):
             return decision
     return None

@@ -280,6 +280,20 @@ async def test_looks_of_others_than_the_gate_heed_no_hold(workspace: Workspace, 
     assert len(lines(workspace)) == 1
 
 
+async def test_while_a_person_is_asked_a_hold_is_refused_because_the_answer_would_not_heed_it(
+    workspace: Workspace, target: MemoryTarget
+) -> None:
+    record.append(workspace, Decision.about(target.newest("digits"), "new", step="ask", who=f"{RUN}/ask"))
+    looks(workspace, target, f"{RUN}/ask")  # while the person thinks
+    with pytest.raises(ConflictError, match="a person is asked since"):
+        await hold(workspace)
+    rollout = target.newest("digits").rollout
+    assert rollout is not None and rollout.held is None, "with it nobody would take it back if nobody looks"
+    gate_looks(workspace, target)  # somebody has cleared the gate
+    await hold(workspace)
+    assert len(lines(workspace)) == 1
+
+
 async def test_without_a_line_about_its_gate_in_the_record_a_hold_is_refused(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
