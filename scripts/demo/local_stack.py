@@ -23,7 +23,8 @@ __all__ = ["ALL_PARTS", "LocalStack", "free_ports", "run_quietly"]
 WORKSPACE: Final = "local workspace"
 ALL_PARTS: Final = {AIRFLOW, WORKSPACE}
 END_GRACE_S: Final = 10.0
-DOWN_TIMEOUT_S: Final = 90.0
+# Longer than `local down` takes to kill a supervisor that does not end.
+DOWN_TIMEOUT_S: Final = supervisor.DOWN_TIMEOUT_S + supervisor.KILL_TIMEOUT_S + 20.0
 
 
 def free_ports(count: int) -> list[int]:
