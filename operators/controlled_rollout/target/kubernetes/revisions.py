@@ -51,7 +51,7 @@ async def existing_history(api: Api, namespace: str, endpoint: str) -> list[Revi
     """Return all kept revisions of an endpoint, oldest first.
 
     Raises:
-        DamagedFileError: The endpoint is there, and somebody has deleted all its revisions.
+        DamagedFileError: The endpoint is there, and a revision cannot be read, or somebody has deleted all of them.
         EndpointNotFoundError: There is no such endpoint.
     """
     if revisions := await history(api, namespace, endpoint):
@@ -167,13 +167,13 @@ def revision_from_object(resource: Object) -> Revision:
     """Return the revision that a ControllerRevision stores.
 
     Raises:
-        EndpointError: It cannot be read, as when a newer release has written it.
+        DamagedFileError: It cannot be read, as when a newer release has written it.
     """
     metadata = resource["metadata"]
     try:
         endpoint = Endpoint.model_validate(resource["data"])
     except EndpointError as error:
-        raise EndpointError(
+        raise DamagedFileError(
             f"ControllerRevision {metadata['name']} cannot be read: {error}; if a newer release of controlled-rollout "
             "has written it, use that release here, too"
         ) from error

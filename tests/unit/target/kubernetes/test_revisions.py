@@ -7,7 +7,7 @@ import pytest
 
 from controlled_rollout.cluster.api import Api, Object
 from controlled_rollout.endpoint import Endpoint
-from controlled_rollout.errors import AccessError, DamagedFileError, EndpointError, EndpointNotFoundError
+from controlled_rollout.errors import AccessError, DamagedFileError, EndpointNotFoundError
 from controlled_rollout.target.kubernetes import revisions
 from controlled_rollout.target.protocol import Change
 
@@ -131,5 +131,7 @@ async def test_a_revision_of_a_newer_release_is_refused_with_its_name_and_what_t
     newer = stored(7, None)
     newer["data"]["mirrored"] = True
 
-    with pytest.raises(EndpointError, match=r"cr-digits-00000007 cannot be read: .*mirrored.* use that release here"):
+    with pytest.raises(
+        DamagedFileError, match=r"cr-digits-00000007 cannot be read: .*mirrored.* use that release here"
+    ):
         await revisions.history(cast("Api", Cluster(newer)), "models", "digits")
