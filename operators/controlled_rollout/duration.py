@@ -5,13 +5,21 @@ import re
 from datetime import timedelta
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    WrapSerializer,
+)
 
 __all__ = ["Duration", "format_duration", "format_elapsed", "parse_duration"]
 
 SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 NUMBER_AND_UNIT: Final = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(SECONDS)})?")
 ISO_8601: Final = TypeAdapter(timedelta)
+MONTHS_OR_YEARS: Final = re.compile(r"P[^T]*[MY]")
 # Longer waits mean nothing, and their sum with a date is beyond the calendar.
 LONGEST: Final = timedelta(days=3660)
 
@@ -21,11 +29,16 @@ def parse_duration(value: timedelta | float | str) -> timedelta:
 
     Args:
         value: A timedelta; a number of seconds; or text: a number with the unit `s`, `min`, `h` or `d` (none means
-            seconds), or an ISO 8601 duration such as `PT1H30M`.
+            seconds), or an ISO 8601 duration such as `PT1H30M` without months and years.
 
     Raises:
-        ValueError: It is none of these, negative, or longer than ten years.
+        ValueError: It is none of these, negative, longer than ten years, or has months or years.
     """
+    if isinstance(value, str) and MONTHS_OR_YEARS.match(value.strip()):
+        raise ValueError(
+            f"{value!r} is not a length of time, because months and years have no fixed length: give days, such as "
+            "'30 d' or 'P30D'"
+        )
     length: timedelta | None = None
     try:
         if isinstance(value, timedelta):
@@ -51,6 +64,14 @@ def _parse_duration_text(text: str) -> timedelta | None:
     return ISO_8601.validate_python(text) if text.startswith("P") else None
 
 
+def _dump_duration(length: timedelta, dump: SerializerFunctionWrapHandler) -> object:
+    """Return a duration as Pydantic writes it in JSON, in days where that would be years, which are not read."""
+    if length.days < 365:
+        return dump(length)
+    rest = str(dump(length - timedelta(days=length.days)))
+    return f"P{length.days}D" + (rest.removeprefix("P") if rest != "PT0S" else "")
+
+
 # A setting that is a length of time; for a schema what `parse_duration` reads, as far as a pattern can say it.
 Duration = Annotated[
     timedelta,
@@ -60,10 +81,12 @@ Duration = Annotated[
         | Annotated[
             str,
             Field(
-                pattern=r"^\s*([0-9]+([.][0-9]+)?\s*(s|min|h|d)?|P[0-9].*|PT[0-9].*)\s*$", examples=["5 min", "PT5M"]
+                pattern=r"^\s*([0-9]+([.][0-9]+)?\s*(s|min|h|d)?|P[0-9][0-9.]*[DW].*|PT[0-9].*)\s*$",
+                examples=["5 min", "PT5M"],
             ),
         ],
     ),
+    WrapSerializer(_dump_duration, when_used="json"),
 ]
 
 

@@ -1,11 +1,13 @@
+import re
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
-from controlled_rollout.duration import format_duration, format_elapsed, parse_duration
+from controlled_rollout.duration import Duration, format_duration, format_elapsed, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,23 @@ def test_a_length_of_time_is_read_in_every_documented_form(value: Any, expected:
 def test_anything_else_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="not a length of time"):
         parse_duration(value)
+
+
+@pytest.mark.parametrize("value", ["P1M", "P1Y", " P2Y ", "P1Y2M", "P1M1D", "P0M", "P1YT5M"])
+def test_months_and_years_are_refused_because_they_have_no_fixed_length(value: str) -> None:
+    with pytest.raises(ValueError, match="not a length of time, because months and years have no fixed length"):
+        parse_duration(value)
+
+
+@given(st.timedeltas(timedelta(0), timedelta(days=3660)))
+def test_a_setting_is_read_again_from_what_was_written_of_it(length: timedelta) -> None:
+    setting: TypeAdapter[timedelta] = TypeAdapter(Duration)
+
+    written = setting.dump_python(length, mode="json")
+
+    assert setting.validate_python(written) == length
+    [_, text] = setting.json_schema()["anyOf"]
+    assert re.search(text["pattern"], written)
 
 
 @given(st.integers(0, 3_660), st.sampled_from([("s", 1), ("min", 60), ("h", 3600), ("d", 86400)]))

@@ -184,7 +184,7 @@ def duration(text: str) -> timedelta:
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a length of time: give seconds, or a number with s, min, h or d, such as '5 min', or ISO "
-            "8601 such as PT5M; ten years at most"
+            "8601 such as PT5M or P30D, without months and years; ten years at most"
         ) from None
 
 
