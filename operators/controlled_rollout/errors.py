@@ -34,7 +34,10 @@ class ConflictError(ControlledRolloutError):
 
 
 class NameTakenError(ConflictError):
-    """A version of that name exists with another image, and no rollout may delete it: to wait does not help."""
+    """A name is taken: by a version with another image, which no rollout may delete, or by an object of others.
+
+    To wait does not help.
+    """
 
 
 class NotJudgedError(ControlledRolloutError):

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from controlled_rollout.cluster.api import FIELD_MANAGER, Object
 from controlled_rollout.cluster.kinds import HTTP_ROUTE, SECURITY_POLICY, Kind
+from controlled_rollout.errors import NameTakenError
 
 __all__ = [
     "Drift",
@@ -16,6 +17,7 @@ __all__ = [
     "exact_patch",
     "is_changed",
     "is_other",
+    "last_writer",
     "other_writers",
     "replicas_owner",
     "replicas_writer",
@@ -107,6 +109,11 @@ class Drift:
             is_left=True,
         )
 
+    @classmethod
+    def taken(cls, error: NameTakenError) -> "Drift":
+        """Return that an object of others has the name of one of the endpoint's, and that it is left as it is."""
+        return cls("an object of others", "has a name that the endpoint needs", str(error), is_left=True)
+
 
 def exact_patch(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Object:
     """Return the JSON merge patch that turns a mapping into exactly another one, whatever others have added.
@@ -146,7 +153,7 @@ def other_writers(resource: Object) -> list[str]:
         and any(f"f:{part}" in (entry.get("fieldsV1") or {}) for part in CONTENT)
     ]
     entries.sort(key=lambda entry: str(entry.get("time", "")), reverse=True)
-    return [_last_writer(entry) for entry in entries]
+    return [last_writer(entry) for entry in entries]
 
 
 def container_writers(deployment: Object) -> list[str]:
@@ -158,7 +165,7 @@ def container_writers(deployment: Object) -> list[str]:
     entries = deployment["metadata"].get("managedFields") or []
     our_fields = [_container_fields(entry) for entry in entries if not is_other(entry)]
     return [
-        _last_writer(entry) for entry in entries if is_other(entry) and _has_more(_container_fields(entry), our_fields)
+        last_writer(entry) for entry in entries if is_other(entry) and _has_more(_container_fields(entry), our_fields)
     ]
 
 
@@ -196,9 +203,9 @@ def is_other(entry: Object | None) -> bool:
 def replicas_writer(deployment: Object) -> str | None:
     """Return who else than controlled-rollout has set a Deployment's number of replicas, and when; None for nobody."""
     owner = replicas_owner(deployment)
-    return _last_writer(owner) if owner is not None and is_other(owner) else None
+    return last_writer(owner) if owner is not None and is_other(owner) else None
 
 
-def _last_writer(entry: Object) -> str:
+def last_writer(entry: Object) -> str:
     """Return a field manager and the time at which it wrote."""
     return f"{entry['manager']!r} at {entry.get('time', 'an unknown time')}"

@@ -1,7 +1,10 @@
 """The Secret with an endpoint's keys, and its copy, from which the keys are restored if somebody deletes the Secret.
 
-The Secret is what callers' keys are checked against, and what is believed. The copy follows it, and never has a key
-that the Secret had and has no more: before a key is replaced, it is taken out of the copy.
+The Secret is what callers' keys are checked against, and what is believed. Envoy Gateway lets callers in with the value
+of each of its entries, whatever the entry's name: one that is neither `primary` nor `secondary` is taken out.
+
+The copy follows the Secret, and never has a key that the Secret had and has no more: before a key is replaced, it is
+taken out of the copy.
 """
 
 import base64
@@ -13,6 +16,7 @@ from controlled_rollout.errors import ConflictError
 from controlled_rollout.target.kubernetes import manifests
 from controlled_rollout.target.kubernetes.drift import Drift
 from controlled_rollout.target.kubernetes.names import endpoint_object_name
+from controlled_rollout.target.kubernetes.ownership import find_own
 from controlled_rollout.target.protocol import Keys
 
 __all__ = ["read", "regenerate", "restore"]
@@ -25,6 +29,7 @@ async def restore(api: Api, namespace: str, endpoint: str, owner: Object, *, dry
     """Make sure that an endpoint has its keys, and that their copy is the same; return what was otherwise.
 
     A key that is missing comes from the copy. Only one that is not there either is made anew: then callers need it.
+    Other entries are taken out.
 
     Args:
         api: The cluster.
@@ -32,28 +37,31 @@ async def restore(api: Api, namespace: str, endpoint: str, owner: Object, *, dry
         endpoint: Its name.
         owner: Its root object.
         dry_run: Whether to change nothing.
+
+    Raises:
+        NameTakenError: A Secret of that name is somebody else's: who has made it knows its keys.
     """
-    secret = await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, "keys")))
-    copy = await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, "keys-copy")))
+    secret = await _find(api, namespace, endpoint, "keys")
+    copy = await _find(api, namespace, endpoint, "keys-copy")
     present, copied = _decode_keys(secret), _decode_keys(copy)
     missing = [name for name in NAMES if name not in present]
+    other = _other_entries(secret)
     keys = Keys(**{**Keys.new().model_dump(), **copied, **present})
     if not dry_run:
         if secret is None:
             manifest = manifests.keys_secret(endpoint, keys, namespace=namespace, owner=owner)
             if await api.create(SECRET.path(namespace), manifest) is None:
                 return []  # another writer has made it in this moment
-        elif missing:
+        elif missing or other:
             await _write_keys(api, secret, {name: getattr(keys, name) for name in missing})
         await _write_copy(api, namespace, endpoint, copy, keys, owner)
-    if not missing:
-        return []
-    return [_missing_keys(endpoint, secret, [name for name in missing if name not in copied])]
+    found = [_missing_keys(endpoint, secret, [name for name in missing if name not in copied])] if missing else []
+    return [*found, *([_other_keys(endpoint, other)] if other else [])]
 
 
 async def read(api: Api, namespace: str, endpoint: str) -> Keys | None:
     """Return an endpoint's keys; None if there is no Secret with both of them."""
-    secret = await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, "keys")))
+    secret = await _find(api, namespace, endpoint, "keys")
     present = _decode_keys(secret)
     return Keys(**present) if set(present) == set(NAMES) else None
 
@@ -65,8 +73,8 @@ async def regenerate(api: Api, namespace: str, endpoint: str, which: Literal["pr
         ConflictError: Others change the keys all the time.
     """
     for _ in range(ATTEMPTS):
-        secret = await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, "keys")))
-        copy = await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, "keys-copy")))
+        secret = await _find(api, namespace, endpoint, "keys")
+        copy = await _find(api, namespace, endpoint, "keys-copy")
         present = _decode_keys(secret)
         if secret is None or set(present) != set(NAMES):
             return None
@@ -85,9 +93,19 @@ async def regenerate(api: Api, namespace: str, endpoint: str, which: Literal["pr
     )
 
 
+async def _find(api: Api, namespace: str, endpoint: str, part: str) -> Object | None:
+    """Return the Secret of an endpoint's keys, or its copy; None if there is none."""
+    return await find_own(api, SECRET, namespace, endpoint_object_name(endpoint, part), endpoint)
+
+
 async def _write_keys(api: Api, secret: Object, keys: dict[str, str]) -> Object | None:
-    """Write keys into the Secret; return it, or None if somebody else has changed it since it was read."""
-    return await api.merge_if_unchanged(SECRET.path_of(secret), secret, {"stringData": keys})
+    """Write keys into the Secret, and take out what is none of both.
+
+    Returns:
+        The Secret; None if somebody else has changed it since it was read.
+    """
+    change = {"data": dict.fromkeys(_other_entries(secret)), "stringData": keys}
+    return await api.merge_if_unchanged(SECRET.path_of(secret), secret, change)
 
 
 async def _write_copy(api: Api, namespace: str, endpoint: str, copy: Object | None, keys: Keys, owner: Object) -> None:
@@ -108,6 +126,20 @@ def _missing_keys(endpoint: str, secret: Object | None, new: list[str]) -> Drift
     else:
         remedy = "every step restores the keys from their copy; callers keep theirs"
     return Drift(f"{SECRET.name} {name}", found, remedy)
+
+
+def _other_keys(endpoint: str, names: list[str]) -> Drift:
+    """Return that the Secret has entries that are no keys of the endpoint, and yet would let callers in."""
+    return Drift(
+        f"{SECRET.name} {endpoint_object_name(endpoint, 'keys')}",
+        f"has other entries than primary and secondary ({', '.join(names)}), and each of them lets callers in",
+        "every step takes them out",
+    )
+
+
+def _other_entries(secret: Object | None) -> list[str]:
+    """Return the names of a Secret's entries that are none of the endpoint's two keys."""
+    return sorted(((secret or {}).get("data") or {}).keys() - set(NAMES))
 
 
 def _decode_keys(secret: Object | None) -> dict[str, str]:

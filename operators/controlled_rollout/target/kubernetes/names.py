@@ -10,6 +10,7 @@ from controlled_rollout.version import check_name
 __all__ = [
     "CHECK_LABEL",
     "ENDPOINT_LABEL",
+    "OBJECT_PREFIX",
     "VERSION_LABEL",
     "endpoint_labels",
     "endpoint_object_name",
@@ -23,6 +24,8 @@ __all__ = [
 
 ENDPOINT_LABEL: Final = "controlled-rollout/endpoint"
 VERSION_LABEL: Final = "controlled-rollout/version"
+# Of the names of an endpoint's objects that are not a version's; its route has the endpoint's name alone.
+OBJECT_PREFIX: Final = "controlled-rollout-"
 # Of a pod that checks the network as a version's pod sees it: it has the version's labels, and is no replica.
 CHECK_LABEL: Final = "controlled-rollout/check"
 
@@ -49,7 +52,7 @@ def replica_selector(labels: Mapping[str, str]) -> str:
 
 def endpoint_object_name(endpoint: str, part: str = "") -> str:
     """Return the name of an object of an endpoint; `part` distinguishes objects of one kind."""
-    return f"controlled-rollout-{check_name(endpoint)}" + (f"-{part}" if part else "")
+    return f"{OBJECT_PREFIX}{check_name(endpoint)}" + (f"-{part}" if part else "")
 
 
 def route_name(endpoint: str) -> str:

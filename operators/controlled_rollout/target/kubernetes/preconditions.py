@@ -7,8 +7,9 @@ from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
 from controlled_rollout.target import refusals
 from controlled_rollout.target.kubernetes import envoy_stats
 from controlled_rollout.target.kubernetes.gateway import CONTROLLER, check_tls, chosen_listener, find_gateway
-from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, route_name
-from controlled_rollout.target.kubernetes.route_rules import hand_edit, is_written_by_us
+from controlled_rollout.target.kubernetes.names import route_name
+from controlled_rollout.target.kubernetes.ownership import check_is_own
+from controlled_rollout.target.kubernetes.route_rules import hand_edit
 from controlled_rollout.target.kubernetes.shadowing import find_shadows
 from controlled_rollout.target.kubernetes.sticky_split import check_sticky
 from controlled_rollout.workspace import Workspace
@@ -46,7 +47,8 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_for
             else's: it waits for no Gateway and nobody's rules, and writes our rules again if somebody has edited them.
 
     Raises:
-        ConflictError: Somebody has edited our rules, has a route of that name, or has its path on the Gateway.
+        ConflictError: Somebody has edited our rules, or has its path on the Gateway.
+        NameTakenError: The route of its name is somebody else's.
         WorkspaceError: The Gateway API, Envoy Gateway or the Gateway is missing, another controller serves it, or its
             listener has to be named.
     """
@@ -62,11 +64,7 @@ async def check_cluster(api: Api, workspace: Workspace, endpoint: str, *, is_for
         await _check_requests_are_ours(api, workspace, endpoint)
     if route is None:
         return
-    if route["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint and not is_written_by_us(route):
-        raise ConflictError(
-            f"endpoint {endpoint!r} needs an HTTPRoute of its name, and namespace {workspace.namespace!r} has one that "
-            "controlled-rollout did not create: choose another name for the endpoint"
-        )
+    check_is_own(route, endpoint)
     if is_forward and (edit := hand_edit(route)):
         raise ConflictError(f"{edit}; nothing was changed now")
 

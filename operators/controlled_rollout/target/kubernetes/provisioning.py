@@ -23,7 +23,7 @@ from controlled_rollout.cluster.kinds import (
     Kind,
 )
 from controlled_rollout.endpoint import Auth, Endpoint, Version
-from controlled_rollout.errors import AccessError, ConflictError, WorkspaceError
+from controlled_rollout.errors import AccessError, ConflictError, NameTakenError, WorkspaceError
 from controlled_rollout.target.kubernetes import drift, key_set_standby, keys_secret, manifests, signing_keys_secret
 from controlled_rollout.target.kubernetes.drift import Drift
 from controlled_rollout.target.kubernetes.gateway import (
@@ -39,6 +39,7 @@ from controlled_rollout.target.kubernetes.names import (
     route_name,
     version_object_name,
 )
+from controlled_rollout.target.kubernetes.ownership import check_is_own, find_own
 from controlled_rollout.target.kubernetes.route_rules import is_written_by_us
 from controlled_rollout.target.kubernetes.scaling import floor_of, scale_version
 from controlled_rollout.tokens import SigningKeys
@@ -52,12 +53,17 @@ SERVICE_FIELDS: Final = ("selector", "ports", "type")
 
 
 async def apply_root(api: Api, workspace: Workspace, endpoint: str) -> Object:
-    """Create the ConfigMap that owns all other objects of an endpoint, if there is none, and return it."""
+    """Create the ConfigMap that owns all other objects of an endpoint, if there is none, and return it.
+
+    Raises:
+        NameTakenError: There is one of that name that is not the endpoint's own.
+    """
     path = CONFIG_MAP.path(workspace.namespace, endpoint_object_name(endpoint))
     manifest = manifests.root_config_map(endpoint, workspace.namespace)
     found = await api.find(path)
     if found is None:
         found = await api.create(CONFIG_MAP.path(workspace.namespace), manifest) or await api.get(path)
+    check_is_own(found, endpoint)
     if found["metadata"].get("labels") != manifest["metadata"]["labels"]:
         found = await api.merge_patch(path, {"metadata": {"labels": manifest["metadata"]["labels"]}})
     return found
@@ -70,13 +76,15 @@ async def find_drift(api: Api, workspace: Workspace, endpoint: Endpoint) -> list
     """
     name = endpoint_object_name(endpoint.name)
     try:
-        owner = await api.find(CONFIG_MAP.path(workspace.namespace, name))
+        owner = await find_own(api, CONFIG_MAP, workspace.namespace, name, endpoint.name)
         if owner is None:
             return [Drift.missing(CONFIG_MAP, name)]
         return [
             *await apply_objects(api, workspace, endpoint, owner, dry_run=True),
             *await _policies_of_others(api, workspace, endpoint.name),
         ]
+    except NameTakenError as error:
+        return [Drift.taken(error)]
     except (AccessError, ApiError) as error:
         return [Drift("its objects", "could not be compared with the newest revision", str(error))]
 
@@ -92,19 +100,18 @@ async def apply_objects(
         endpoint: The revision whose objects they are.
         owner: The endpoint's root object.
         dry_run: Whether to change nothing.
+
+    Raises:
+        NameTakenError: An object that is not the endpoint's own has a name that it needs; all else is as it should be.
     """
     differences: list[Drift] = []
-    if endpoint.auth is Auth.KEY:
-        # Before the policy that names it: a policy without its Secret answers every request with 500.
-        differences += await keys_secret.restore(api, workspace.namespace, endpoint.name, owner, dry_run=dry_run)
+    taken: list[NameTakenError] = []
     key_set: str | None = None
-    if endpoint.has_signing_keys:
-        keys, missing = await signing_keys_secret.restore(
-            api, workspace.namespace, endpoint.name, owner, dry_run=dry_run
-        )
-        key_set, differences = public_key_set(keys) if keys else None, [*differences, *missing]
-        if keys and not dry_run:
-            await keep_key_sets(api, workspace, endpoint, owner, keys)
+    try:
+        # Before the policy that names it: a policy without its Secret answers every request with 500.
+        key_set, differences = await _apply_keys(api, workspace, endpoint, owner, dry_run=dry_run)
+    except NameTakenError as error:
+        taken.append(error)
     parts = [
         _apply_policies(api, workspace, endpoint, owner, key_set, dry_run=dry_run),
         _restore_route(api, workspace, endpoint.name, dry_run=dry_run),
@@ -116,10 +123,30 @@ async def apply_objects(
     # All are tried: an object that cannot be made is no reason to leave the others away.
     results = await asyncio.gather(*parts, return_exceptions=True)
     for result in results:
-        if isinstance(result, BaseException):
+        if isinstance(result, NameTakenError):
+            taken.append(result)
+        elif isinstance(result, BaseException):
             raise result
-        differences += result
-    return differences
+        else:
+            differences += result
+    if taken and not dry_run:
+        raise taken[0]
+    return [*differences, *map(Drift.taken, taken)]
+
+
+async def _apply_keys(
+    api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object, *, dry_run: bool
+) -> tuple[str | None, list[Drift]]:
+    """Make the keys of an endpoint's callers; return its public key set, if it has one, and what was otherwise."""
+    differences: list[Drift] = []
+    if endpoint.auth is Auth.KEY:
+        differences += await keys_secret.restore(api, workspace.namespace, endpoint.name, owner, dry_run=dry_run)
+    if not endpoint.has_signing_keys:
+        return None, differences
+    keys, missing = await signing_keys_secret.restore(api, workspace.namespace, endpoint.name, owner, dry_run=dry_run)
+    if keys and not dry_run:
+        await keep_key_sets(api, workspace, endpoint, owner, keys)
+    return public_key_set(keys) if keys else None, [*differences, *missing]
 
 
 async def keep_key_sets(api: Api, workspace: Workspace, endpoint: Endpoint, owner: Object, keys: SigningKeys) -> None:
@@ -136,7 +163,7 @@ async def apply_key_set(api: Api, workspace: Workspace, endpoint: Endpoint, owne
     policy = manifests.security_policy(
         endpoint, namespace=workspace.namespace, owner=owner, key_set=public_key_set(keys)
     )
-    await _put_back(api, SECURITY_POLICY, workspace.namespace, policy, dry_run=False)
+    await _put_back(api, SECURITY_POLICY, workspace.namespace, policy, endpoint.name, dry_run=False)
 
 
 async def _apply_policies(
@@ -160,7 +187,7 @@ async def _apply_policies(
         response = manifests.direct_response(name, part, status, text, namespace=namespace, owner=owner)
         policies.append((HTTP_ROUTE_FILTER, response))
     found = await asyncio.gather(
-        *(_put_back(api, kind, namespace, manifest, dry_run=dry_run) for kind, manifest in policies)
+        *(_put_back(api, kind, namespace, manifest, name, dry_run=dry_run) for kind, manifest in policies)
     )
     return [one for one in found if one is not None]
 
@@ -215,14 +242,14 @@ async def _apply_version(
     budget = manifests.disruption_budget(endpoint.name, version.name, namespace=namespace, owner=owner)
     of_others = await asyncio.gather(
         *(
-            _put_back(api, kind, namespace, wanted, version=version.name, dry_run=dry_run)
+            _put_back(api, kind, namespace, wanted, endpoint.name, version=version.name, dry_run=dry_run)
             for kind, wanted in ((SERVICE, service), (POD_DISRUPTION_BUDGET, budget))
         )
     )
     found = [one for one in of_others if one is not None]
     manifest = manifests.deployment(endpoint, version, workspace, owner=owner)
     path = DEPLOYMENT.path(namespace, name)
-    before = await api.find(path)
+    before = await find_own(api, DEPLOYMENT, namespace, name, endpoint.name)
     if before is not None and not (labels := manifest["metadata"]["labels"]).items() <= _labels(before).items():
         # By them it is found. Its pods have theirs from its template.
         found.append(Drift.relabelled(before, version.name))
@@ -262,7 +289,14 @@ def _labels(resource: Object) -> dict[str, str]:
 
 
 async def _put_back(
-    api: Api, kind: Kind, namespace: str, manifest: Object, *, version: str | None = None, dry_run: bool
+    api: Api,
+    kind: Kind,
+    namespace: str,
+    manifest: Object,
+    endpoint: str,
+    *,
+    version: str | None = None,
+    dry_run: bool,
 ) -> Drift | None:
     """Make an object that is wholly ours exactly as its manifest says; return how it was otherwise, if it was.
 
@@ -271,12 +305,13 @@ async def _put_back(
         kind: The object's kind.
         namespace: Its namespace.
         manifest: As it is to be.
+        endpoint: The endpoint whose it is.
         version: The version that it belongs to; None if it belongs to the endpoint.
         dry_run: Whether to change nothing.
     """
     name = manifest["metadata"]["name"]
     path = kind.path(namespace, name)
-    before = await api.find(path)
+    before = await find_own(api, kind, namespace, name, endpoint)
     if before is None:
         await api.create(kind.path(namespace), manifest, dry_run=dry_run)
         return Drift.missing(kind, name, version)

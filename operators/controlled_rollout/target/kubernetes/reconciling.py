@@ -18,7 +18,8 @@ from controlled_rollout.target.kubernetes.gateway import (
     parent_reference,
     parent_references,
 )
-from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_labels, route_name
+from controlled_rollout.target.kubernetes.names import endpoint_labels, route_name
+from controlled_rollout.target.kubernetes.ownership import is_own
 from controlled_rollout.target.kubernetes.provisioning import apply_root
 from controlled_rollout.target.kubernetes.root_notes import notes_of, write_note
 from controlled_rollout.target.kubernetes.route_rules import DIGEST, POSITIONS, foreign_rules
@@ -33,6 +34,7 @@ __all__ = [
     "WORKED_AT",
     "WORKED_INTERVAL",
     "delete_rules",
+    "delete_version_objects",
     "idle_since",
     "note_work",
     "reconcile_endpoint",
@@ -116,7 +118,7 @@ async def delete_rules(api: Api, workspace: Workspace, endpoint: str) -> None:
     path = HTTP_ROUTE.path(workspace.namespace, route_name(endpoint))
     for _ in range(ATTEMPTS):
         route = await api.find(path)
-        if route is None or route["metadata"].get("labels", {}).get(ENDPOINT_LABEL) != endpoint:
+        if route is None or not is_own(route, endpoint):
             return
         foreign = foreign_rules(route["spec"].get("rules") or [])
         if not foreign:
@@ -144,11 +146,18 @@ async def _take_step(api: Api, workspace: Workspace, view: EndpointView) -> bool
     if view.next_rules != view.rules:
         return await write_rules(api, workspace, view.endpoint.name, view.route, view.next_rules)
     for name in view.unused_objects:
-        await api.delete(POD_DISRUPTION_BUDGET.path(workspace.namespace, name))
-        await api.delete(SERVICE.path(workspace.namespace, name))
-        # The Deployment last: it is what the next view is made from.
-        await api.delete(DEPLOYMENT.path(workspace.namespace, name))
+        await delete_version_objects(api, workspace.namespace, view.endpoint.name, name)
     return True
+
+
+async def delete_version_objects(api: Api, namespace: str, endpoint: str, name: str) -> None:
+    """Delete the objects of a version that no Envoy refers to any more, by their name; those of others stay."""
+    # The Deployment last: it is what the next view is made from.
+    for kind in (POD_DISRUPTION_BUDGET, SERVICE, DEPLOYMENT):
+        path = kind.path(namespace, name)
+        found = await api.find(path)
+        if found is not None and is_own(found, endpoint):
+            await api.delete(path)
 
 
 async def write_rules(

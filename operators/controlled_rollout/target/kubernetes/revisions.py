@@ -18,6 +18,7 @@ from controlled_rollout.target.kubernetes.names import (
     endpoint_object_name,
     selector,
 )
+from controlled_rollout.target.kubernetes.ownership import check_is_own
 from controlled_rollout.target.protocol import Change, Revision
 
 __all__ = [
@@ -116,12 +117,15 @@ async def store_revision(
 
     Raises:
         ConflictError: That number is taken by another revision.
+        NameTakenError: Somebody else has a ControllerRevision of its name.
     """
     revision = Revision.after(endpoint, change)
     created = await api.create(CONTROLLER_REVISION.path(namespace), _revision_object(revision, namespace, owner))
     if created is None:
         taken = [stored for stored in await history(api, namespace, endpoint.name) if stored.number == revision.number]
         winner = taken[0] if taken else None
+        if winner is None:
+            await _check_name_is_free(api, namespace, revision)
         # The same content by the same writer: this very call has stored it, and the API server's answer got lost.
         if winner is None or not winner.endpoint.same_as(revision.endpoint) or winner.change.who != change.who:
             raise refusals.conflict_error(endpoint, winner)
@@ -134,6 +138,14 @@ async def store_revision(
         # whose Role deletes none, always leaves it to that one.
         log.warning("endpoint %s: its oldest revisions could not be deleted: %s", endpoint.name, error)
     return revision
+
+
+async def _check_name_is_free(api: Api, namespace: str, revision: Revision) -> None:
+    """Raise NameTakenError if somebody else has a ControllerRevision of a revision's name."""
+    name = _revision_object_name(revision.endpoint.name, revision.number)
+    # The Role allows to list them only, and the items of a list have no kind.
+    for found in await api.items(CONTROLLER_REVISION.path(namespace), fieldSelector=f"metadata.name={name}"):
+        check_is_own({"kind": CONTROLLER_REVISION.name, **found}, revision.endpoint.name)
 
 
 def _revision_object_name(endpoint: str, number: int) -> str:

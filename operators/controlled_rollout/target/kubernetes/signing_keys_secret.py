@@ -11,6 +11,7 @@ from controlled_rollout.errors import ConflictError
 from controlled_rollout.target.kubernetes import manifests
 from controlled_rollout.target.kubernetes.drift import Drift
 from controlled_rollout.target.kubernetes.names import endpoint_object_name
+from controlled_rollout.target.kubernetes.ownership import find_own
 from controlled_rollout.tokens import SigningKeys, key_set
 
 __all__ = ["read", "restore", "rotate"]
@@ -91,8 +92,12 @@ async def rotate(api: Api, namespace: str, endpoint: str, before: SigningKeys) -
 
 
 async def _find(api: Api, namespace: str, endpoint: str) -> Object | None:
-    """Return the Secret of an endpoint's signing keys; None if there is none."""
-    return await api.find(SECRET.path(namespace, endpoint_object_name(endpoint, PART)))
+    """Return the Secret of an endpoint's signing keys; None if there is none.
+
+    Raises:
+        NameTakenError: The Secret of that name is somebody else's: who has made it knows its keys.
+    """
+    return await find_own(api, SECRET, namespace, endpoint_object_name(endpoint, PART), endpoint)
 
 
 def _decode_keys(secret: Object | None) -> SigningKeys | None:

@@ -14,7 +14,7 @@ from typing import Final, Literal, Self
 
 from controlled_rollout.autoscaling import Floor
 from controlled_rollout.cluster.api import Api, ApiError, Object
-from controlled_rollout.cluster.kinds import CONFIG_MAP, HTTP_ROUTE
+from controlled_rollout.cluster.kinds import CONFIG_MAP, DEPLOYMENT, HTTP_ROUTE
 from controlled_rollout.endpoint import Endpoint, EndpointError
 from controlled_rollout.errors import AccessError, ConflictError, DamagedFileError, TargetUnavailableError
 from controlled_rollout.polling import until
@@ -25,6 +25,7 @@ from controlled_rollout.target.kubernetes import (
     key_set_standby,
     keys_secret,
     own_secrets,
+    ownership,
     pod_logs,
     provisioning,
     reconciling,
@@ -35,7 +36,12 @@ from controlled_rollout.target.kubernetes import (
 from controlled_rollout.target.kubernetes.confirmation import unconfirmed_after
 from controlled_rollout.target.kubernetes.gateway import base_url, find_gateway
 from controlled_rollout.target.kubernetes.look_notes import read_look_note, write_look_note
-from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, route_name
+from controlled_rollout.target.kubernetes.names import (
+    ENDPOINT_LABEL,
+    endpoint_object_name,
+    route_name,
+    version_object_name,
+)
 from controlled_rollout.target.kubernetes.preconditions import check_cluster, check_endpoint
 from controlled_rollout.target.kubernetes.shadowing import find_shadows
 from controlled_rollout.target.kubernetes.sticky_split import check_gateway_splits_by_key
@@ -105,6 +111,7 @@ class KubernetesTarget:
         if stored is None:
             await check_cluster(self._api, self._workspace, endpoint.name, is_forward=is_forward)
             if is_forward:
+                await ownership.check_names_are_free(self._api, self._namespace, endpoint)
                 await check_gateway_splits_by_key(self._api, endpoint)
             refusals.check_collection(endpoint, newest, self._workspace)
             await own_secrets.check_references(self._api, self._namespace, endpoint, newest)
@@ -260,6 +267,8 @@ class KubernetesTarget:
         refusals.check_replicas(version, replicas)
         # Raises the error that names what is missing, the endpoint or the version.
         (await self.endpoint(name)).version(version)
+        deployment = version_object_name(name, version)
+        await ownership.find_own(self._api, DEPLOYMENT, self._namespace, deployment, name)
         if at_least:
             await scaling.keep_at_least(self._api, self._workspace, name, version, replicas, now=time.time())
         else:
@@ -279,8 +288,15 @@ class KubernetesTarget:
         return await read_look_note(self._api, self._namespace, name)
 
     async def delete(self, name: str, change: Change) -> None:
-        """Delete an endpoint: first our rules in its route, then its root object and all objects that this owns."""
-        path = CONFIG_MAP.path(self._namespace, endpoint_object_name(name))
+        """Delete an endpoint: first our rules in its route, then its root object and all objects that this owns.
+
+        Raises:
+            NameTakenError: The ConfigMap of the root object's name is somebody else's; nothing was deleted.
+        """
+        root = endpoint_object_name(name)
+        path = CONFIG_MAP.path(self._namespace, root)
+        # Before anything is deleted: somebody else's ConfigMap of that name stays.
+        await ownership.find_own(self._api, CONFIG_MAP, self._namespace, root, name)
         await reconciling.delete_rules(self._api, self._workspace, name)
         await self._api.delete(path, propagation="Foreground")
 

@@ -8,6 +8,7 @@ import pytest
 from controlled_rollout.cluster.api import Api, Object
 from controlled_rollout.errors import ConflictError
 from controlled_rollout.target.kubernetes import signing_keys_secret
+from controlled_rollout.target.kubernetes.names import endpoint_labels
 from controlled_rollout.tokens import SigningKeys
 
 OWNER: Object = {"metadata": {"name": "controlled-rollout-digits", "uid": "1"}}
@@ -22,7 +23,12 @@ class OneSecret:
 
     async def find(self, path: str) -> Object | None:
         assert path.endswith("/secrets/controlled-rollout-digits-signing-keys")
-        metadata = {"namespace": "models", "name": "controlled-rollout-digits-signing-keys", "resourceVersion": "1"}
+        metadata = {
+            "namespace": "models",
+            "name": "controlled-rollout-digits-signing-keys",
+            "labels": endpoint_labels("digits"),
+            "resourceVersion": "1",
+        }
         encoded = {name: base64.b64encode(text.encode()).decode() for name, text in (self.data or {}).items()}
         return None if self.data is None else {"metadata": metadata, "data": encoded}
 
