@@ -11,13 +11,13 @@ from unittest.mock import AsyncMock
 import pytest
 
 from controlled_rollout import record, steps
-from controlled_rollout.errors import ConflictError, DeploymentError
+from controlled_rollout.errors import ConflictError, DeploymentError, NameTakenError
 from controlled_rollout.evaluation import look as looks
 from controlled_rollout.evaluation.replay import replay
 from controlled_rollout.evidence import EvidenceWindow
 from controlled_rollout.gate import Gate, Outcome
 from controlled_rollout.target.kubernetes import reconciling
-from controlled_rollout.target.kubernetes.names import version_object_name
+from controlled_rollout.target.kubernetes.names import ENDPOINT_LABEL, endpoint_object_name, version_object_name
 from controlled_rollout.target.protocol import Change, ReplicaState
 from controlled_rollout.target.waiting import wait_until_served
 from tests.cluster.sandbox import CHANGE, MAX_WAIT, SMALL, Sandbox
@@ -229,7 +229,40 @@ async def test_two_runs_at_once_give_one_clear_conflict(sandbox: Sandbox) -> Non
     assert len((await sandbox.target.endpoint(sandbox.endpoint)).versions) == 2
 
 
-async def test_foreign_rule_survives_every_change_and_the_deletion_of_the_endpoint(sandbox: Sandbox) -> None:
+async def is_refused_while_others_have_its_names(sandbox: Sandbox) -> None:
+    name = endpoint_object_name(sandbox.endpoint)
+    keys = f"{name}-keys"
+    sandbox.kubectl("create", "configmap", name)
+    sandbox.kubectl("create", "secret", "generic", keys, "--from-literal=theirs=known")
+    for kind, of in (("configmap", name), ("secret", keys)):
+        with pytest.raises(NameTakenError, match=rf"{of}, .* is not its own \(written by 'kubectl-create' at "):
+            await sandbox.deploy("one")
+        sandbox.kubectl("delete", kind, of)
+
+
+async def takes_entries_of_others_out_of_the_keys(sandbox: Sandbox) -> None:
+    """Have the Gateway accept a third entry of the keys' Secret, and a step take it out, without any label of ours."""
+    name, added = endpoint_object_name(sandbox.endpoint), json.dumps({"stringData": {"third": "letmein"}})
+    sandbox.kubectl("patch", "secret", f"{name}-keys", "--type=merge", "-p", added)
+    for kind, of in (("secret", f"{name}-keys"), ("configmap", name), ("securitypolicy", name)):
+        sandbox.kubectl("label", kind, of, f"{ENDPOINT_LABEL}-", "app.kubernetes.io/managed-by-")
+
+    async def is_let_in() -> bool:
+        return (await ask(sandbox, key="letmein"))[0] == 200
+
+    async def is_refused() -> bool:
+        return (await ask(sandbox, key="letmein"))[0] == 401
+
+    await until(is_let_in, "the Gateway takes any entry for a key")
+    assert "other entries than primary and secondary (third)" in str(await sandbox.target.status(sandbox.endpoint))
+    await sandbox.shift("two", 30)
+    await until(is_refused, "the Gateway knows the two keys only")
+
+
+async def test_what_is_foreign_survives_every_change_and_the_deletion_of_the_endpoint_but_no_key(
+    sandbox: Sandbox,
+) -> None:
+    await is_refused_while_others_have_its_names(sandbox)
     await sandbox.deploy("one")
     foreign = {
         "name": "foreign",
@@ -249,6 +282,7 @@ async def test_foreign_rule_survives_every_change_and_the_deletion_of_the_endpoi
 
     await sandbox.deploy("two")
     await sandbox.shift("two", 20)
+    await takes_entries_of_others_out_of_the_keys(sandbox)
     await sandbox.promote("two")
     await sandbox.retire("one")
 
@@ -268,6 +302,8 @@ async def test_foreign_rule_survives_every_change_and_the_deletion_of_the_endpoi
         "name",
     )
     assert sandbox.endpoint not in left
+    with pytest.raises(NameTakenError, match=f"HTTPRoute {sandbox.endpoint}, "):
+        await sandbox.deploy("one")
 
 
 async def test_route_edited_by_hand_is_reported_and_not_overwritten(sandbox: Sandbox) -> None:

@@ -100,8 +100,10 @@ async def check_names_are_free(api: Api, namespace: str, endpoint: Endpoint) -> 
 
     Nothing is changed: it is looked at before the revision is stored.
     """
-    names = object_names(endpoint)
-    await asyncio.gather(*(find_own(api, kind, namespace, name, endpoint.name) for kind, name in names))
+    paths = [kind.path(namespace, name) for kind, name in object_names(endpoint)]
+    for found in await asyncio.gather(*map(api.find, paths)):
+        if found is not None:
+            check_is_own(found, endpoint.name)
 
 
 def object_names(endpoint: Endpoint) -> list[tuple[Kind, str]]:

@@ -71,7 +71,7 @@ def without_labels(server: MemoryApi, path: str, *parts: str) -> None:
         (TOKENS, SECRET, "controlled-rollout-digits-signing-keys"),
         (ENDPOINT, CONTROLLER_REVISION, "controlled-rollout-digits-00000001"),
     ],
-    ids=lambda value: value.name if isinstance(value, Kind) else str(value)[:60],
+    ids=lambda value: value.name if isinstance(value, Kind) else getattr(value, "auth", value),
 )
 async def test_an_endpoint_is_refused_where_somebody_else_has_a_name_that_it_needs(
     server: MemoryApi, endpoint: Endpoint, kind: Kind, name: str
