@@ -103,7 +103,7 @@ class Decision(BaseModel):
         revision: The endpoint's revision that the step led to, or looked at.
         run: The run that held the endpoint for the version then; None if no run did.
         rollout: When that rollout began: together with endpoint and version it says which rollout this is about.
-        gate_since: Of a gate's look: since when its task waits; it heeds no hold from before. None for looks of others.
+        gate_since: Of a gate's look: since when its task waits; it ignores earlier holds. None for looks of others.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

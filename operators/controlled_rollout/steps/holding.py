@@ -124,7 +124,7 @@ async def _apply(workspace: Workspace, target: _Calls, endpoint: str, version: s
             looked = await _check_gate_looks(workspace, endpoint, version)
         except ConflictError as error:
             if is_mine:  # a try that was killed has stored it
-                await _take_off(target, newest, version, change, because=error)
+                await _remove_stored_hold(target, newest, version, change, because=error)
             raise
         if is_mine and _is_from_just_now(newest):
             return newest
@@ -142,7 +142,7 @@ async def _apply(workspace: Workspace, target: _Calls, endpoint: str, version: s
             await _check_gate_looks(workspace, endpoint, version)
         except ControlledRolloutError as error:
             earlier = newest.rollout.held if newest.rollout else None
-            await _take_off(target, stored, version, change, because=error, earlier=earlier)
+            await _remove_stored_hold(target, stored, version, change, because=error, earlier=earlier)
             raise
         return stored
     raise AssertionError
@@ -169,7 +169,7 @@ def held_by(history: Sequence[Revision]) -> str | None:
     return who
 
 
-async def _take_off(
+async def _remove_stored_hold(
     target: _Calls,
     held: Endpoint,
     version: str,
@@ -191,14 +191,14 @@ async def _take_off(
     Raises:
         TargetUnavailableError: The hold is still there.
     """
-    if problem := await _try_to_take_off(target, held, version, change, earlier):
+    if problem := await _try_to_remove_hold(target, held, version, change, earlier):
         raise TargetUnavailableError(
             f"{because}. The endpoint still says that it is on hold ({problem}): until a next gate looks, nobody takes "
             f"{version!r} back if nobody looks. Put it on hold once more, which takes that off, or roll it back"
         ) from because
 
 
-async def _try_to_take_off(
+async def _try_to_remove_hold(
     target: _Calls, held: Endpoint, version: str, change: Change, earlier: datetime | None
 ) -> str:
     """Take a hold off unless somebody has ended it already; return why it is still there, or ""."""
@@ -244,10 +244,10 @@ async def hold_refusal(workspace: Workspace, endpoint: str, version: str) -> str
 async def _check_gate_looks(
     workspace: Workspace, endpoint: str, version: str, *, timeout_s: float | None = None
 ) -> datetime:
-    """Return the time from which on the gate heeds a hold; raise ConflictError if none looks at the present share now.
+    """Return from when on the gate acts on a hold; raise ConflictError if none looks at the present share now.
 
     Raises:
-        ConflictError: Nothing would heed the hold.
+        ConflictError: No gate would act on the hold.
         RecordUnavailableError: The record cannot be read.
     """
     newest = await within_time(
@@ -258,7 +258,7 @@ async def _check_gate_looks(
     if newest is None:
         raise ConflictError(
             f"version {version!r} of endpoint {endpoint!r} cannot be put on hold now: the record has no look of a gate "
-            "that would heed it; try again once a gate has looked, or roll it back"
+            "that would act on it; try again once a gate has looked, or roll it back"
         )
     if newest.step in GATE_IS_DONE:
         raise ConflictError(
@@ -275,8 +275,8 @@ async def _check_gate_looks(
     if newest.step in GATE_IS_TO_COME:
         raise ConflictError(
             f"version {version!r} of endpoint {endpoint!r} cannot be put on hold now: no gate has looked at its "
-            f"present share yet ({newest.step} at {newest.time:%H:%M:%S %Z}), and one that begins later does not heed "
-            "a hold of before; try again once it has looked, or roll it back"
+            f"present share yet ({newest.step} at {newest.time:%H:%M:%S %Z}), and one that begins later ignores "
+            "an earlier hold; try again once it has looked, or roll it back"
         )
     # The later one: if a clock was set back meanwhile, or the two are of two machines, the gate's begin may be later.
     return max(newest.time, newest.gate_since or newest.time)
@@ -291,11 +291,11 @@ def sign_of_gate(newest_first: Iterable[Decision]) -> Decision | None:
     Args:
         newest_first: The record's decisions about the version, newest first; read no further than is needed.
     """
-    heeds = False
+    has_hold = False
     for decision in newest_first:
-        heeds = heeds or decision.step == "hold"
-        if heeds and decision.step in GATE_IS_DONE:
-            continue  # it was about to let it go on, and has heeded the hold
+        has_hold = has_hold or decision.step == "hold"
+        if has_hold and decision.step in GATE_IS_DONE:
+            continue  # it was about to let it go on, and has acted on the hold
         is_of_gate = decision.gate_since is not None or decision.who == decision.run
         if decision.step in ENDS_SEARCH or (decision.step == "look" and is_of_gate):
             return decision

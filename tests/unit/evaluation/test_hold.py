@@ -260,7 +260,7 @@ def test_a_task_finds_its_own_hold_in_the_record(newest_first: list[Decision], h
     assert hold.hold_of(newest_first, terms()) == held
 
 
-def test_the_record_tells_a_gates_look_from_one_that_heeds_no_hold(rollout: HeldRollout) -> None:
+def test_the_record_tells_a_gates_look_from_one_that_ignores_holds(rollout: HeldRollout) -> None:
     rollout.take()
     rollout.take(only_alarms=True)
     asyncio.run(take_look(rollout.workspace, rollout.terms, rollout.messages.append, acts=False))

@@ -114,7 +114,7 @@ async def silent_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asyn
 async def test_a_record_that_does_not_answer_keeps_nobody_from_being_offered_the_roll_back(
     silent_record: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether a hold would be heeded is asked of the record; a roll-back needs nothing but the target."""
+    """Whether a gate would act on a hold is asked of the record; a roll-back needs nothing but the target."""
     monkeypatch.setattr(holding, "PREVIEW_S", 0.05)
     shown = await Workspaces().actions("ml", "digits", percentile=10)
     of_treatment = {preview.action: preview for preview in shown.actions if preview.version == "v2a"}

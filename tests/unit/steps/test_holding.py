@@ -1,4 +1,4 @@
-"""A hold by hand: the gate that looks heeds it, the record has it, and where no gate would heed it, it is refused."""
+"""A hold by hand: the gate that looks acts on it, the record has it, and where no gate would, it is refused."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -108,7 +108,7 @@ async def test_where_writers_are_always_faster_the_conflict_is_said(workspace: W
         await hold(workspace)
 
 
-async def test_what_no_gate_would_heed_is_refused_and_nothing_is_changed(
+async def test_what_no_gate_would_act_on_is_refused_and_nothing_is_changed(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
     revision = target.newest("digits").revision
@@ -124,7 +124,7 @@ async def test_what_no_gate_would_heed_is_refused_and_nothing_is_changed(
     assert lines(workspace) == []
 
 
-async def test_between_a_shift_and_the_first_look_of_its_gate_nothing_would_heed_it(
+async def test_between_a_shift_and_the_first_look_of_its_gate_no_gate_would_act_on_it(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
     shift = Change(who="Ada")
@@ -213,7 +213,7 @@ async def test_a_try_that_was_killed_before_it_had_asked_the_gate_asks_it_when_i
     assert lines(workspace) == []
 
 
-async def test_a_hold_of_somebody_else_that_the_gate_may_be_about_to_heed_is_not_taken_off(
+async def test_a_hold_of_somebody_else_that_the_gate_may_be_about_to_act_on_is_not_taken_off(
     workspace: Workspace, target: MemoryTarget
 ) -> None:
     newest = target.newest("digits")
@@ -222,13 +222,13 @@ async def test_a_hold_of_somebody_else_that_the_gate_may_be_about_to_heed_is_not
     with pytest.raises(ConflictError, match="its gate has let it go on"):
         await hold(workspace)
     assert target.newest("digits") == held
-    # Now the gate has heeded it.
+    # Now the gate has acted on it.
     record.append(workspace, Decision.about(held, "new", step="hold", who=f"{RUN}/gate"))
     await hold(workspace)
 
 
 async def test_a_shift_that_is_faster_than_the_hold_refuses_it(workspace: Workspace, target: MemoryTarget) -> None:
-    """The share that was to be held is gone, and the gate of the next one would not heed it."""
+    """The share that was to be held is gone, and the gate of the next one would ignore it."""
 
     def shift() -> None:
         del target.before["apply"]
@@ -264,7 +264,7 @@ async def test_a_hold_after_airflows_clock_was_set_back_is_one_for_the_gate_that
     assert rollout is not None and rollout.held == began
 
 
-async def test_looks_of_others_than_the_gate_heed_no_hold(workspace: Workspace, target: MemoryTarget) -> None:
+async def test_looks_of_others_than_the_gate_act_on_no_hold(workspace: Workspace, target: MemoryTarget) -> None:
     await steps.shift(workspace, "digits", "new", percentile=5, change=Change(who="Ada"), owner=RUN, progress=quiet)
     looks(workspace, target, "Ada")  # as by `controlled-rollout gate`
     with pytest.raises(ConflictError, match="no gate has looked at its present share yet"):
@@ -369,7 +369,7 @@ async def test_a_target_that_is_away_for_a_moment_does_not_fail_a_hold(
 async def test_a_hold_after_the_gate_was_cleared_is_a_new_one_although_the_mark_of_the_last_is_still_there(
     workspace: Workspace, target: MemoryTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gate that begins again heeds only a hold from after its begin; it takes the mark off at its first look."""
+    """The gate that begins again acts only on a hold from after its begin; it takes the mark off at its first look."""
     await hold(workspace)
     cleared = datetime.now(UTC)
     monkeypatch.setattr(holding, "SAME_HOLD", timedelta(0))

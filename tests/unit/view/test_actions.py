@@ -113,7 +113,7 @@ def test_a_version_that_does_not_become_ready_gets_no_traffic_but_may_lose_it() 
     assert preview(revisions, "roll_back", "v2a", failed=True).allowed
 
 
-def test_a_hold_that_no_gate_would_heed_is_refused_before_it_is_tried() -> None:
+def test_a_hold_that_no_gate_would_act_on_is_refused_before_it_is_tried() -> None:
     revisions = history(first(), rolling_out())
     assert preview(revisions, "hold", "v2a").allowed
     refused = preview(revisions, "hold", "v2a", hold_refusal="no gate has looked at its present share yet")
