@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from controlled_rollout.record import storage
@@ -52,8 +53,9 @@ class BlobPart:
         """Yield the blob's bytes from one of them on, a line in one piece or in several; none if it was deleted."""
         for begin in range(offset, self.size, BLOCK):
             with azure_errors(self.container.url):
-                content = _read_blob(self.container, self.name, begin, min(begin + BLOCK, self.size))
-            yield from content.splitlines(keepends=True)
+                content = BytesIO(_read_blob(self.container, self.name, begin, min(begin + BLOCK, self.size)))
+            while piece := content.readline(storage.LONGEST_PIECE):
+                yield piece
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,10 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes, tuple[bytes, .
     length, content, rest = 0, b"", list[bytes]()
     for piece in pieces:
         length += len(piece)
-        if length <= storage.LONGEST_PIECE:
-            content += piece
-        else:
-            rest.append(zlib.compress(piece, FAST))
+        room = storage.LONGEST_PIECE - len(content)
+        content += piece[:room]
+        if further := piece[room:]:
+            rest.append(zlib.compress(further, FAST))
         if piece.endswith(b"\n"):
             yield length, content, tuple(rest)
             length, content, rest = 0, b"", []

@@ -11,6 +11,7 @@ import pytest
 from controlled_rollout import record
 from controlled_rollout.gate import Gate, Mean
 from controlled_rollout.record import Decision, storage, storage_of
+from controlled_rollout.record.file_storage import FilePart
 from controlled_rollout.view import rollout_series
 from controlled_rollout.view.comparison import POINTS, comparison
 from controlled_rollout.view.followed_record import FollowedLine, FollowedRecord
@@ -135,6 +136,18 @@ def test_a_long_line_is_the_same_look_wherever_it_is_cut_into_pieces(workspace: 
     series = RolloutSeries()
     series.add(FollowedLine(line.content[:begin], False, tuple(map(zlib.compress, rest))))
     assert comparison(series) == read_anew(workspace)
+
+
+def test_a_storage_that_gives_a_long_line_in_one_piece_gives_the_same_charts(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(workspace, bins(20))
+    expected = read_anew(workspace)
+    monkeypatch.setattr(storage, "LONGEST_PIECE", 500)
+    monkeypatch.setattr(FilePart, "pieces_from", lambda part, offset: [part.path.read_bytes()[offset:]])
+    [line] = FollowedRecord(storage_of(workspace, "digits")).new_lines()
+    assert len(line.content) == 500
+    assert read_anew(workspace) == expected
 
 
 def test_the_newest_rollout_is_shown_and_the_claims_about_data_are_told_apart(workspace: Workspace) -> None:
