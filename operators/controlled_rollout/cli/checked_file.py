@@ -169,7 +169,11 @@ def _a(name: str) -> str:
 def where_is(place: SettingPath, lines: Mapping[SettingPath, int]) -> str:
     """Return a setting with its line, such as `line 3, versions.v2a.cpu_cores`; empty for the whole file."""
     known = _known(place, lines)
-    dotted = ".".join(short_text(str(part)) for part in place)
+    parts = list(map(str, place))
+    if _may_be_secret(place):
+        # NAME=VALUE, as in a shell, is the name of what has no value.
+        parts = [name + ("=…" if separator else "") for name, separator, _ in (part.partition("=") for part in parts)]
+    dotted = ".".join(map(short_text, parts))
     return f"line {lines[known]}, {dotted}" if known in lines else dotted
 
 
@@ -211,7 +215,7 @@ def _foreign(value: Any, place: SettingPath) -> Iterator[Fault]:
         for index, item in enumerate(value):
             yield from _foreign(item, (*place, index))
     elif isinstance(value, datetime.date):
-        yield place, f"{value} is a date: put it into quotes for a text"
+        yield place, "it is a date: put it into quotes for a text"
     elif isinstance(value, float) and not math.isfinite(value):
         yield place, f"{value} is no finite number: give one"
     elif isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:

@@ -56,8 +56,17 @@ class _StrictLoader(yaml.SafeLoader):
         """Return a scalar's text; a number to the base of 60 is refused, because nobody means one."""
         value = super().construct_scalar(node)
         if node.tag in (INTEGER, FLOAT) and ":" in str(value):
-            raise yaml.MarkedYAMLError(problem=f"put {value} into quotes", problem_mark=node.start_mark)
+            # Not the value, also below: it may be a secret.
+            raise yaml.MarkedYAMLError(problem="put a number with `:` in it into quotes", problem_mark=node.start_mark)
         return value
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return a node's value; raise MarkedYAMLError for a number or a date that there is not."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, AttributeError) as error:
+            problem = "it is like a number or a date, and is none: put it into quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 
 
 def read_settings_file(file: Path) -> dict[str, Any]:
