@@ -1,6 +1,7 @@
 """What the versions of an endpoint have captured, where the target itself does not know it: read from the storage."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,8 @@ COUNTS: Final = ("captured", "dropped", "unreadable", "pending_bytes")
 # Collectors write to the storage every half minute, also if nothing was captured.
 SILENT: Final = timedelta(minutes=2)
 LOG: Final = "look at the log of the container collector in its pod"
+# asyncio's own threads are few on a small machine: there, versions would wait for each other's storage in turn.
+READERS: Final = ThreadPoolExecutor(32, thread_name_prefix="collected")
 
 
 async def with_collected(
@@ -37,13 +40,16 @@ async def with_collected(
         status: Its status, as the target gives it.
     """
     versions, warnings = dict(status.versions), list(status.warnings)
-    for name, version in endpoint.versions.items() if endpoint else ():
-        if version.collected is None or name not in versions or versions[name].collected is not None:
-            continue
-        try:
-            states = await asyncio.to_thread(_read, workspace, status.name, name)
-        except (EvidenceUnavailableError, StorageError, WorkspaceError) as error:
-            warnings.append(f"what version {name!r} has captured is not known: {error}")
+    names = [
+        name
+        for name, version in (endpoint.versions.items() if endpoint else ())
+        if version.collected is not None and name in versions and versions[name].collected is None
+    ]
+    loop = asyncio.get_running_loop()
+    readings = (loop.run_in_executor(READERS, _read, workspace, status.name, name) for name in names)
+    for name, states in zip(names, await asyncio.gather(*readings), strict=True):
+        if isinstance(states, str):
+            warnings.append(f"what version {name!r} has captured is not known: {states}")
             continue
         if not states:
             warnings.append(f"no replica of version {name!r} has reported what it has captured: {LOG}")
@@ -60,8 +66,11 @@ async def with_collected(
     return status.model_copy(update={"versions": versions, "warnings": tuple(warnings)})
 
 
-def _read(workspace: "Workspace", endpoint: str, version: str) -> "Sequence[ReplicaState]":
-    """Return what the collectors of a version's replicas say in the storage."""
+def _read(workspace: "Workspace", endpoint: str, version: str) -> "Sequence[ReplicaState] | str":
+    """Return what the collectors of a version's replicas say in the storage, or why that cannot be read."""
     from controlled_rollout.evidence.collected.version_data import read_states
 
-    return read_states(workspace, endpoint, version)
+    try:
+        return read_states(workspace, endpoint, version)
+    except (EvidenceUnavailableError, StorageError, WorkspaceError) as error:
+        return str(error)

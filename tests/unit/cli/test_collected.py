@@ -1,13 +1,18 @@
 """What `status` says of collected data where the target does not count it itself."""
 
+import asyncio
 import json
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controlled_rollout.cli.collected import with_collected
 from controlled_rollout.endpoint import Endpoint
+from controlled_rollout.errors import StorageError
+from controlled_rollout.evidence.collected import version_data
 from controlled_rollout.target.protocol import (
     CollectedCounts,
     EndpointStatus,
@@ -15,6 +20,7 @@ from controlled_rollout.target.protocol import (
     ReplicaStatus,
     VersionStatus,
 )
+from controlled_rollout.version import Version
 from controlled_rollout.workspace import Workspace
 
 IMAGE = "registry.example/digits@sha256:" + "0" * 64
@@ -72,6 +78,32 @@ async def test_a_version_of_which_nothing_can_be_read_is_a_warning(
     assert seen.versions["one"].collected is None
     [only] = seen.warnings
     assert only.startswith(warning)
+
+
+async def test_a_storage_that_does_not_answer_is_waited_for_once_for_all_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"v{number}a" for number in range(6)]
+    together = threading.Barrier(len(names) * 2)
+
+    def silent(workspace: Workspace, endpoint: str, version: str) -> Any:
+        together.wait(30)
+        raise StorageError(f"{endpoint} is away")
+
+    monkeypatch.setattr(version_data, "read_states", silent)
+    endpoint = Endpoint(
+        name="digits",
+        versions={
+            name: Version(name=name, image=IMAGE, collect_model_data=True, is_default=name == "v0a") for name in names
+        },
+    )
+    versions = {name: VersionStatus(name=name, ready=True) for name in names}
+    before = EndpointStatus(name="digits", url="", revision=1, served_revision=1, versions=versions)
+
+    workspace = Workspace.local(tmp_path)
+    seen = await asyncio.gather(*(with_collected(workspace, endpoint, before) for _ in range(2)))
+
+    assert [len(status.warnings) for status in seen] == [6, 6]
 
 
 async def test_what_the_target_has_counted_is_left_as_it_is(tmp_path: Path) -> None:
