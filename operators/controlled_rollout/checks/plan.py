@@ -179,8 +179,8 @@ def check_steps(steps: Sequence[float]) -> None:
     )
     if not steps or not numbers or not all(0 < step <= 100 for step in steps) or list(steps) != sorted(set(steps)):
         raise ValueError(
-            f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50); there is "
-            "a task for each, so they can be no template and not mapped"
+            f"steps={steps!r}: give ascending percentiles above 0 and up to 100, such as (10, 50); in a "
+            "DAG there is a task for each, so they can be no template and not mapped"
         )
     shares = [0.0, *steps, *([] if steps[-1] == 100 else [100.0])]
     if any(after - before < LEAST_SHARE - 1e-9 for before, after in pairwise(shares)):
