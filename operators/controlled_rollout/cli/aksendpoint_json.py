@@ -29,7 +29,7 @@ class ImportedEndpoint:
     Attributes:
         endpoint: The endpoint; its versions have no image yet.
         left_out: What has no counterpart here, a sentence for each field.
-        notes: What is other than it was, or other by commands than by the file, a sentence each.
+        notes: What is different from before, or is set by the file and by no command, a sentence each.
     """
 
     endpoint: Endpoint
