@@ -4,12 +4,12 @@ from typing import Final
 
 from airflow.configuration import conf
 
+from controlled_rollout.defaults import DEFAULT_CONNECTION
 from controlled_rollout.view.models import ActionName
 
 __all__ = ["dag_ids", "workspace_names"]
 
 SECTION: Final = "controlled_rollout"
-DEFAULT_WORKSPACE: Final = "controlled_rollout_default"
 # More would be read at once every few seconds.
 MAX_WORKSPACES: Final = 20
 ACTIONS: Final[tuple[ActionName, ...]] = ("promote", "roll_back", "hold", "shift")
@@ -17,7 +17,7 @@ ACTIONS: Final[tuple[ActionName, ...]] = ("promote", "roll_back", "hold", "shift
 
 def workspace_names() -> tuple[str, ...]:
     """Return the connection ids of the workspaces that the page shows, in the order of the setting, 20 at most."""
-    listed = conf.get(SECTION, "ui_workspaces", fallback="") or DEFAULT_WORKSPACE
+    listed = conf.get(SECTION, "ui_workspaces", fallback="") or DEFAULT_CONNECTION
     names = dict.fromkeys(name for name in map(str.strip, listed.split(",")) if name)
     return tuple(names)[:MAX_WORKSPACES]
 
