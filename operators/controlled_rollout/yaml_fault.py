@@ -15,6 +15,7 @@ ADVICE: Final = {
     # Not which: what begins with `!` may be a password without quotes.
     "could not determine a constructor": "a tag (!name) is not read here: put a text that begins with ! into quotes",
     "found undefined tag handle": "a tag (!name) is not read here: put a text that begins with ! into quotes",
+    "found undefined alias": "an alias (*name) of nothing in the file: put a text that begins with * into quotes",
     "could not find expected ':'": "a name without `: ` behind it",
     "found unexpected end of stream": "a quote that begins here is not closed",
     "but found another document": "a second document (---) in the file: give one",

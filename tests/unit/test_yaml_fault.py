@@ -17,6 +17,7 @@ from controlled_rollout.yaml_fault import yaml_fault
         ("a: b: hunter2", "line 1, column 5: a second `: ` in a line"),
         ("a: !hunter2 b", "line 1, column 4: a tag (!name) is not read here"),
         ("a: !hunter2!b c", "line 1, column 4: a tag (!name) is not read here"),
+        ("a: *hunter2", "line 1, column 4: an alias (*name) of nothing in the file"),
         ("a: 1\nhunter2\nb: 1", "line 2, column 1: a name without `: ` behind it"),
         ("a: 1\n---\nhunter2: 1", "line 2, column 1: a second document (---) in the file"),
         ("a: [\nhunter2", "expected ',' or ']', but got '<stream end>' (while parsing a flow sequence, which begins "),
