@@ -64,7 +64,7 @@ class _StrictLoader(yaml.SafeLoader):
         """Return a node's value; raise MarkedYAMLError for a number or a date that there is not."""
         try:
             return super().construct_object(node, deep)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, KeyError) as error:
             problem = "it is like a number or a date, and is none: put it into quotes"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 

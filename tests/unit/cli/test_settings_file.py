@@ -48,6 +48,7 @@ def test_json_is_read_as_it_is(tmp_path: Path) -> None:
         ("at: 12:30:45\n", "line 1, column 5: put a number with `:` in it into quotes"),
         ("a: 1\nb: 2026-13-45\n", "line 2, column 4: it is like a number or a date, and is none: put it into quotes"),
         ("a: !!timestamp x\n", "line 1, column 4: it is like a number or a date"),
+        ("a: !!bool x\n", "line 1, column 4: it is like a number or a date"),
         ("- 1\n", "holds no settings"),
         ("", "holds no settings"),
         ("a: [\n", "neither YAML nor JSON"),
