@@ -232,7 +232,7 @@ async def test_two_runs_at_once_give_one_clear_conflict(sandbox: Sandbox) -> Non
 async def is_refused_while_others_have_its_names(sandbox: Sandbox) -> None:
     name = endpoint_object_name(sandbox.endpoint)
     keys = f"{name}-keys"
-    sandbox.kubectl("create", "configmap", name)
+    sandbox.kubectl("create", "configmap", name, "--from-literal=theirs=1")
     sandbox.kubectl("create", "secret", "generic", keys, "--from-literal=theirs=known")
     for kind, of in (("configmap", name), ("secret", keys)):
         with pytest.raises(NameTakenError, match=rf"{of}, .* is not its own \(written by 'kubectl-create' at "):
