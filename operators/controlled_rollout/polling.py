@@ -1,12 +1,14 @@
 """Wait for a condition, in bounded time, and for asyncio tasks to end."""
 
 import asyncio
-import contextlib
 import inspect
+import logging
 import time
 from collections.abc import Callable
 
 __all__ = ["block_until", "cancel", "until"]
+
+log = logging.getLogger(__name__)
 
 INTERVAL_S = 0.02
 
@@ -41,10 +43,15 @@ def block_until(condition: Callable[[], object], timeout_s: float, *, interval_s
     return True
 
 
-async def cancel(*tasks: "asyncio.Task[None] | None") -> None:
-    """Cancel asyncio tasks, one after the other, and wait until each has ended; None is a task that never started."""
-    for task in tasks:
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+async def cancel(*tasks: "asyncio.Task[object] | None") -> None:
+    """Cancel asyncio tasks, and wait until all of them have ended; an error of one is logged, and keeps no other alive.
+
+    Args:
+        tasks: Tasks that work in the background; None is one that was never started.
+    """
+    started = [task for task in tasks if task is not None]
+    for task in started:
+        task.cancel()
+    for task, result in zip(started, await asyncio.gather(*started, return_exceptions=True), strict=True):
+        if isinstance(result, Exception):
+            log.error("the task %s had ended with an error", task.get_name(), exc_info=result)

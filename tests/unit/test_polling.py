@@ -1,10 +1,12 @@
 """Waiting for a condition, in bounded time."""
 
+import asyncio
 import itertools
+import logging
 
 import pytest
 
-from controlled_rollout.polling import block_until, until
+from controlled_rollout.polling import block_until, cancel, until
 
 
 async def test_a_condition_that_holds_later_ends_the_wait() -> None:
@@ -39,3 +41,41 @@ def test_a_thread_can_wait_too(holds_at: int, result: bool) -> None:
     checks = itertools.count()
 
     assert block_until(lambda: next(checks) == holds_at, 10 if result else 0.01, interval_s=0.001) is result
+
+
+async def test_all_tasks_are_cancelled_although_one_had_ended_with_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise ValueError("no such file")
+
+    failed = asyncio.create_task(fail(), name="reads the file")
+    waiting = asyncio.create_task(asyncio.Event().wait())
+    await asyncio.wait([failed])
+
+    with caplog.at_level(logging.ERROR):
+        await cancel(failed, None, waiting)
+
+    assert waiting.cancelled()
+    assert "the task reads the file had ended with an error" in caplog.text
+    assert "no such file" in caplog.text
+
+
+async def test_who_cancels_can_be_cancelled_meanwhile() -> None:
+    begun = asyncio.Event()
+
+    async def end_slowly() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            begun.set()
+            await asyncio.Event().wait()
+
+    slow = asyncio.create_task(end_slowly())
+    await asyncio.sleep(0)
+    canceller = asyncio.create_task(cancel(slow))
+    await begun.wait()
+
+    canceller.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await canceller
+    await asyncio.wait([slow])

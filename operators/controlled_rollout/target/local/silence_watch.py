@@ -17,6 +17,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from controlled_rollout.errors import DamagedFileError
+from controlled_rollout.polling import cancel
 from controlled_rollout.target.local import atomic_files
 from controlled_rollout.target.local.child_process import (
     RUNTIME_VARIABLE,
@@ -95,10 +96,7 @@ class SilenceWatch:
 
     async def stop(self) -> None:
         """Stop checking, and end the roll-backs that are under way: the next supervisor finds what is left to do."""
-        tasks = [task for task in (self._task, *self._roll_backs.values()) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(self._task, *self._roll_backs.values())
 
     def warnings(self, name: str) -> tuple[str, ...]:
         """Return what people have to know of an endpoint: that nobody can be seen to look, or why no try succeeds."""
