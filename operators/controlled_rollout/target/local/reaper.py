@@ -1,5 +1,7 @@
 """Kills the children of a supervisor that was killed: a process that waits for a pipe from the supervisor to close.
 
+A supervisor that ends by itself writes `ENDED` before: it has ended its children.
+
 Run by path, with the standard library only: `python -I -S reaper.py <variable=value> <folder to remove>`. Children are
 recognised by that environment variable, which their own children inherit too; parent-death signals would reach only
 the first generation.
@@ -12,9 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["kill_marked", "marked_processes"]
+__all__ = ["ENDED", "kill_marked", "marked_processes"]
 
 PROC = Path("/proc")
+ENDED = b"ended"
+SETTLE_S = 1.0
 
 
 def marked_processes(mark: str) -> list[int]:
@@ -64,9 +68,12 @@ def main(mark: str, folder: str) -> None:
     """Wait until standard input closes, then kill the marked processes and remove the folder."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    while sys.stdin.buffer.read(4096):
-        pass
+    written = sys.stdin.buffer.read()
     kill_marked(mark)
+    if written != ENDED:
+        # A child that was being started when the supervisor was killed gets its environment only now.
+        time.sleep(SETTLE_S)
+        kill_marked(mark)
     shutil.rmtree(folder, ignore_errors=True)
 
 

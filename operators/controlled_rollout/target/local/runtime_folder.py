@@ -41,7 +41,5 @@ def runtime_folder() -> Iterator[Path]:
     try:
         yield runtime
     finally:
-        if watcher.stdin:
-            watcher.stdin.close()
-        watcher.wait()
+        watcher.communicate(reaper.ENDED)
         os.close(lock)
