@@ -194,10 +194,7 @@ def percentile(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: The text is not such a number.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number_or_nan(text)
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a per cent of the requests: give a number, 0 to 100")
     return value
@@ -258,13 +255,18 @@ def positive_number(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: The text is not such a number.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number_or_nan(text)
     if not 0 < value <= MOST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to {MOST:,.0f}")
     return value
+
+
+def _number_or_nan(text: str) -> float:
+    """Return the number that a text is; NaN, which is in no range, if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def model_name_and_path(text: str) -> tuple[str, Path | str]:
